@@ -1,0 +1,1 @@
+"""segjax: image segmentation in JAX and Flax."""

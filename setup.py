@@ -1,0 +1,49 @@
+from setuptools import find_packages, setup
+
+TENSORFLOW = [
+    "tensorflow-cpu; sys_platform != 'darwin'",
+    "tensorflow; sys_platform == 'darwin'",
+    "array_record",
+]
+BRAIN = ["nilearn", "nibabel"]
+NOTEBOOK = ["nbclient", "nbformat", "ipykernel", "matplotlib"]
+
+setup(
+    name="segjax",
+    version="0.1.0",
+    description="Image segmentation in JAX and Flax, for TPUs, GPUs and CPUs",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["segjax", "segjax.*"]),
+    install_requires=[
+        "jax>=0.7.2,!=0.10.1",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "tensorflow-datasets",
+        "ml-collections",
+        "absl-py",
+        "jaxtyping",
+        "numpy",
+        "pillow",
+        "rich",
+        "jinja2",
+    ],
+    extras_require={
+        "tf": TENSORFLOW,
+        "brain": BRAIN,
+        "quickstart": TENSORFLOW + BRAIN,
+        "tensorboard": ["tensorboardX"],
+        "wandb": ["wandb"],
+        "tpu": ["jax[tpu]"],
+        "cuda12": ["jax[cuda12]"],
+        "cuda13": ["jax[cuda13]"],
+        "dev": TENSORFLOW
+        + BRAIN
+        + NOTEBOOK
+        + ["pytest", "pytest-xdist", "ruff", "beartype", "hypothesis", "tensorboardX"],
+    },
+    entry_points={"console_scripts": ["segjax = segjax.cli:main"]},
+)

@@ -1,0 +1,29 @@
+"""Strict everywhere: four virtual devices, strict dtypes, shapes checked, warnings are errors."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+)
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+with install_import_hook("segjax", "beartype.beartype"):
+    import segjax  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def test_data():
+    """Folder of real labelled images; tests that need it are skipped where it is absent."""
+    path = os.environ.get("SEGJAX_TEST_DATA")
+    if not path or not os.path.isdir(path):
+        pytest.skip("SEGJAX_TEST_DATA does not name a folder of real images")
+    return path

@@ -88,22 +88,16 @@ class DatasetSpec:
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise UserError(f"Class names must be non-empty and unique, got {list(self.classes)}.")
         if len(self.colours) != len(self.classes):
-            raise UserError(
-                f"{len(self.classes)} classes but {len(self.colours)} colours: give one colour each."
-            )
+            raise UserError(f"{len(self.classes)} classes but {len(self.colours)} colours: give one colour each.")
         if self.mode == "binary" and len(self.classes) != 2:
             raise UserError(
                 f"task.mode='binary' needs exactly two classes (background, foreground), but the data set has "
                 f"{len(self.classes)}: {', '.join(self.classes)}. Use task.mode='multiclass', or map ids so that two remain."
             )
         if not all(0 <= t < len(self.classes) for t in self.things):
-            raise UserError(
-                f"Thing ids {list(self.things)} are not all indices of the {len(self.classes)} classes."
-            )
+            raise UserError(f"Thing ids {list(self.things)} are not all indices of the {len(self.classes)} classes.")
         if self.mode != "multilabel" and 0 <= self.ignore < len(self.classes):
-            raise UserError(
-                f"The ignore value {self.ignore} is also the index of class {self.classes[self.ignore]!r}."
-            )
+            raise UserError(f"The ignore value {self.ignore} is also the index of class {self.classes[self.ignore]!r}.")
 
     @property
     def channels(self) -> int:

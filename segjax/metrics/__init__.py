@@ -1,0 +1,1 @@
+"""Metrics: counts per image on the device, figures on the host."""

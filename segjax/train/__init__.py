@@ -1,0 +1,1 @@
+"""State, steps, evaluation, checkpoints and the loop that ties them together."""

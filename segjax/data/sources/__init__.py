@@ -1,0 +1,45 @@
+"""Data sets on disk (or made up) as random access: `len`, `read(i)`, `name(i)`, `size(i)`, `spec`."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from segjax.config import check_keys, choose
+from segjax.data.sources.arrays import arrays
+from segjax.data.sources.folder import folder
+from segjax.spec import UserError
+
+SOURCES: dict[str, Callable[..., Any]] = {
+    "folder": folder,
+    "arrays": arrays,
+}
+
+
+def create(split: str, *, name: str, channels: int = 3, **kwargs) -> Any:
+    """Opens a split of a data set.
+
+    Args:
+        split: what the source calls it.
+        name: a key of `SOURCES`.
+        channels: of the images, 1 or 3.
+        **kwargs: arguments of that source.
+
+    Returns:
+        A source: `spec` (DatasetSpec); `len(source)`; `name(i)` for messages and file names; `size(i)`, rows and
+        columns of the label; `read(i)`, a dict of "image" uint8 [y, x, c], "label" [y, x] or [y, x, k] and,
+        where there are any, "instance" uint16 [y, x].
+
+    Raises:
+        UserError: no such source or argument, or anything wrong with the set.
+
+    Example:
+        >>> create("train", name="shapes", count=4).read(0)["image"].shape
+        (128, 128, 3)
+    """
+    make = choose("source.name", name, SOURCES)
+    known = inspect.signature(make).parameters
+    check_keys(kwargs, known, "source")
+    for key, parameter in known.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty and key not in kwargs:
+            raise UserError(f"The source {name!r} needs source.{key}.")
+    return make(split, channels=channels, **kwargs)

@@ -1,0 +1,362 @@
+"""Every configuration key with its default, the check of keys, and the durations of a run."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from ml_collections import ConfigDict
+
+from segjax.spec import UserError
+
+SOURCES = {
+    "folder": {
+        "root": "",  # folder of the data set; ~ and $VARIABLES are expanded
+        "images": "images/{stem}.*",  # path template under root, or a folder; {split} and {stem} are filled in
+        "masks": "masks/{stem}.png",  # the same for masks; {class} makes it multi-label, one mask a class
+        "classes": (),  # class names, or a text file under root with one name a line
+        "ids": {},  # raw mask value -> class index or name; {} leaves values as they are
+        "ignore_ids": (255,),  # raw mask values without truth
+        "colours": {},  # class name -> (r, g, b), for masks drawn in colours; also the colours of pictures
+        "things": (),  # names of the classes that are countable objects
+        "lists": None,  # text file under root with the stems of a split, such as "splits/{split}.txt"
+        "fractions": {},  # split -> (from, to), shares of the sorted stems, in contiguous blocks
+        "window": None,  # (low, high) intensities mapped to 0..255, for images of more than 8 bits
+    },
+    "tfds": {
+        "builder": "",  # TFDS name, such as "oxford_iiit_pet"
+        "image": "image",  # feature that holds the image
+        "mask": "segmentation_mask",  # feature that holds the mask
+        "classes": (),  # class names
+        "ids": {},  # raw mask value -> class index or name; {} leaves values as they are
+        "ignore_ids": (255,),  # raw mask values without truth
+        "data_dir": None,  # where prepared data lie; None is TFDS's own choice
+        "window": None,  # (low, high) intensities mapped to 0..255, for images of more than 8 bits
+    },
+    "shapes": {
+        "count": 256,  # scenes in the split
+        "size": (128, 128),  # rows, columns
+        "seed": 0,  # scenes are a function of (seed, split, index)
+    },
+    "brain": {},
+    "arrays": {
+        "data": "",  # .npz file with {split}_image and {split}_label, or a dict of arrays from Python
+        "classes": (),  # class names
+    },
+}
+
+MODELS = {
+    "unet": {
+        "widths": (32, 64, 128, 256),  # channels of each level, full resolution first
+        "padding": "same",  # same | valid (the paper's: 572 -> 388, give preprocess.context=92)
+        "norm": "batch",  # batch | group | none
+        "upsampling": "transposed",  # transposed | resize (bilinear, then a convolution)
+        "dropout": 0.0,  # rate at the bottom of the U
+        "momentum": 0.9,  # share of the old batch-norm statistics that is kept each step
+        "dtype": "float32",  # float32 | bfloat16: compute dtype; parameters, statistics and logits stay float32
+        "remat": False,  # recompute activations in the backward pass: less memory, more time
+    },
+}
+
+
+def base(source: str = "shapes", model: str = "unet") -> ConfigDict:
+    """Returns a configuration with every key at its default; a mistyped key fails.
+
+    Args:
+        source: name of the data source, a key of `SOURCES`.
+        model: name of the model, a key of `MODELS`.
+
+    Returns:
+        A ConfigDict whose sections are the keyword arguments of one function each.
+
+    Raises:
+        UserError: no such source or model.
+
+    Example:
+        >>> config = base(source="shapes")
+        >>> config.data.crop = (64, 64)
+        >>> config.model.name
+        'unet'
+    """
+    config = {
+        "seed": 0,  # of parameters, sample order, augmentation and dropout
+        "splits": {"train": "train", "test": "test"},  # what the source calls them
+        "source": {"name": source} | choose("source.name", source, SOURCES),  # sources.create
+        "preprocess": {  # spec.Preprocess
+            "mean": (127.5, 127.5, 127.5),  # grey levels; one value makes grey images of everything
+            "std": (64.0, 64.0, 64.0),  # grey levels
+            "resize": None,  # network pixels per image pixel, or (rows, columns) to fit into
+            "context": 0,  # pixels of image beyond each side of the label
+            "outside": "mean",  # mean | mirror: what lies beyond the image
+        },
+        "data": {  # data.pipeline.train_batches
+            "batch_size": 8,  # images a step, over all devices and hosts
+            "crop": (128, 128),  # rows, columns of a training image, in network pixels
+            "scale": (1.0, 1.0),  # range of the random zoom; drawn log-uniformly
+            "rotate": 0.0,  # degrees to either side
+            "flip_horizontal": True,
+            "flip_vertical": False,
+            "elastic": 0.0,  # standard deviation of the displacements, in network pixels (U-Net paper: 10)
+            "elastic_grid": 3,  # displacements a side, interpolated bicubically (U-Net paper: 3)
+            "rare": 0.0,  # share of crops that are sought around a pixel of a random class of the image
+        },
+        "loading": {  # data.loader.Loading
+            "loader": "auto",  # tf.data | threads | auto (tf.data where TensorFlow is installed): the same batches
+            "workers": 0,  # parallel readers; 0 is the number of cores
+            "max_corrupt": 0.02,  # share of a split that may be unreadable before the run stops
+        },
+        "augment": {  # augment.colour; 0 switches each off
+            "brightness": 0.0,
+            "contrast": 0.0,
+            "saturation": 0.0,
+            "hue": 0.0,
+            "gamma": 0.0,
+            "noise": 0.0,
+            "blur": 0.0,
+            "cutout": 0.0,
+        },
+        "model": {"name": model} | choose("model.name", model, MODELS),  # models.create
+        "task": {  # tasks.create
+            "name": "semantic",
+            "mode": "multiclass",  # multiclass | binary | multilabel: sets head, loss, activation and metric
+            "cross_entropy": 1.0,  # weight of the (binary) cross-entropy in the loss
+            "dice": 0.0,  # weight of soft Dice in the loss
+            "dice_over": "image",  # image | batch: the pixels that one Dice is taken over
+            "dice_smooth": 1.0,  # pixels added to numerator and denominator
+            "class_weights": (),  # weight of each class in the cross-entropy; `segjax inspect` prints them
+            "label_smoothing": 0.0,
+        },
+        "optimizer": {  # train.optimizer.make
+            "name": "adamw",  # sgd | adam | adamw | lion | lamb
+            "learning_rate": 1e-3,  # at the peak
+            "schedule": "cosine",  # constant | step | exponential | polynomial | cosine | one_cycle
+            "end": 0.0,  # last learning rate as a share of the peak
+            "power": 0.9,  # of the polynomial
+            "decay_rate": 0.1,  # factor at each milestone (step) or over the whole run (exponential)
+            "milestones": (0.6, 0.85),  # of the step schedule, as shares of the run
+            "momentum": 0.9,  # of sgd
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": 1e-4,  # of kernels; norms and biases are spared
+            "clip": 0.0,  # largest global norm of the gradient; 0 is off
+            "accumulate": 1,  # batches whose mean gradient makes one update
+        },
+        "ema": {  # train.step
+            "decay": 0.0,  # of the moving average of weights and statistics; 0 is off
+            "evaluate": True,  # score and predict with the average, where there is one
+        },
+        "run": {  # config.durations
+            "unit": "steps",  # steps | epochs | examples: what the next four are counted in
+            "total": 1000,  # length of the run
+            "warmup": 0,  # of the learning rate
+            "eval_every": 0,  # 0: at the end only
+            "checkpoint_every": 0,  # 0: with each evaluation and at the end
+            "log_every": 10,  # always in steps
+        },
+        "eval": {  # data.pipeline.eval_batches
+            "batch_size": 8,
+            "buckets": 1,  # groups of like-sized images; each is padded to its own largest and compiled once
+        },
+        "parallel": {  # parallel.make_mesh and train.step
+            "mode": "jit",  # jit (over a mesh) | pmap
+            "devices": 0,  # 0: all
+        },
+        "init": {  # train.checkpoint.resume
+            "allow_changed": False,  # resume although model, task or classes differ from the workdir's
+        },
+        "checkpoint": {  # train.checkpoint.Checkpoints
+            "best": "mIoU",  # figure whose best checkpoint is kept beside the last
+            "evaluate": "best",  # best | last: the one that is scored at the end and used to predict
+        },
+        "log": {  # train.log.Log
+            "wandb": False,
+            "tensorboard": True,  # where tensorboardX is installed
+        },
+    }
+    return ConfigDict(config).lock()
+
+
+def choose(key: str, name: str, table: dict[str, Any]) -> Any:
+    """Looks a name up in a table.
+
+    Args:
+        key: what the user set, for the message.
+        name: what it was set to.
+        table: the choices.
+
+    Returns:
+        `table[name]`.
+
+    Raises:
+        UserError: not in the table; names the nearest choice.
+    """
+    if name not in table:
+        near = difflib.get_close_matches(str(name), table, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{key}={name!r} is not one of {', '.join(table)}.{hint}")
+    return table[name]
+
+
+def call(function: Callable, section: str, arguments: ConfigDict | dict, *args, **kwargs):
+    """Calls a function with a configuration section as keyword arguments.
+
+    Args:
+        function: what the section configures.
+        section: its name, for the message.
+        arguments: the section.
+        *args: passed on.
+        **kwargs: passed on beside the section.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        UserError: a key that the function does not take; names the nearest one.
+
+    Example:
+        >>> call(round, "demo", {"ndigits": 1}, 2.345)
+        2.3
+    """
+    known = inspect.signature(function).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        check_keys(arguments, known, section)
+    return function(*args, **arguments, **kwargs)
+
+
+def check_keys(given: Any, known: Any, section: str) -> None:
+    """Raises a UserError that names the nearest real key when a section holds one that does not exist.
+
+    Args:
+        given: mapping whose keys are checked.
+        known: the keys that exist.
+        section: name of the section, for the message.
+
+    Raises:
+        UserError: an unknown key.
+    """
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, list(known), n=1)
+            hint = f" Did you mean {section}.{near[0]}?" if near else f" Known: {', '.join(known)}."
+            raise UserError(f"There is no configuration key {section}.{key}.{hint}")
+
+
+class Durations(NamedTuple):
+    """Lengths of a run, all in steps."""
+
+    total: int
+    warmup: int
+    eval_every: int
+    checkpoint_every: int
+    log_every: int
+
+    def due(self, what: Literal["eval", "checkpoint", "log"], step: int) -> bool:
+        """Says whether something happens after `step` steps; everything happens after the last.
+
+        Args:
+            what: "eval", "checkpoint" or "log".
+            step: number of finished steps.
+
+        Returns:
+            Whether it is due.
+        """
+        every = getattr(self, f"{what}_every")
+        return step == self.total or (every > 0 and step % every == 0)
+
+
+def durations(
+    steps_per_epoch: float,
+    batch_size: int,
+    *,
+    unit: Literal["steps", "epochs", "examples"] = "steps",
+    total: int | float = 1000,
+    warmup: int | float = 0,
+    eval_every: int | float = 0,
+    checkpoint_every: int | float = 0,
+    log_every: int = 10,
+) -> Durations:
+    """Converts the durations of a run to steps, once.
+
+    Args:
+        steps_per_epoch: steps that see each sample once on average.
+        batch_size: samples a step.
+        unit: unit of `total`, `warmup`, `eval_every` and `checkpoint_every`.
+        total: length of the run.
+        warmup: length of the learning rate's warm-up.
+        eval_every: between evaluations; 0 evaluates at the end only.
+        checkpoint_every: between checkpoints; 0 saves with each evaluation.
+        log_every: steps between lines of the log.
+
+    Returns:
+        Everything in steps, rounded up.
+
+    Raises:
+        UserError: an unknown unit or a run without steps.
+
+    Example:
+        >>> durations(46, 8, unit="epochs", total=2, warmup=0.5)
+        Durations(total=92, warmup=23, eval_every=0, checkpoint_every=0, log_every=10)
+    """
+    factor = choose("run.unit", unit, {"steps": 1.0, "epochs": steps_per_epoch, "examples": 1.0 / batch_size})
+
+    def steps(amount):
+        return math.ceil(amount * factor - 1e-9)
+
+    if steps(total) < 1:
+        raise UserError(f"run.total={total} {unit} is less than one step.")
+    return Durations(
+        steps(total), steps(warmup), steps(eval_every), steps(checkpoint_every) or steps(eval_every), max(1, log_every)
+    )
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """Returns a configuration as plain dicts and lists, as JSON gives it back.
+
+    Args:
+        config: a configuration.
+
+    Returns:
+        The same keys and values; tuples become lists.
+    """
+
+    def plain(value):
+        if isinstance(value, ConfigDict | dict):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, tuple | list):
+            return [plain(v) for v in value]
+        return value
+
+    return plain(config)
+
+
+def from_dict(saved: dict[str, Any]) -> ConfigDict:
+    """Rebuilds a configuration that `to_dict` made, over today's defaults.
+
+    Args:
+        saved: contents of a workdir's config.json.
+
+    Returns:
+        The configuration; keys that are newer than the workdir have their defaults.
+
+    Raises:
+        UserError: a key that no longer exists.
+    """
+
+    def tuples(value):
+        if isinstance(value, list):
+            return tuple(tuples(v) for v in value)
+        return {k: tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    config = base(saved["source"]["name"], saved["model"]["name"])
+    for section, values in tuples(saved).items():
+        check_keys([section], config, "config")
+        if isinstance(values, dict):
+            check_keys(values, config[section], section)
+            for key, value in values.items():
+                with config[section].ignore_type():
+                    config[section][key] = ConfigDict(value) if isinstance(value, dict) else value
+        else:
+            config[section] = values
+    return config

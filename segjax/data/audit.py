@@ -1,0 +1,239 @@
+"""Looks at a data set before a run does: what it holds, how its classes are balanced, and everything wrong with it."""
+
+import collections
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Integer
+
+from segjax.data.reading import CorruptImage, SizeMismatch
+from segjax.spec import UserError
+
+Counts = Integer[np.ndarray, "k"] | Sequence[int]
+
+
+class Audit(NamedTuple):
+    """What an audit found.
+
+    Attributes:
+        samples: number of samples looked at.
+        classes: class names.
+        sizes: number of images of each "rows x columns".
+        pixels: pixels of each class.
+        images: number of images that hold each class.
+        image_pixels: pixels with truth in the images that hold each class.
+        labelled: pixels with truth; multi-label: summed over the classes.
+        ignored: pixels without truth; multi-label: summed over the classes.
+        ids: pixels of each id as stored in the mask files, known or not; None where the source cannot tell.
+        unreadable: name of a sample and what is wrong, for files that cannot be decoded.
+        mismatched: the same, for images and masks that differ in size.
+        invalid: the same, for every other fault, such as ids without a class.
+    """
+
+    samples: int
+    classes: tuple[str, ...]
+    sizes: dict[str, int]
+    pixels: tuple[int, ...]
+    images: tuple[int, ...]
+    image_pixels: tuple[int, ...]
+    labelled: int
+    ignored: int
+    ids: dict[int, int] | None
+    unreadable: dict[str, str]
+    mismatched: dict[str, str]
+    invalid: dict[str, str]
+
+    @property
+    def ignored_share(self) -> float:
+        """Pixels without truth as a share of all, 0..1."""
+        return self.ignored / max(self.labelled + self.ignored, 1)
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Name of every faulty sample and what is wrong with it."""
+        return self.unreadable | self.mismatched | self.invalid
+
+    def as_dict(self) -> dict[str, Any]:
+        """The findings as plain values that JSON can hold."""
+        ids = self.ids and {str(value): count for value, count in self.ids.items()}
+        return self._asdict() | {"ids": ids, "ignored_share": self.ignored_share}
+
+
+def audit(source: Any, limit: int | None = None, workers: int = 4) -> Audit:
+    """Reads the samples of a source and counts what they hold; goes on after faults and reports them all.
+
+    Args:
+        source: data source (`spec`, `len`, `name`, `read`; `ids` where it has it).
+        limit: how many samples to look at, spread evenly over the source; None for all.
+        workers: threads that read.
+
+    Returns:
+        The findings; faulty samples count in `samples` and, where their mask can be decoded, in `ids` only.
+    """
+    count = len(source) if limit is None else min(limit, len(source))
+    chosen = [i * len(source) // count for i in range(count)]
+    k = len(source.spec.classes)
+    sizes, ids = collections.Counter(), collections.Counter()
+    pixels, images, image_pixels = np.zeros((3, k), np.int64)
+    labelled = ignored = 0
+    faults = {CorruptImage: {}, SizeMismatch: {}, UserError: {}}
+    with ThreadPoolExecutor(workers) as pool:
+        for name, found in pool.map(lambda i: (source.name(i), _look(source, i)), chosen):
+            ids.update(found.ids)
+            if found.fault is not None:
+                kind = next(kind for kind in faults if isinstance(found.fault, kind))
+                faults[kind][name] = str(found.fault)
+                continue
+            sizes[f"{found.size[0]} x {found.size[1]}"] += 1
+            pixels += found.pixels
+            images += found.pixels > 0
+            image_pixels += np.where(found.pixels > 0, found.valid, 0)
+            labelled += found.labelled
+            ignored += found.ignored
+    return Audit(
+        samples=count,
+        classes=source.spec.classes,
+        sizes=dict(sizes.most_common()),
+        pixels=tuple(pixels.tolist()),
+        images=tuple(images.tolist()),
+        image_pixels=tuple(image_pixels.tolist()),
+        labelled=labelled,
+        ignored=ignored,
+        ids=dict(sorted(ids.items())) if hasattr(source, "ids") else None,
+        unreadable=faults[CorruptImage],
+        mismatched=faults[SizeMismatch],
+        invalid=faults[UserError],
+    )
+
+
+class _Found(NamedTuple):
+    """One sample: pixels and valid are int64 [k]."""
+
+    ids: dict[int, int]
+    fault: UserError | None = None
+    size: tuple[int, int] = (0, 0)
+    pixels: Any = None
+    valid: Any = None
+    labelled: int = 0
+    ignored: int = 0
+
+
+def _look(source, i):
+    ids = {}
+    try:
+        ids = source.ids(i) if hasattr(source, "ids") else {}
+        sample = source.read(i)
+        return _count(source.spec, sample["image"].shape[:2], sample["label"], ids, source.name(i))
+    except UserError as fault:
+        return _Found(ids, fault)
+
+
+def _count(spec, size, label, ids, name):
+    k, multilabel = len(spec.classes), spec.mode == "multilabel"
+    if label.shape[:2] != size:
+        raise SizeMismatch(f"{name}: the image is {size}, the label {label.shape[:2]} (rows, columns).")
+    histogram = np.bincount(label.ravel(), minlength=spec.ignore + 1)
+    known = np.zeros(len(histogram), bool)
+    known[[*range(2 if multilabel else k), spec.ignore]] = True
+    if strange := {int(v): int(histogram[v]) for v in np.flatnonzero(histogram * ~known)}:
+        raise UserError(f"{name}: the label holds values that are no class (value: pixels): {strange}.")
+    ignored = int(histogram[spec.ignore])
+    labelled = label.size - ignored
+    if multilabel:
+        pixels, valid = (label == 1).sum((0, 1)), (label != spec.ignore).sum((0, 1))
+    else:
+        pixels, valid = histogram[:k], labelled
+    return _Found(ids, None, size, pixels, valid, labelled, ignored)
+
+
+def median_frequency(pixels: Counts, image_pixels: Counts) -> Float64[np.ndarray, "k"]:
+    """Class weights by median frequency balancing: `median(f) / f_c`.
+
+    `f_c` is the number of pixels of class c over the number of pixels in images that hold c (Eigen and Fergus
+    2015; used by SegNet, Badrinarayanan et al. 2017). The median is over the classes that occur.
+
+    Args:
+        pixels: pixels of each class, [k].
+        image_pixels: pixels with truth in the images that hold each class, [k].
+
+    Returns:
+        Weights, float64 [k]; 0 for a class that does not occur.
+
+    Raises:
+        UserError: no class occurs.
+
+    Example:
+        >>> median_frequency([100, 200, 400], [1000, 1000, 1000])
+        array([2. , 1. , 0.5])
+    """
+    pixels, present = _counts(pixels)
+    weights = np.zeros(len(pixels))
+    frequency = pixels[present] / np.asarray(image_pixels, np.float64)[present]
+    weights[present] = np.median(frequency) / frequency
+    return weights
+
+
+def inverse_frequency(pixels: Counts) -> Float64[np.ndarray, "k"]:
+    """Class weights by inverse frequency: `N / (K n_c)`, so that the weights of all pixels average 1.
+
+    `N` is the number of pixels, `K` of the classes that occur, `n_c` of the pixels of class c (King and Zeng 2001; the
+    "balanced" weights of scikit-learn).
+
+    Args:
+        pixels: pixels of each class, [k].
+
+    Returns:
+        Weights, float64 [k]; 0 for a class that does not occur.
+
+    Raises:
+        UserError: no class occurs.
+
+    Example:
+        >>> inverse_frequency([100, 300])
+        array([2.        , 0.66666667])
+    """
+    pixels, present = _counts(pixels)
+    weights = np.zeros(len(pixels))
+    weights[present] = pixels.sum() / (present.sum() * pixels[present])
+    return weights
+
+
+def effective_number(pixels: Counts, beta: float | None = None) -> Float64[np.ndarray, "k"]:
+    """Class weights by the effective number of samples: `(1 - beta) / (1 - beta^n_c)`, scaled to a mean of 1.
+
+    Cui et al. 2019, proposition 1 and section 4. Their beta of 0.9 to 0.9999 is for counts of images; where counts are
+    in millions of pixels it gives all classes the same weight. `beta = (N - 1) / N`, with N the number of samples
+    beyond which more add nothing new; here the median pixel count of the classes. So frequent classes have nearly one
+    weight (they differ by a factor of 1.6 at most) and rare ones nearly that of inverse frequency.
+
+    Args:
+        pixels: pixels of each class, [k].
+        beta: 0 gives equal weights, towards 1 inverse frequency; None for (N - 1) / N with N as above.
+
+    Returns:
+        Weights, float64 [k], with a mean of 1 over the classes that occur; 0 for one that does not.
+
+    Raises:
+        UserError: no class occurs, or beta is not in [0, 1).
+
+    Example:
+        >>> effective_number([10, 10, 0])
+        array([1., 1., 0.])
+    """
+    pixels, present = _counts(pixels)
+    if beta is not None and not 0 <= beta < 1:
+        raise UserError(f"beta must be at least 0 and less than 1, got {beta}.")
+    small = 1 / np.median(pixels[present]) if beta is None else 1 - beta
+    weights = np.zeros(len(pixels))
+    with np.errstate(divide="ignore"):  # beta = 0: log 0 = -inf, and exp(-inf) = 0 is right
+        weights[present] = -1 / np.expm1(pixels[present] * np.log1p(-small))
+    return weights / weights[present].mean()
+
+
+def _counts(pixels):
+    pixels = np.asarray(pixels, np.float64)
+    if not pixels.any():
+        raise UserError("Class weights need pixels: no class occurs in what was counted.")
+    return pixels, pixels > 0

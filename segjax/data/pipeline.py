@@ -1,0 +1,239 @@
+"""Turns (seed, step) into a batch: the same pixels for any number of hosts, from any step on.
+
+No iterator has state: the samples of batch t are the global positions t * batch_size .. (t + 1) * batch_size - 1,
+a position gives a sample and an augmentation, and each host makes its own share of the rows.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from segjax.data import geometry, loader
+from segjax.data.loader import Canvas, Layout, Loading, Sample
+from segjax.data.order import shuffled
+from segjax.data.reading import CorruptImage
+from segjax.spec import DatasetSpec, Preprocess, UserError
+
+log = logging.getLogger("segjax")
+
+
+@dataclasses.dataclass
+class Batches:
+    """Batches of one split; a batch is a pure function of its number.
+
+    Attributes:
+        source: where samples come from.
+        batch_size: rows of a batch over all hosts.
+        count: batches in one pass over the split; a fraction in training, where batches run across epochs.
+        sample: global position -> Sample.
+        layouts: (first batch, layout) of each stretch of batches that share a shape.
+        process: index of this host, number of hosts.
+        loading: how samples are read.
+        corrupt: name -> reason of the unreadable samples met so far.
+    """
+
+    source: Any
+    batch_size: int
+    count: float
+    sample: Callable[[int], Sample]
+    layouts: list[tuple[int, Layout]]
+    process: tuple[int, int]
+    loading: Loading
+    corrupt: dict[str, str]
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """Facts about the labels."""
+        return self.source.spec
+
+    @property
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of each array of the first batch, over all hosts."""
+        (canvas, spec, preprocess, _), layers = self.layouts[0][1], self.layouts[0][1].layers
+        height, width = (n + 2 * preprocess.context for n in canvas.inputs)
+        shapes = {
+            "image": ((height, width, len(preprocess.mean)), np.uint8),
+            "label": ((*canvas.labels, *layers), spec.label_dtype),
+            "index": ((), np.int32),
+            "position": ((), np.int32),
+        } | ({} if canvas.exact else {"content": ((4,), np.int32)})
+        return {key: ((self.batch_size, *shape), dtype) for key, (shape, dtype) in shapes.items()}
+
+    def batches(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yields this host's rows of the batches start .. stop - 1.
+
+        Args:
+            start: number of the first batch; opening there takes no longer than at 0.
+            stop: number after the last.
+
+        Yields:
+            A dict of arrays, see `segjax.spec`, with the rows of this host.
+
+        Raises:
+            UserError: whatever is wrong with a sample, or too many unreadable images.
+        """
+        host, hosts = self.process
+        rows = self.batch_size // hosts
+        ends = [first for first, _ in self.layouts[1:]] + [math.inf]
+        for (begin, layout), end in zip(self.layouts, ends, strict=True):
+            first, last = max(start, begin), min(stop, end)
+
+            def sample(i, first=first):
+                return self.sample((first + i // rows) * self.batch_size + host * rows + i % rows)
+
+            for batch in loader.run(self.loading, sample, max(0, last - first) * rows, rows, layout):
+                self._check_corrupt()
+                yield batch
+
+    def _check_corrupt(self):
+        if len(self.corrupt) > self.loading.max_corrupt * len(self.source):
+            named = " ".join(list(self.corrupt.values())[:5])
+            raise UserError(
+                f"{len(self.corrupt)} of {len(self.source)} samples cannot be read, more than "
+                f"loading.max_corrupt={self.loading.max_corrupt:g} allows. Mend or remove them; `segjax inspect` "
+                f"lists them all. The first: {named}"
+            )
+
+
+def train_batches(
+    source: Any,
+    preprocess: Preprocess,
+    loading: Loading,
+    seed: int = 0,
+    process: tuple[int, int] = (0, 1),
+    *,
+    batch_size: int = 8,
+    crop: tuple[int, int] = (128, 128),
+    scale: tuple[float, float] = (1.0, 1.0),
+    rotate: float = 0.0,
+    flip_horizontal: bool = True,
+    flip_vertical: bool = False,
+    elastic: float = 0.0,
+    elastic_grid: int = 3,
+    rare: float = 0.0,
+) -> Batches:
+    """Batches of random crops, without end.
+
+    Args:
+        source: samples by index.
+        preprocess: how images become inputs.
+        loading: how samples are read.
+        seed: sample order and augmentation are functions of (seed, position).
+        process: (index of this host, number of hosts).
+        batch_size: rows of a batch over all hosts.
+        crop: rows and columns of a training image, in network pixels.
+        scale: range of the random zoom, drawn log-uniformly.
+        rotate: largest rotation, in degrees to either side.
+        flip_horizontal: mirror left and right in half of the samples.
+        flip_vertical: mirror top and bottom in half of the samples.
+        elastic: standard deviation of random displacements, in network pixels (U-Net paper, section 3.1: 10).
+        elastic_grid: displacements a side, interpolated bicubically (U-Net paper, section 3.1: 3).
+        rare: share of crops placed around a pixel of a class drawn evenly from those in the image.
+
+    Returns:
+        The batches.
+
+    Raises:
+        UserError: settings that do not fit the images or the hosts.
+    """
+    drawing = geometry.Geometry(
+        tuple(crop), tuple(scale), rotate, flip_horizontal, flip_vertical, elastic, elastic_grid, rare
+    )
+    probe = range(0, len(source), max(1, len(source) // 256))
+    largest = np.max([source.size(i) for i in probe], axis=0).tolist()
+    geometry.check(drawing, (largest[0], largest[1]), preprocess)
+    corrupt: dict[str, str] = {}
+
+    def sample(position: int) -> Sample:
+        index = shuffled(position, len(source), seed)
+        image, label = _read(source, index, len(preprocess.mean), corrupt)
+        warp = geometry.draw(drawing, label, source.spec.ignore, preprocess, (seed, position))
+        # Positions wrap after 2^31 samples: int32 is what every accelerator folds into a key.
+        return Sample(image, label, warp, np.int32(index), np.int32(position % 2**31), np.zeros(4, np.int32))
+
+    layout = Layout(
+        Canvas(drawing.crop, drawing.crop, True), source.spec, preprocess, elastic_grid if elastic > 0 else 0
+    )
+    _check_hosts(batch_size, process, "data.batch_size")
+    return Batches(source, batch_size, len(source) / batch_size, sample, [(0, layout)], process, loading, corrupt)
+
+
+def eval_batches(
+    source: Any,
+    preprocess: Preprocess,
+    loading: Loading,
+    process: tuple[int, int] = (0, 1),
+    *,
+    batch_size: int = 8,
+    buckets: int = 1,
+) -> Batches:
+    """Batches of whole images, each once, labels at their own size.
+
+    Images are sorted by size into `buckets` groups of equal number; a group is padded to its largest image, so
+    that a step is compiled once a group. Padded pixels and rows are labelled `ignore`, and weigh nothing.
+
+    Args:
+        source: samples by index.
+        preprocess: how images become inputs.
+        loading: how samples are read.
+        process: (index of this host, number of hosts).
+        batch_size: rows of a batch over all hosts.
+        buckets: number of groups.
+
+    Returns:
+        The batches; `count` of them are one pass.
+
+    Raises:
+        UserError: a batch size that the hosts cannot share.
+    """
+    _check_hosts(batch_size, process, "eval.batch_size")
+    sizes = np.array([source.size(i) for i in range(len(source))])
+    order = np.lexsort((np.arange(len(source)), sizes[:, 1], sizes.prod(1)))
+    rows: list[int] = []
+    layouts: list[tuple[int, Layout]] = []
+    for group in np.array_split(order, max(1, min(buckets, len(source)))):
+        labels = sizes[group].max(0).tolist()
+        inputs = np.max([geometry.resized((y, x), preprocess.resize) for y, x in sizes[group].tolist()], axis=0)
+        canvas = Canvas(tuple(inputs.tolist()), tuple(labels), preprocess.resize is None)
+        if not layouts or layouts[-1][1].canvas != canvas:
+            rows += [-1] * (-len(rows) % batch_size)
+            layouts.append((len(rows) // batch_size, Layout(canvas, source.spec, preprocess, 0)))
+        rows += group.tolist()
+    rows += [-1] * (-len(rows) % batch_size)
+    corrupt: dict[str, str] = {}
+
+    def sample(position: int) -> Sample:
+        index, channels = rows[position], len(preprocess.mean)
+        image, label = _nothing(source.spec, channels) if index < 0 else _read(source, index, channels, corrupt)
+        y, x = label.shape[:2]
+        content = np.array([*geometry.resized((y, x), preprocess.resize), y, x], np.int32)
+        return Sample(image, label, geometry.whole((y, x), preprocess), np.int32(index), np.int32(position), content)
+
+    return Batches(source, batch_size, len(rows) // batch_size, sample, layouts, process, loading, corrupt)
+
+
+def _check_hosts(batch_size, process, key):
+    if batch_size < 1 or batch_size % process[1]:
+        raise UserError(f"{key}={batch_size} cannot be divided over {process[1]} hosts.")
+
+
+def _read(source, index, channels, corrupt):
+    """Image and label of a sample; an unreadable one is noted and becomes one pixel without truth."""
+    try:
+        sample = source.read(index)
+    except CorruptImage as error:
+        if source.name(index) not in corrupt:
+            corrupt[source.name(index)] = str(error)
+            log.warning("Unreadable, and counted as unlabelled: %s", error)
+        return _nothing(source.spec, channels)
+    return sample["image"], sample["label"]
+
+
+def _nothing(spec, channels):
+    """One black pixel without truth."""
+    layers = (len(spec.classes),) if spec.mode == "multilabel" else ()
+    return np.zeros((1, 1, channels), np.uint8), np.full((1, 1, *layers), spec.ignore, spec.label_dtype)

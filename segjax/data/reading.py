@@ -1,0 +1,216 @@
+"""Strict decoding of image and mask files: what is in the file, or an error that names it.
+
+Pillow decodes everything. It uses the accurate integer DCT for JPEG, keeps the indices of palette images, and is
+needed nowhere else to agree with a second decoder.
+
+Pixels come as they are stored. The EXIF orientation of JPEG, PNG and WebP files is not applied, because masks are
+drawn on stored pixels, as TensorFlow and Pillow read them. (Pillow does apply the orientation tag of TIFF files.)
+Of a file with many frames or pages the first is read.
+"""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+from PIL import Image, UnidentifiedImageError
+
+from segjax.spec import Colour, UserError
+
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+File = str | os.PathLike | bytes
+
+
+class CorruptImage(UserError):
+    """A file that holds no image, or only part of one."""
+
+
+class SizeMismatch(UserError):
+    """An image and its mask that differ in size."""
+
+
+def image(
+    file: File, channels: int, window: Sequence[float] | None = None, name: str | None = None
+) -> UInt8[np.ndarray, "y x c"]:
+    """Reads an image as grey or RGB; palettes become colours and alpha is dropped.
+
+    Files with more than 8 bits a pixel are mapped linearly: window[0] and below become 0, window[1] and above 255,
+    NaN 0. Files of 8 bits are never mapped.
+
+    Args:
+        file: path, or the encoded bytes.
+        channels: 1 for grey (ITU-R 601-2 luma), 3 for RGB.
+        window: (low, high), in stored values, that become 0 and 255; needed for 16-bit, 32-bit and float files.
+        name: what to call the file in messages; its path when left out.
+
+    Returns:
+        Pixels, uint8 [y, x, channels], 0..255.
+
+    Raises:
+        CorruptImage: the file cannot be decoded.
+        UserError: the file is missing, or is deeper than 8 bits and no usable window is given.
+
+    Example:
+        >>> buffer = io.BytesIO()
+        >>> Image.new("RGB", (4, 3), (9, 8, 7)).save(buffer, "PNG")
+        >>> image(buffer.getvalue(), channels=3).shape
+        (3, 4, 3)
+    """
+    if channels not in (1, 3):
+        raise UserError(f"Images are read with 1 (grey) or 3 (RGB) channels, not {channels}.")
+    picture, _, name = _decode(file, name)
+    if not _deep(picture):
+        colour = picture.convert("RGB")
+        return np.array(colour.convert("L"))[..., None] if channels == 1 else np.array(colour)
+    values = np.asarray(picture).astype(np.float64)
+    if window is None:
+        raise UserError(
+            f"{name} holds values {np.nanmin(values):g}..{np.nanmax(values):g}, not 8 bits a pixel. "
+            "Set source.window=(low, high) to the values that should become black and white."
+        )
+    low, high = window
+    if not low < high:
+        raise UserError(f"source.window must be (low, high) with low < high, got {tuple(window)}.")
+    grey = np.rint(np.clip((np.nan_to_num(values, nan=low) - low) * (255 / (high - low)), 0, 255))
+    return np.repeat(grey.astype(np.uint8)[..., None], channels, axis=2)
+
+
+def mask(file: File, colours: Mapping[Colour, int] | None = None, name: str | None = None) -> Int32[np.ndarray, "y x"]:
+    """Reads a map of class ids: the stored values, or what a table says of the colours.
+
+    Without a table the stored numbers are the ids: grey values of 8, 16 or 32 bits, the indices (never the colours)
+    of palette images, and 0 or 1 of 1-bit images. Colour images whose three channels are equal count as grey, and so
+    do GIF files with a palette of greys, since GIF stores grey in no other way. Grey files of 2 or 4 bits hold what
+    PNG says they do: values spread over 0..255.
+    With a table every file is read as colours, so that it does not matter whether a tool saved RGB, grey or a palette.
+
+    Args:
+        file: path, or the encoded bytes.
+        colours: id of each (red, green, blue); None for files that hold ids.
+        name: what to call the file in messages; its path when left out.
+
+    Returns:
+        Ids, int32 [y, x].
+
+    Raises:
+        CorruptImage: the file cannot be decoded.
+        UserError: the file is missing, is compressed with loss, or holds floats, unknown colours, or colours where ids
+            are expected.
+
+    Example:
+        >>> buffer = io.BytesIO()
+        >>> Image.new("RGB", (2, 1), (0, 0, 255)).save(buffer, "PNG")
+        >>> mask(buffer.getvalue(), colours={(0, 0, 255): 4})
+        array([[4, 4]], dtype=int32)
+    """
+    picture, lossy, name = _decode(file, name)
+    if lossy:
+        raise UserError(f"{name}: lossy {picture.format} compression changes class ids. Save masks as PNG.")
+    if picture.mode == "F" or (_deep(picture) and colours is not None):
+        raise UserError(f"{name} holds {picture.mode} values, neither class ids nor 8-bit colours. Save masks as PNG.")
+    if colours is not None:
+        return _from_colours(np.asarray(picture.convert("RGB")), colours, name)
+    if picture.format == "GIF" and picture.mode == "P" and _grey(np.reshape(picture.getpalette("RGB"), (-1, 3))):
+        picture = picture.convert("L")
+    if picture.mode in ("1", "L", "P", "LA", "PA") or _deep(picture):
+        return np.atleast_3d(picture)[..., 0].astype(np.int32)
+    rgb = np.asarray(picture.convert("RGB"))
+    if _grey(rgb):
+        return rgb[..., 0].astype(np.int32)
+    raise UserError(
+        f"{name} holds colours ({_listing(_codes(rgb))}), not class ids. "
+        "Set source.colours to a table of class names and their (red, green, blue)."
+    )
+
+
+def size(path: str | os.PathLike) -> tuple[int, int]:
+    """Reads the size of an image from the head of its file.
+
+    Args:
+        path: file.
+
+    Returns:
+        (rows, columns), in pixels.
+
+    Raises:
+        CorruptImage: the file does not start like an image.
+        UserError: the file is missing.
+    """
+    with _file(path) as stream:
+        columns, rows = _open(stream, os.fspath(path)).size
+    return rows, columns
+
+
+def _file(path):
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"{os.fspath(path)}: cannot be read ({error.strerror}).") from error
+
+
+def _open(stream, name):
+    try:
+        return Image.open(stream, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise CorruptImage(f"{name}: no image that starts like {', '.join(FORMATS)}. Mend or remove it.") from error
+    except Exception as error:  # Pillow's decoders raise nearly every built-in error when bytes make no sense
+        raise CorruptImage(f"{name}: not a readable image ({error}). Mend or remove it.") from error
+
+
+def _decode(file, name):
+    """Decodes a file; returns the picture, whether it was compressed with loss, and its name."""
+    name = name or ("image" if isinstance(file, bytes) else os.fspath(file))
+    if not isinstance(file, bytes):
+        with _file(file) as stream:
+            file = stream.read()
+    picture = _open(io.BytesIO(file), name)
+    if len(picture.getbands()) > 1 and any(";16" in str(tile[3]) for tile in picture.tile):
+        raise UserError(f"{name}: Pillow reads 16-bit colour as 8 bits. Save it with 8 bits a channel, or as grey.")
+    try:
+        picture.load()
+    except Exception as error:  # as in _open
+        raise CorruptImage(f"{name}: damaged or truncated ({error}). Mend or remove it.") from error
+    picture.info.pop("transparency", None)  # dropped with alpha; Pillow warns when it has to convert it
+    lossy = (
+        picture.format in ("JPEG", "MPO")
+        or picture.info.get("compression") == "jpeg"
+        or (picture.format == "WEBP" and b"VP8L" not in file)
+    )
+    return picture, lossy, name
+
+
+def _deep(picture):
+    return picture.mode in ("I", "F") or picture.mode.startswith("I;16")
+
+
+def _grey(rgb):
+    return (rgb == rgb[..., :1]).all()
+
+
+def _codes(rgb):
+    red, green, blue = np.moveaxis(rgb.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+def _listing(codes):
+    """The most frequent colours and their pixel counts, in words."""
+    values, counts = np.unique(codes, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    words = [f"{(int(values[i]) >> 16, int(values[i]) >> 8 & 255, int(values[i]) & 255)}: {counts[i]}" for i in order]
+    return ", ".join(words[:4]) + (f" pixels, and {len(words) - 4} more" if len(words) > 4 else " pixels")
+
+
+def _from_colours(rgb, colours, name):
+    known = np.array([[r << 16 | g << 8 | b, index] for (r, g, b), index in colours.items()], np.int32)
+    known = known[np.argsort(known[:, 0])]
+    codes = _codes(rgb)
+    place = np.searchsorted(known[:, 0], codes).clip(max=len(known) - 1)
+    strange = known[place, 0] != codes
+    if strange.any():
+        raise UserError(
+            f"{name} holds colours that source.colours does not name: {_listing(codes[strange])}. "
+            "Add them to a class or to 'ignore'."
+        )
+    return known[place, 1]

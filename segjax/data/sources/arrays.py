@@ -1,0 +1,139 @@
+"""Images and labels that are in memory already, or in one .npz file."""
+
+import dataclasses
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from segjax.data import files
+from segjax.data.sources.folder import Table
+from segjax.spec import DatasetSpec, UserError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Arrays:
+    """Pairs of image and label arrays; made by `arrays`.
+
+    Attributes:
+        spec: facts about the labels.
+        split: name of the split.
+        images: uint8 [y, x, c] each.
+        labels: integers [y, x] or [y, x, k] each.
+    """
+
+    spec: DatasetSpec
+    split: str
+    images: Sequence[np.ndarray] | np.ndarray
+    labels: Sequence[np.ndarray] | np.ndarray
+
+    def __len__(self):
+        return len(self.images)
+
+    def name(self, i: int) -> str:
+        """The split and the place of sample i in it."""
+        return f"{self.split}_{i}"
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Rows and columns of the label of sample i."""
+        return self.labels[i].shape[:2]
+
+    def read(self, i: int) -> dict[str, np.ndarray]:
+        """Sample i.
+
+        Args:
+            i: sample.
+
+        Returns:
+            "image": uint8 [y, x, c]; "label": `spec.label_dtype` [y, x], multi-label [y, x, k].
+        """
+        return {"image": self.images[i], "label": self.labels[i].astype(self.spec.label_dtype, copy=False)}
+
+
+def arrays(
+    split: str,
+    *,
+    channels: int = 3,
+    data: Table | str,
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]] | None = None,
+    things: Sequence[int] = (),
+) -> Arrays:
+    """A data set of numpy arrays.
+
+    Args:
+        split: name of the split, such as "train".
+        channels: channels the images must have.
+        data: {"train": {"image": ..., "label": ...}, ...}: uint8 images [n, y, x, c] and integer labels [n, y, x], or
+            [n, y, x, k] of 0 and 1 (multi-label), as one array or as a list of arrays of their own sizes; 255 (65535
+            with more than 255 classes) marks pixels without truth. Or the path of an .npz file that holds
+            "train_image", "train_label" and so on.
+        classes: class names in the order of their index.
+        palette: (red, green, blue) of each class in pictures; the PASCAL VOC colours when left out.
+        things: indices of the classes that are countable objects.
+
+    Returns:
+        The source.
+
+    Raises:
+        UserError: a split is missing or empty; shapes, sizes, dtypes or ids do not fit. The message names the sample.
+
+    Example:
+        >>> image, label = np.zeros((2, 4, 6, 3), np.uint8), np.ones((2, 4, 6), np.int64)
+        >>> source = arrays("train", data={"train": {"image": image, "label": label}}, classes=("sky", "road"))
+        >>> len(source), source.size(0), source.read(1)["label"].dtype
+        (2, (4, 6), dtype('uint8'))
+    """
+    images, labels = _load(data, split) if isinstance(data, str) else _pick(data, split)
+    if not len(images) or len(images) != len(labels):
+        raise UserError(f"source.data: split {split!r} has {len(images)} images and {len(labels)} labels.")
+    spec = DatasetSpec(
+        classes=tuple(classes),
+        colours=tuple((int(r), int(g), int(b)) for r, g, b in palette or ()),
+        things=tuple(things),
+        ignore=255 if len(classes) < 256 else 65535,
+        mode="multilabel" if np.ndim(labels[0]) == 3 else "multiclass",
+    )
+    source = Arrays(spec, split, images, labels)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        if fault := _fault(image, label, channels, spec):
+            raise UserError(f"source.data: {source.name(i)}: {fault}.")
+    return source
+
+
+def _pick(data, split):
+    splits = dict(data.items())
+    if split not in splits:
+        raise UserError(f"source.data has the splits {', '.join(splits)}, not {split!r}.")
+    pair = dict(splits[split].items())
+    if not {"image", "label"} <= set(pair):
+        raise UserError(f"source.data: split {split!r} needs 'image' and 'label', but has {', '.join(pair)}.")
+    return pair["image"], pair["label"]
+
+
+def _load(path, split):
+    path = files.resolve(path)
+    try:
+        with np.load(path) as archive:
+            return archive[f"{split}_image"], archive[f"{split}_label"]
+    except KeyError as error:
+        raise UserError(f"source.data: {path} lacks an array: {error.args[0]}.") from error
+    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"source.data: {path} cannot be read as an .npz file ({error}).") from error
+
+
+def _fault(image, label, channels, spec):
+    """What is wrong with a sample, in words; None where nothing is."""
+    k, multilabel = len(spec.classes), spec.mode == "multilabel"
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
+        return f"the image must be uint8 [y, x, {channels}], but is {image.dtype} {list(image.shape)}"
+    if label.dtype.kind not in "bui" or label.shape[2:] != ((k,) if multilabel else ()):
+        return f"the label must be integers [y, x{f', {k}' * multilabel}], but is {label.dtype} {list(label.shape)}"
+    if image.shape[:2] != label.shape[:2]:
+        return f"the image is {image.shape[:2]}, the label {label.shape[:2]} (rows, columns)"
+    strange = (label < 0) | ((label >= (2 if multilabel else k)) & (label != spec.ignore))
+    if strange.any():
+        values, counts = np.unique(label[strange], return_counts=True)
+        found = ", ".join(f"{v} ({n} pixels)" for v, n in zip(values[:5], counts[:5], strict=True))
+        return f"the label holds {found}; known are 0 to {1 if multilabel else k - 1} and {spec.ignore} (ignored)"
+    return None

@@ -1,0 +1,245 @@
+"""Generated scenes: flat shapes before sky, grass and water."""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32
+
+from segjax.spec import DatasetSpec, UserError
+
+COUNTS = {"train": 4096, "validation": 512, "test": 512}
+STUFF = ("sky", "grass", "water")
+THINGS = ("disc", "box", "triangle", "star", "ring")
+SPEC = DatasetSpec(
+    classes=STUFF + THINGS,
+    colours=(
+        (140, 190, 230),
+        (90, 150, 60),
+        (40, 90, 160),
+        (230, 75, 60),
+        (245, 170, 50),
+        (165, 90, 190),
+        (250, 225, 80),
+        (240, 130, 180),
+    ),
+    things=tuple(range(len(STUFF), len(STUFF) + len(THINGS))),
+)
+# Low and high red, green and blue of each stuff, 0..1. The ranges overlap on purpose: texture tells stuff apart.
+PAINT = {
+    "sky": ((0.35, 0.5, 0.6), (0.75, 0.8, 0.95)),
+    "grass": ((0.25, 0.4, 0.15), (0.6, 0.65, 0.45)),
+    "water": ((0.15, 0.4, 0.4), (0.5, 0.65, 0.8)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """Scenes that are drawn when they are read; made by `shapes`.
+
+    Attributes:
+        split: name of the split.
+        channels: 1 or 3.
+        count: number of scenes.
+        shape: rows and columns.
+        seed: of all draws.
+        objects: least and greatest number of objects in a scene, hidden ones included.
+    """
+
+    split: str
+    channels: int
+    count: int
+    shape: tuple[int, int]
+    seed: int
+    objects: tuple[int, int]
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """Facts about the labels."""
+        return SPEC
+
+    def __len__(self):
+        return self.count
+
+    def name(self, i: int) -> str:
+        """The split and the number of scene i."""
+        return f"{self.split}_{i:05d}"
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Rows and columns of every scene."""
+        return self.shape
+
+    def read(self, i: int) -> dict[str, np.ndarray]:
+        """Draws scene i, from back to front.
+
+        Args:
+            i: scene; negative and out of range are errors.
+
+        Returns:
+            "image": uint8 [y, x, c]; "label": uint8 [y, x]; "instance": uint16 [y, x], 1.. for objects of which
+            something is visible, numbered from back to front, and 0 for stuff.
+        """
+        if not 0 <= i < self.count:
+            raise IndexError(f"Scene {i} of {self.count}.")
+        # The split's name is a branch of the seed's tree, so that splits never share a scene.
+        seed = np.random.SeedSequence(self.seed, spawn_key=(zlib.crc32(self.split.encode()), i))
+        rng = np.random.Generator(np.random.Philox(seed))
+        image, label = _background(rng, self.shape)
+        instance = np.zeros(self.shape, np.uint16)
+        light = rng.uniform(0, 2 * math.pi)
+        for number in range(1, rng.integers(*self.objects, endpoint=True) + 1):
+            _draw(rng, image, label, instance, number, light)
+        image += rng.normal(0, 0.012, image.shape).astype(np.float32)
+        if self.channels == 1:
+            image = image @ np.float32([[0.299], [0.587], [0.114]])  # ITU-R 601-2 luma, as in reading.image
+        visible, numbers = np.unique(np.append(0, instance), return_inverse=True)
+        assert visible[0] == 0
+        return {
+            "image": np.rint(image.clip(0, 1) * 255).astype(np.uint8),
+            "label": label,
+            "instance": numbers[1:].reshape(self.shape).astype(np.uint16),
+        }
+
+
+def shapes(
+    split: str,
+    *,
+    channels: int = 3,
+    count: int | None = None,
+    size: Sequence[int] = (128, 128),
+    seed: int = 0,
+    objects: Sequence[int] = (2, 8),
+) -> Shapes:
+    """Generated scenes with exact labels and object instances; nothing to download.
+
+    Stuff is sky (soft clouds), grass (upright blades) and water (level ripples), between irregular borders. Things
+    are shaded discs, boxes, triangles, stars and rings of any size, turn and colour that cover one another. Colours of
+    classes overlap, so texture and shape have to be learned. A scene is a function of (seed, split, i, size, objects).
+
+    Args:
+        split: "train", "validation" or "test"; no scene is in two of them.
+        channels: 3 for RGB, 1 for grey.
+        count: number of scenes; 4096 in "train" and 512 elsewhere when left out.
+        size: rows and columns, at least 16 each.
+        seed: of all draws.
+        objects: least and greatest number of objects in a scene, hidden ones included.
+
+    Returns:
+        The source.
+
+    Raises:
+        UserError: an unknown split, or a number out of range.
+
+    Example:
+        >>> source = shapes("train", count=2, size=(32, 48))
+        >>> {key: value.shape for key, value in source.read(1).items()}
+        {'image': (32, 48, 3), 'label': (32, 48), 'instance': (32, 48)}
+    """
+    if split not in COUNTS:
+        raise UserError(f"source 'shapes' has the splits {', '.join(COUNTS)}, not {split!r}.")
+    count = COUNTS[split] if count is None else count
+    if channels not in (1, 3):
+        raise UserError(f"Images are made with 1 (grey) or 3 (RGB) channels, not {channels}.")
+    if len(size) != 2 or min(size) < 16:
+        raise UserError(f"source.size must be (rows, columns) of at least 16 each, got {tuple(size)}.")
+    if len(objects) != 2 or not 0 <= objects[0] <= objects[1] < 1 << 16:
+        raise UserError(f"source.objects must be (least, greatest), got {tuple(objects)}.")
+    if count < 1 or seed < 0:
+        raise UserError(f"source.count must be positive and source.seed not negative, got {count} and {seed}.")
+    return Shapes(split, channels, count, (size[0], size[1]), seed, (objects[0], objects[1]))
+
+
+def _noise(rng, shape, cells) -> Float32[np.ndarray, "y x"]:
+    """Value noise in -1..1: random numbers on a grid of `cells`, interpolated bilinearly."""
+    value = rng.uniform(-1, 1, [n + 1 for n in cells]).astype(np.float32)
+    for axis, (pixels, count) in enumerate(zip(shape, cells, strict=True)):
+        place = np.linspace(0, count, pixels, endpoint=False, dtype=np.float32)
+        low = place.astype(np.int32)
+        part = np.expand_dims(place - low, 1 - axis)
+        value = value.take(low, axis) * (1 - part) + value.take(low + 1, axis) * part
+    return value
+
+
+def _texture(rng, kind, shape) -> Float32[np.ndarray, "y x"]:
+    """Brightness pattern of a stuff, in about -1..1."""
+    rows, columns = shape
+    cells = {
+        "sky": ((3, 3), (8, 6)),
+        "grass": ((rows // 8, columns // 2), (rows // 4, columns // 3)),
+        "water": ((rows // 2, columns // 8), (rows // 3, columns // 14 + 1)),
+    }[kind]
+    return 0.6 * _noise(rng, shape, cells[0]) + 0.4 * _noise(rng, shape, cells[1])
+
+
+def _background(rng, shape):
+    """Two or three stuffs above one another; returns float32 [y, x, 3], 0..1, and their classes uint8 [y, x]."""
+    rows, columns = shape
+    below = rng.permutation(STUFF[1:]).tolist()
+    kinds = [["sky", *below], ["sky", *below[:1]], below][rng.choice(3, p=[0.5, 0.35, 0.15])]
+    heights = np.sort(rng.uniform(0.15, 0.85, len(kinds) - 1))
+    y = np.arange(rows, dtype=np.float32)[:, None]
+    image, label = np.empty((*shape, 3), np.float32), np.zeros(shape, np.uint8)
+    for place, kind in enumerate(kinds):
+        low, high = PAINT[kind]
+        colour = rng.uniform(low, high).astype(np.float32)
+        shade = 1 + rng.uniform(0.1, 0.22) * _texture(rng, kind, shape) + rng.uniform(-0.15, 0.15) * (y / rows - 0.5)
+        part = shade.astype(np.float32)[..., None] * colour
+        if place == 0:
+            image[:], label[:] = part, STUFF.index(kind)
+            continue
+        rough = 0.06 * _noise(rng, (1, columns), (1, 4)) + 0.02 * _noise(rng, (1, columns), (1, columns // 6))
+        slope = rng.uniform(-0.15, 0.15) * np.linspace(-1, 1, columns, dtype=np.float32)
+        inside = y > rows * (heights[place - 1] + rough + slope)
+        image[inside], label[inside] = part[inside], STUFF.index(kind)
+    return image, label
+
+
+def _draw(rng, image, label, instance, number, light):
+    """Draws one object over what is there, with its shadow, in the window that holds it."""
+    kind = rng.integers(len(THINGS))
+    rows, columns = label.shape
+    radius = min(label.shape) * rng.uniform(0.07, 0.24)
+    centre = rng.uniform(0, 1, 2) * label.shape
+    turn = rng.uniform(0, 2 * math.pi)
+    reach = radius * 1.3 + 2
+    top, left = (int(max(0, c - reach)) for c in centre)
+    bottom, right = (int(min(n, c + reach + 1)) for n, c in zip((rows, columns), centre, strict=True))
+    window = np.s_[top:bottom, left:right]
+    y, x = (np.arange(a, b, dtype=np.float32) + np.float32(0.5 - c) for a, b, c in zip((top, left), (bottom, right), centre))
+    distance = _distance(rng, THINGS[kind], y[:, None], x, radius, turn)
+
+    colour = rng.uniform(0.1, 0.95, 3)
+    across = (y[:, None] * math.sin(light) + x * math.cos(light)) / radius
+    shade = 1 + rng.uniform(0.1, 0.3) * across
+    if rng.random() < 0.4:
+        stripes = (y[:, None] * math.sin(2 * turn) + x * math.cos(2 * turn)) * (2 * math.pi / rng.uniform(4, 12))
+        shade += rng.uniform(0.1, 0.25) * np.sin(stripes)
+    shade += rng.uniform(0.02, 0.08) * _noise(rng, distance.shape, (len(y) // 3 + 1, len(x) // 3 + 1))
+    cover = np.clip(0.5 - distance, 0, 1)[..., None]
+    dark = 1 - 0.35 * np.exp(-np.maximum(distance, 0) / (0.08 * radius))[..., None]
+    image[window] = image[window] * dark * (1 - cover) + shade[..., None] * colour * cover
+    inside = distance < 0
+    label[window][inside] = len(STUFF) + kind
+    instance[window][inside] = number
+
+
+def _distance(rng, kind, y, x, radius, turn) -> Float32[np.ndarray, "y x"]:
+    """Distance in pixels from the border of a shape, negative inside (of the nearest edge's line at corners)."""
+    along, across = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
+    if kind == "box":
+        return np.maximum(abs(along) - radius, abs(across) - radius * rng.uniform(0.35, 0.9))
+    far = np.hypot(along, across)
+    if kind == "disc":
+        return far - radius
+    if kind == "ring":
+        width = rng.uniform(0.15, 0.3) * radius
+        return abs(far - radius + width) - width
+    # A corner lies at angle 0 of each of n equal sectors; folding makes one edge of them all.
+    sector = 2 * math.pi / {"triangle": 3, "star": 5}[kind]
+    angle = abs((np.arctan2(across, along) + sector / 2) % sector - sector / 2)
+    inner = radius * {"triangle": math.cos(sector / 2), "star": rng.uniform(0.4, 0.55)}[kind]
+    edge = inner * math.cos(sector / 2) - radius, inner * math.sin(sector / 2)
+    length = math.hypot(*edge)
+    return ((far * np.cos(angle) - radius) * edge[1] - far * np.sin(angle) * edge[0]) / length

@@ -1,0 +1,170 @@
+"""Labels as pictures: colours, overlays, error maps, contact sheets."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Shaped, UInt8
+from PIL import Image, ImageDraw
+
+from segjax.spec import DatasetSpec
+
+IGNORED = (110, 110, 110)
+WRONG = (230, 40, 40)
+
+
+def colourise(label: Shaped[np.ndarray, "y x *k"], spec: DatasetSpec) -> UInt8[np.ndarray, "y x 3"]:
+    """Paints a label in the classes' colours.
+
+    Args:
+        label: class indices [y, x], or 0/1 (or bool) [y, x, k], where the colours of the classes of a pixel are
+            averaged; ignored pixels are hatched grey.
+        spec: the colours.
+
+    Returns:
+        uint8 [y, x, 3].
+
+    Example:
+        >>> colourise(np.array([[0, 1]]), DatasetSpec(("road", "car"))).tolist()
+        [[[0, 0, 0], [128, 0, 0]]]
+    """
+    colours = np.array(spec.colours, np.float64)
+    if label.ndim == 3:
+        there = label == 1
+        count = np.maximum(there.sum(-1, keepdims=True), 1)
+        picture = np.einsum("yxk,kc->yxc", there, colours) / count
+    else:
+        picture = colours[np.where(label < len(colours), label, 0)]
+    return _hatch(picture.astype(np.uint8), _ignored(label, spec))
+
+
+def overlay(
+    image: UInt8[np.ndarray, "y x c"], label: Shaped[np.ndarray, "y x *k"], spec: DatasetSpec, share: float = 0.5
+) -> UInt8[np.ndarray, "y x 3"]:
+    """Lays a label's colours over its image.
+
+    Args:
+        image: uint8 [y, x, 1 or 3].
+        label: as in `colourise`.
+        spec: the colours.
+        share: of the colours in the mixture.
+
+    Returns:
+        uint8 [y, x, 3].
+    """
+    mixed = _rgb(image) * (1 - share) + colourise(label, spec).astype(np.float64) * share
+    return np.round(mixed).astype(np.uint8)
+
+
+def errors(
+    image: UInt8[np.ndarray, "y x c"],
+    truth: Shaped[np.ndarray, "y x *k"],
+    prediction: Shaped[np.ndarray, "y x *k"],
+    spec: DatasetSpec,
+) -> UInt8[np.ndarray, "y x 3"]:
+    """Marks wrong pixels red on a dimmed image; pixels without truth are hatched.
+
+    Args:
+        image: uint8 [y, x, 1 or 3].
+        truth: as in `colourise`.
+        prediction: the same form.
+        spec: the ignore value.
+
+    Returns:
+        uint8 [y, x, 3].
+    """
+    wrong = (truth == 1) != (prediction == 1) if truth.ndim == 3 else truth != prediction
+    wrong = wrong.any(-1) if wrong.ndim == 3 else wrong
+    picture = (_rgb(image) // 2 + 60).astype(np.uint8)
+    picture[wrong] = WRONG
+    return _hatch(picture, _ignored(truth, spec))
+
+
+def panels(pictures: Sequence[UInt8[np.ndarray, "y x 3"]], captions: Sequence[str]) -> Image.Image:
+    """Sets pictures of one size side by side, each under its caption.
+
+    Args:
+        pictures: uint8 [y, x, 3] each.
+        captions: a word or two each.
+
+    Returns:
+        The sheet.
+    """
+    height, width = pictures[0].shape[:2]
+    gap, head = 4, 16
+    sheet = Image.new("RGB", (len(pictures) * (width + gap) - gap, height + head), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        sheet.paste(Image.fromarray(picture), (i * (width + gap), head))
+        draw.text((i * (width + gap) + 2, 2), caption, fill="black")
+    return sheet
+
+
+def contact_sheet(rows: Sequence[Image.Image]) -> Image.Image:
+    """Stacks pictures.
+
+    Args:
+        rows: pictures of any sizes.
+
+    Returns:
+        The sheet.
+    """
+    gap = 6
+    sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height + gap for r in rows) - gap), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height + gap
+    return sheet
+
+
+def legend(spec: DatasetSpec) -> Image.Image:
+    """Names the colours of the classes, one a line."""
+    sheet = Image.new("RGB", (220, 18 * len(spec.classes)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, colour) in enumerate(zip(spec.classes, spec.colours, strict=True)):
+        draw.rectangle((2, 18 * i + 3, 20, 18 * i + 15), fill=tuple(colour), outline="black")
+        draw.text((26, 18 * i + 3), name, fill="black")
+    return sheet
+
+
+def masks(label: Shaped[np.ndarray, "y x *k"], spec: DatasetSpec) -> list[tuple[str, Image.Image]]:
+    """Masks to write to disk: palette pictures whose values are class indices.
+
+    Args:
+        label: as in `colourise`.
+        spec: the colours.
+
+    Returns:
+        [("", mask)]; in multi-label mode one 0/1 mask a class, [(".name", mask), ...].
+    """
+    if label.ndim == 3:
+        pair = [(0, 0, 0), (255, 255, 255)]
+        return [(f".{name}", _palette(label[..., k], pair)) for k, name in enumerate(spec.classes)]
+    return [("", _palette(label, spec.colours))]
+
+
+def _palette(label, colours):
+    """A palette picture; 16-bit grey where an index does not fit a palette."""
+    if len(colours) > 256:
+        return Image.fromarray(label.astype(np.uint16))
+    picture = Image.fromarray(label.astype(np.uint8))
+    picture.putpalette([value for colour in colours for value in colour])
+    return picture
+
+
+def _rgb(image):
+    return np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float64)
+
+
+def _ignored(label: Shaped[np.ndarray, "y x *k"], spec: DatasetSpec) -> Bool[np.ndarray, "y x"]:
+    """Pixels without any truth."""
+    if label.dtype == bool:
+        return np.zeros(label.shape[:2], bool)
+    return (label == spec.ignore).all(-1) if label.ndim == 3 else label == spec.ignore
+
+
+def _hatch(picture, where):
+    """Diagonal stripes over some pixels."""
+    rows, columns = np.indices(where.shape)
+    stripes = ((rows + columns) // 3 % 2 == 0)[..., None]
+    return np.where(where[..., None], np.where(stripes, IGNORED, (150, 150, 150)), picture).astype(np.uint8)

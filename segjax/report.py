@@ -1,0 +1,199 @@
+"""What a run looks like: curves, the table of classes, and pictures, as files or inline in a notebook."""
+
+import base64
+import io
+import json
+import pathlib
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from segjax import infer, pictures
+from segjax.spec import UserError
+from segjax.train import checkpoint, loop
+
+_ENVIRONMENT = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+_CURVES = _ENVIRONMENT.from_string("""\
+{% for chart in charts %}
+<svg viewBox="-60 -20 460 210" width="440" style="background:white;font:11px sans-serif">
+  <rect width="380" height="150" fill="none" stroke="#999"/>
+  <text x="0" y="-6">{{ chart.title }}</text>
+  <text x="-4" y="10" text-anchor="end">{{ "%.4g" % chart.high }}</text>
+  <text x="-4" y="150" text-anchor="end">{{ "%.4g" % chart.low }}</text>
+  <text x="0" y="168">{{ chart.first }}</text>
+  <text x="380" y="168" text-anchor="end">step {{ chart.last }}</text>
+  <polyline points="{{ chart.points }}" fill="none" stroke="#1f5fbf" stroke-width="1.5"/>
+</svg>
+{% endfor %}
+""")
+
+_TABLE = _ENVIRONMENT.from_string("""\
+<table border="1" cellpadding="4" style="border-collapse:collapse;font:13px sans-serif">
+<tr><th>class</th><th>IoU</th><th>Dice</th><th>precision</th><th>recall</th></tr>
+{% for row in rows %}
+<tr><td>{{ row[0] }}</td>{% for v in row[1:] %}<td align="right">{{ "%.4f" % v if v is not none else "-" }}</td>\
+{% endfor %}</tr>
+{% endfor %}
+</table>
+<p style="font:13px sans-serif">{% for k, v in figures %}{{ k }} {{ v }}{{ " &middot; "|safe if not loop.last }}\
+{% endfor %}</p>
+""")
+
+_PAGE = _ENVIRONMENT.from_string("""\
+<!doctype html><meta charset="utf-8"><title>{{ title }}</title>
+<body style="font:14px sans-serif;max-width:1200px;margin:2em auto">
+<h1>{{ title }}</h1>
+{{ table }}{{ curves }}
+<h2>Test images</h2><p><img src="legend.png" alt="colours of the classes"></p>
+{% for name, file in images %}
+<p>{{ name }}<br><img src="{{ file }}" alt="image, truth, prediction, error" style="max-width:100%"></p>
+{% endfor %}
+""")
+
+
+class Html(str):
+    """HTML text that a notebook shows as such."""
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+    def __html__(self) -> str:
+        return str(self)
+
+
+def read_log(workdir: str) -> list[dict[str, Any]]:
+    """Reads the lines of metrics.jsonl.
+
+    Args:
+        workdir: folder of a run.
+
+    Returns:
+        One dict a line: "step", "split", and figures by name.
+
+    Raises:
+        UserError: no log there.
+    """
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        raise UserError(f"There is no log in {workdir}: metrics.jsonl is missing.")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def curves(workdir: str) -> Html:
+    """Draws the scalars of a run over its steps.
+
+    Args:
+        workdir: folder of a run.
+
+    Returns:
+        A chart for the training loss and one for each figure of the evaluations that was taken more than once.
+    """
+    lines = read_log(workdir)
+    wanted = [("train", "loss"), ("train", "learning_rate"), ("test", "mIoU"), ("test", "mean_dice")]
+    charts = []
+    for split, key in wanted:
+        points = [(x["step"], x[key]) for x in lines if x["split"] == split and x.get(key) is not None]
+        if len(points) > 1:
+            charts.append(_chart(f"{split} {key}", np.array(points, np.float64)))
+    return Html(_CURVES.render(charts=charts))
+
+
+def _chart(title, points):
+    (first, low), (last, high) = points.min(0), points.max(0)
+    x = 380 * (points[:, 0] - first) / max(last - first, 1)
+    y = 150 * (high - points[:, 1]) / ((high - low) or 1.0)
+    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+    return {"title": title, "low": low, "high": high, "first": int(first), "last": int(last), "points": path}
+
+
+def table(summary: dict[str, Any]) -> Html:
+    """Sets a summary as a table of classes.
+
+    Args:
+        summary: figures of an evaluation.
+
+    Returns:
+        IoU, Dice, precision and recall of each class, and the overall figures below.
+    """
+    kinds = ("iou", "dice", "precision", "recall")
+    names = summary.get("iou_per_class", {})
+    rows = [(name, *(summary[f"{kind}_per_class"][name] for kind in kinds)) for name in names]
+    plain = [(k, f"{v:.4f}" if isinstance(v, float) else v) for k, v in summary.items() if not isinstance(v, dict)]
+    return Html(_TABLE.render(rows=rows, figures=plain))
+
+
+def strips(workdir: str, count: int = 8) -> list[tuple[str, Any]]:
+    """Predicts images spread evenly over the test split and sets each beside its truth.
+
+    Args:
+        workdir: folder of a run.
+        count: how many, at most.
+
+    Returns:
+        (name, picture) of each: image, truth, prediction and error side by side.
+
+    Raises:
+        UserError: no run or no checkpoint there.
+    """
+    config, _ = checkpoint.read_config(workdir)
+    source, predict = loop.open_split(config, config.splits.test), infer.load(workdir)
+    chosen = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int))
+    found = []
+    for i in chosen.tolist():
+        sample = source.read(i)
+        image, truth = sample["image"], sample["label"]
+        label = predict(image)["label"]
+        parts = [
+            np.broadcast_to(image, (*image.shape[:2], 3)),
+            pictures.colourise(truth, predict.spec),
+            pictures.colourise(label, predict.spec),
+            pictures.errors(image, truth, label, predict.spec),
+        ]
+        found.append((source.name(i), pictures.panels(parts, ("image", "truth", "prediction", "error"))))
+    return found
+
+
+def show(workdir: str, count: int = 4) -> Html:
+    """Shows test images inline in a notebook.
+
+    Args:
+        workdir: folder of a run.
+        count: how many, at most.
+
+    Returns:
+        The pictures of `strips`, within the HTML itself.
+    """
+    images = []
+    for name, picture in strips(workdir, count):
+        data = io.BytesIO()
+        picture.save(data, "PNG")
+        text = base64.b64encode(data.getvalue()).decode()
+        images.append(f'<p>{jinja2.utils.markupsafe.escape(name)}<br><img src="data:image/png;base64,{text}"></p>')
+    return Html("\n".join(images))
+
+
+def write(workdir: str, summary: dict[str, Any], pictures_of: int = 8) -> None:
+    """Writes report/: a picture for each of some test images, the legend, and index.html.
+
+    Args:
+        workdir: folder of a run.
+        summary: figures of its evaluation.
+        pictures_of: how many test images, at most.
+
+    Raises:
+        UserError: no run or no checkpoint there.
+    """
+    folder = pathlib.Path(workdir) / "report"
+    folder.mkdir(exist_ok=True)
+    _, spec = checkpoint.read_config(workdir)
+    pictures.legend(spec).save(folder / "legend.png")
+    images = []
+    for name, picture in strips(workdir, pictures_of):
+        file = name.replace("/", "_").replace("\\", "_") + ".png"
+        picture.save(folder / file)
+        images.append((name, file))
+    title = f"segjax: {pathlib.Path(workdir).absolute().name}"
+    page = _PAGE.render(title=title, table=table(summary), curves=curves(workdir), images=images)
+    (folder / "index.html").write_text(page)

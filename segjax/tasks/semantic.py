@@ -1,0 +1,127 @@
+"""Semantic segmentation: a class for each pixel, one of two, or any number at once."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from segjax import losses
+from segjax.metrics import confusion
+from segjax.nn.resize import fit, resize
+from segjax.spec import DatasetSpec, Mode, UserError
+from segjax.tasks.task import Task
+
+
+def create(
+    spec: DatasetSpec,
+    *,
+    mode: Mode = "multiclass",
+    cross_entropy: float = 1.0,
+    dice: float = 0.0,
+    dice_over: Literal["image", "batch"] = "image",
+    dice_smooth: float = 1.0,
+    class_weights: Sequence[float] = (),
+    label_smoothing: float = 0.0,
+) -> Task:
+    """Makes the task; `mode` sets head, loss, activation and metric together.
+
+        mode         logits   loss                      prediction
+        multiclass   k        softmax cross-entropy     largest logit
+        binary       1        binary cross-entropy      logit above 0
+        multilabel   k        binary cross-entropy      each logit above 0
+
+    and the loss is cross_entropy * that + dice * soft Dice of the softmax or sigmoid.
+
+    Args:
+        spec: the data set, as its source describes it.
+        mode: how many classes a pixel has.
+        cross_entropy: weight of the cross-entropy.
+        dice: weight of soft Dice.
+        dice_over: pixels that one Dice is taken over: each "image", or the global "batch".
+        dice_smooth: added to numerator and denominator of Dice, in pixels.
+        class_weights: weight of each class in the cross-entropy; empty for equal ones.
+        label_smoothing: share of the target that is spread evenly over the classes.
+
+    Returns:
+        The task.
+
+    Raises:
+        UserError: labels of another kind than the mode, no loss, or a wrong number of weights.
+    """
+    if (spec.mode == "multilabel") != (mode == "multilabel"):
+        raise UserError(
+            f"task.mode={mode!r} does not fit the data set, whose labels are {spec.mode}: set task.mode={spec.mode!r}."
+        )
+    if cross_entropy < 0 or dice < 0 or cross_entropy + dice == 0:
+        raise UserError("task.cross_entropy and task.dice must not be negative, and one must be positive.")
+    if class_weights and len(class_weights) != len(spec.classes):
+        raise UserError(f"task.class_weights has {len(class_weights)} values for {len(spec.classes)} classes.")
+    spec = dataclasses.replace(spec, mode=mode)
+    classes = len(spec.classes)
+
+    def loss(outputs, batch, axis_name=None):
+        label, valid = losses.split_ignore(batch["label"], spec.ignore)
+        logits = resize(outputs["logits"], label.shape[1:3])
+        if mode == "multiclass":
+            values = losses.cross_entropy(logits, label, label_smoothing=label_smoothing)
+            probabilities, target = jax.nn.softmax(logits), jax.nn.one_hot(label, classes, dtype=bool)
+        else:
+            target = label == 1 if mode == "multilabel" else (label == 1)[..., None]
+            values = losses.binary_cross_entropy(logits, target, label_smoothing=label_smoothing)
+            probabilities = jax.nn.sigmoid(logits)
+        if mode == "multilabel":
+            per_class = jnp.array(class_weights or (1.0,) * classes, jnp.float32).reshape(1, 1, 1, -1)
+            weights = jnp.where(valid, per_class, 0.0)
+        else:
+            weights = losses.pixel_weights(label, valid, class_weights) if class_weights else valid
+            values, valid = values.reshape(valid.shape), valid[..., None]
+        terms = {}
+        if cross_entropy:
+            terms["cross_entropy"] = losses.weighted_mean(values, weights, axis_name)
+        if dice:
+            scores, present = losses.dice(
+                probabilities, target, valid, over=dice_over, smooth=dice_smooth, axis_name=axis_name
+            )
+            terms["dice"] = losses.weighted_mean(scores, present, axis_name)
+        factors = {"cross_entropy": cross_entropy, "dice": dice}
+        return sum(factors[name] * value for name, value in terms.items()), terms
+
+    def label_logits(outputs, canvas, size, content):
+        logits = outputs["logits"].astype(jnp.float32)
+        return resize(logits, size) if content is None else fit(logits, content, canvas, size)
+
+    def predict(outputs, canvas, size, content=None):
+        logits = label_logits(outputs, canvas, size, content)
+        return {"label": _decide(logits, mode), "probability": _activate(logits, mode)}
+
+    def measure(outputs, batch, canvas):
+        label, valid = losses.split_ignore(batch["label"], spec.ignore)
+        logits = label_logits(outputs, canvas, label.shape[1:3], batch.get("content"))
+        if mode == "multilabel":
+            return confusion.multilabel_confusion(_decide(logits, mode), label == 1, valid)
+        return confusion.confusion_matrix(_decide(logits, mode), label, valid, classes)
+
+    return Task(
+        spec=spec,
+        loss=loss,
+        predict=predict,
+        measure=measure,
+        new_metric=functools.partial(confusion.new_state, classes, multilabel=mode == "multilabel"),
+        update=confusion.update,
+        summary=functools.partial(confusion.summary, names=spec.classes),
+    )
+
+
+def _decide(logits, mode):
+    """Class index of each pixel int32 [b, y, x]; multi-label: whether each class is there, bool [b, y, x, k]."""
+    if mode == "multiclass":
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return logits > 0 if mode == "multilabel" else (logits[..., 0] > 0).astype(jnp.int32)
+
+
+def _activate(logits, mode):
+    """Probabilities [b, y, x, k]; binary: of the foreground, [b, y, x, 1]."""
+    return jax.nn.softmax(logits) if mode == "multiclass" else jax.nn.sigmoid(logits)

@@ -1,0 +1,201 @@
+"""The workdir's configuration and checkpoints: the only file that knows Orbax."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from segjax import parallel
+from segjax.config import from_dict, to_dict
+from segjax.spec import DatasetSpec, UserError
+from segjax.train.state import State
+
+# A checkpoint of one kind of network, of labels or of inputs is no start for another.
+FIXED = ("model", "task", "preprocess", "spec")
+
+
+def claim(workdir: str, config: ConfigDict, spec: DatasetSpec, *, allow_changed: bool = False) -> list[str]:
+    """Makes a workdir this run's own: creates it, or checks that it belongs to the same configuration.
+
+    Args:
+        workdir: folder of the run.
+        config: configuration of the run.
+        spec: the data set as the task reads it.
+        allow_changed: accept another model, task, preprocessing or classes than the workdir's.
+
+    Returns:
+        The keys that differ from the last run in this workdir, as "key: old -> new".
+
+    Raises:
+        UserError: the folder cannot be written, or belongs to another model.
+    """
+    folder = pathlib.Path(workdir)
+    new = to_dict(config) | {"spec": to_dict(dataclasses.asdict(spec))}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "config.json"
+        old = json.loads(path.read_text()) if path.exists() else new
+        changed = _differences(old, new)
+        fixed = [line for line in changed if line.startswith(tuple(f"{section}." for section in FIXED))]
+        if fixed and not allow_changed:
+            raise UserError(
+                f"The workdir {workdir} belongs to another model: {'; '.join(fixed)}. Choose another --workdir, "
+                f"or set --config.init.allow_changed=True if its checkpoints still fit."
+            )
+        if jax.process_index() == 0:
+            path.write_text(json.dumps(new, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
+    return changed
+
+
+def read_config(workdir: str) -> tuple[ConfigDict, DatasetSpec]:
+    """Reads the configuration of a workdir.
+
+    Args:
+        workdir: folder of a run.
+
+    Returns:
+        The configuration, and the data set as the task reads it.
+
+    Raises:
+        UserError: no run there.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"There is no run in {workdir}: config.json is missing. Train one with `segjax train`.")
+    saved = json.loads(path.read_text())
+    spec = saved.pop("spec")
+    spec = DatasetSpec(
+        classes=tuple(spec["classes"]),
+        colours=tuple(tuple(c) for c in spec["colours"]),
+        things=tuple(spec["things"]),
+        ignore=spec["ignore"],
+        mode=spec["mode"],
+    )
+    return from_dict(saved), spec
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Leaves that differ between two nested dicts, as "key: old -> new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(k for k in new if k not in old)]
+        return [line for k in keys for line in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
+    return [] if old == new else [f"{path}: {old} -> {new}"]
+
+
+class Checkpoints:
+    """The last and the best state of a run; saves in the background.
+
+    Attributes:
+        best: the figure of the summary whose highest value is kept.
+    """
+
+    def __init__(self, workdir: str, *, best: str = "mIoU", evaluate: str = "best"):
+        """Opens the checkpoints of a workdir.
+
+        Args:
+            workdir: folder of the run.
+            best: the figure whose best checkpoint is kept beside the last.
+            evaluate: "best" or "last": the one that `chosen` names.
+
+        Raises:
+            UserError: an unknown choice.
+        """
+        if evaluate not in ("best", "last"):
+            raise UserError(f"checkpoint.evaluate={evaluate!r} is not one of best, last.")
+        self.best, self._evaluate, self._workdir = best, evaluate, workdir
+        policies = ocp.checkpoint_managers
+        self._manager = ocp.CheckpointManager(
+            pathlib.Path(workdir).absolute() / "checkpoints",
+            options=ocp.CheckpointManagerOptions(
+                best_fn=self._figure,
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [
+                        policies.LatestN(1),
+                        policies.BestN(get_metric_fn=self._figure, n=1, keep_checkpoints_without_metrics=False),
+                    ]
+                ),
+            ),
+        )
+
+    def _figure(self, summary: dict[str, Any]) -> float:
+        value = summary.get(self.best)
+        return float("-inf") if value is None else float(value)
+
+    def save(self, step: int, state: State, summary: dict[str, Any] | None) -> None:
+        """Saves in the background; `state` may be donated right after.
+
+        Args:
+            step: number of finished steps.
+            state: what to save.
+            summary: figures of an evaluation at this step, if there was one.
+
+        Raises:
+            UserError: `best` is not a figure of the summary, or nothing was saved.
+        """
+        if summary is not None and self.best not in summary:
+            names = ", ".join(k for k, v in summary.items() if not isinstance(v, dict))
+            raise UserError(f"checkpoint.best={self.best!r} is not a figure of the summary: {names}.")
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state))
+        if not self._manager.save(step, args=args, metrics=summary, force=True):
+            raise RuntimeError(f"Orbax refused to save step {step} in {self._workdir}.")
+
+    def latest(self) -> int | None:
+        """Step of the last checkpoint; None where there is none."""
+        return self._manager.latest_step()
+
+    def chosen(self) -> int:
+        """Step of the checkpoint to score and predict with.
+
+        Returns:
+            The best one's, or the last one's where none was scored or the last was asked for.
+
+        Raises:
+            UserError: no checkpoint.
+        """
+        self._manager.wait_until_finished()
+        best = self._manager.best_step() if self._evaluate == "best" else None
+        step = self.latest() if best is None else best
+        if step is None:
+            raise UserError(f"There is no checkpoint in {self._workdir}/checkpoints: train first with `segjax train`.")
+        return step
+
+    def summary(self, step: int) -> dict[str, Any] | None:
+        """Figures that were saved with a checkpoint; None where it was not scored."""
+        return self._manager.metrics(step)
+
+    def restore(self, step: int, abstract: State, mesh: Any) -> State:
+        """Reads a checkpoint onto the devices.
+
+        Args:
+            step: which one.
+            abstract: shapes and dtypes of the state.
+            mesh: the devices, whose number may differ from the run's.
+
+        Returns:
+            The state.
+
+        Raises:
+            UserError: the checkpoint is of another shape.
+        """
+        place = parallel.replicated(mesh)
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract)
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            return self._manager.restore(step, args=args)["state"]
+        except (ValueError, KeyError) as error:
+            first = str(error).strip().splitlines()
+            raise UserError(
+                f"Checkpoint {step} in {self._workdir} does not fit the configured model and optimiser: "
+                f"{' '.join(first[:6])}"
+            ) from error
+
+    def close(self) -> None:
+        """Waits for what is being saved."""
+        self._manager.wait_until_finished()
+        self._manager.close()

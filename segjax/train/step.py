@@ -1,0 +1,160 @@
+"""The train and evaluation steps: one pure function each, compiled by jit over a mesh or by pmap."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt8
+
+from segjax import augment, parallel
+from segjax.spec import Preprocess
+from segjax.tasks import Task
+from segjax.train.state import State
+
+Scalars = dict[str, jax.Array]
+
+
+def normalise(image: UInt8[Array, "b h w c"] | Float[Array, "b h w c"], preprocess: Preprocess) -> jax.Array:
+    """Turns pixels into the network's input.
+
+    Args:
+        image: grey levels 0..255, uint8 or float32 [b, h, w, c].
+        preprocess: mean and standard deviation of each channel.
+
+    Returns:
+        (image - mean) / std, float32 [b, h, w, c].
+
+    Example:
+        >>> normalise(jnp.full((1, 1, 1, 1), 130, jnp.uint8), Preprocess(mean=(120.0,), std=(10.0,))).item()
+        1.0
+    """
+    mean, std = (jnp.array(v, jnp.float32).reshape(1, 1, 1, -1) for v in (preprocess.mean, preprocess.std))
+    return (image.astype(jnp.float32) - mean) / std
+
+
+def make_train_step(
+    model: nn.Module,
+    task: Task,
+    tx: optax.GradientTransformation,
+    preprocess: Preprocess,
+    amplitudes: dict[str, float],
+    seed: int,
+    ema_decay: float = 0.0,
+    axis_name: str | None = None,
+) -> Callable[[State, dict[str, jax.Array]], tuple[State, Scalars]]:
+    """Makes the train step, a pure function that is not compiled yet.
+
+    Args:
+        model: maps normalised images to outputs.
+        task: the loss.
+        tx: the optimiser.
+        preprocess: how pixels become inputs.
+        amplitudes: keyword arguments of `augment.colour`.
+        seed: colours are drawn from (seed, position of the sample), dropout from (seed, step).
+        ema_decay: share of the moving average that is kept each step, at most (1 + t) / (10 + t); 0 is off.
+        axis_name: pmap axis; None where arrays are global (jit).
+
+    Returns:
+        (state, batch) -> (state, scalars), scalars float32: loss, its terms, gradient_norm.
+    """
+    model = model.clone(axis_name=axis_name)
+    # Threefry whatever the default: other generators' draws under vmap depend on the rest of the batch.
+    colour_key, dropout_key = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
+    colourful = any(amplitudes.values())
+
+    def train_step(state: State, batch: dict[str, jax.Array]) -> tuple[State, Scalars]:
+        image = batch["image"]
+        if colourful:
+            keys = jax.vmap(lambda i: jax.random.fold_in(colour_key, i))(batch["position"])
+            image = augment.colour(keys, image.astype(jnp.float32) / 255, **amplitudes) * 255
+        image = normalise(image, preprocess)
+        dropout = jax.random.fold_in(dropout_key, state.step)
+        if axis_name:
+            dropout = jax.random.fold_in(dropout, jax.lax.axis_index(axis_name))
+
+        def loss_fn(params):
+            outputs, updated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                image,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout},
+            )
+            loss, terms = task.loss(outputs, batch, axis_name)
+            return loss, (terms, updated.get("batch_stats", {}))
+
+        (loss, (terms, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        scalars = {"loss": loss, **terms}
+        if axis_name:
+            grads, scalars = jax.lax.psum((grads, scalars), axis_name)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay:
+            t = state.step.astype(jnp.float32)
+            keep = jnp.minimum(ema_decay, (1 + t) / (10 + t))
+            ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - keep)
+        scalars["gradient_norm"] = optax.global_norm(grads)
+        return State(state.step + 1, params, batch_stats, opt_state, ema), scalars
+
+    return train_step
+
+
+def make_eval_step(
+    model: nn.Module, task: Task, preprocess: Preprocess, axis_name: str | None = None
+) -> Callable[[dict[str, Any], dict[str, jax.Array]], Int[Array, "b ..."]]:
+    """Makes the evaluation step, a pure function that is not compiled yet.
+
+    Args:
+        model: maps normalised images to outputs.
+        task: the measure.
+        preprocess: how pixels become inputs.
+        axis_name: pmap axis; None where arrays are global (jit).
+
+    Returns:
+        (variables, batch) -> int32 counts of every image of the global batch [b, ...].
+    """
+
+    def eval_step(variables, batch):
+        outputs = model.apply(variables, normalise(batch["image"], preprocess), train=False)
+        height, width = (n - 2 * preprocess.context for n in batch["image"].shape[1:3])
+        counts = task.measure(outputs, batch, (height, width))
+        return jax.lax.all_gather(counts, axis_name, tiled=True) if axis_name else counts
+
+    return eval_step
+
+
+def compile_step(make: Callable, mesh: Mesh, mode: parallel.Mode, donate: bool) -> Callable:
+    """Compiles a step for the devices of a mesh.
+
+    Args:
+        make: axis_name -> un-compiled step of (replicated state, batch divided over the devices), whose results
+            are the same on every device.
+        mesh: the devices.
+        mode: "jit" with explicit shardings, or "pmap".
+        donate: give the state's memory to the result.
+
+    Returns:
+        The compiled step; batches come from `parallel.put_batch` with the same mode.
+    """
+    donated = (0,) if donate else ()
+    if mode == "pmap":
+        return jax.pmap(
+            make(parallel.AXIS),
+            axis_name=parallel.AXIS,
+            in_axes=(None, 0),
+            out_axes=None,
+            donate_argnums=donated,
+            devices=list(mesh.devices.flat) if jax.process_count() == 1 else None,
+        )
+    everywhere = parallel.replicated(mesh)
+    return jax.jit(
+        make(None),
+        in_shardings=(everywhere, parallel.batched(mesh)),
+        out_shardings=everywhere,
+        donate_argnums=donated,
+    )

@@ -1,0 +1,397 @@
+"""Folders and arrays as data sources: pairing, splits, ids, and errors that name the file."""
+
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from segjax.data import files
+from segjax.data.sources.arrays import arrays
+from segjax.data.sources.folder import folder
+from segjax.spec import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def save(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(path, **options)
+
+
+def label_of(stem, k=3, shape=(4, 6)):
+    return np.random.default_rng(list(stem.encode())).integers(0, k, shape, dtype=np.uint8)
+
+
+def image_of(label):
+    """An image that tells which label it belongs to."""
+    return np.repeat(label[..., None] * 50, 3, 2)
+
+
+def write(root, stems, image="images/{}.png", mask="masks/{}.png", convert=lambda label: label):
+    for stem in stems:
+        save(root / image.format(stem), image_of(label_of(stem)))
+        save(root / mask.format(stem), convert(label_of(stem)))
+
+
+def make(root, split="all", **kwargs):
+    defaults = {"images": "images", "masks": "masks", "classes": ("a", "b", "c"), "fractions": {"all": (0, 1)}}
+    return folder(split, root=str(root), **{**defaults, **kwargs})
+
+
+def check_pairs(source, stems):
+    assert [source.name(i) for i in range(len(source))] == stems
+    for i, stem in enumerate(stems):
+        sample = source.read(i)
+        assert sample["image"].dtype == np.uint8 and sample["label"].dtype == source.spec.label_dtype
+        np.testing.assert_array_equal(sample["label"], label_of(stem))
+        np.testing.assert_array_equal(sample["image"], image_of(label_of(stem)))
+        assert source.size(i) == sample["label"].shape[:2]
+
+
+def test_plain_folders_pair_by_stem_in_natural_order(tmp_path):
+    stems = [str(i) for i in range(12)]
+    write(tmp_path, stems)
+    (tmp_path / "images" / "notes.txt").write_text("not an image")
+    (tmp_path / "masks" / "._1.png").write_bytes(b"left by macOS")
+    check_pairs(make(tmp_path), stems)
+    check_pairs(make(tmp_path, images="./images/", masks=str(tmp_path / "masks")), stems)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("train/{}.png", "trainannot/{}.png"),  # CamVid
+        ("leftImg8bit/train/{}_leftImg8bit.png", "gtFine/train/{}_gtFine_labelIds.png"),  # Cityscapes
+        ("{}/train/images/x.png", "{}/train/masks/y.png"),
+        ("train/{}.png", "train/{}_segmentation.png"),  # one folder, one extension
+        ("train/{}.png", "masks/train/{}.tif"),
+    ],
+)
+@pytest.mark.parametrize("stems", [["a_1", "a_2", "a_10"], ["aachen/aachen_000", "ulm/ulm.v2_001"]])
+def test_templates(tmp_path, image, mask, stems):
+    write(tmp_path, stems, image, mask)
+    templates = [t.replace("train", "{split}").replace("{}", "{stem}") for t in (image, mask)]
+    check_pairs(make(tmp_path, "train", images=templates[0], masks=templates[1], fractions=None), stems)
+
+
+def test_stem_may_stand_twice_and_star_spans_a_name(tmp_path):
+    write(tmp_path, ["p1", "p2"], "{0}/{0}_scan.png", "{0}/{0}_truth_17.png")
+    check_pairs(make(tmp_path, images="{stem}/{stem}_scan.png", masks="{stem}/{stem}_truth_*.png"), ["p1", "p2"])
+
+
+def test_drive_layout(tmp_path):
+    for number in (21, 22, 100):
+        vessel = label_of(str(number), k=2)
+        save(tmp_path / f"training/images/{number}_training.tif", image_of(vessel))
+        save(tmp_path / f"training/1st_manual/{number}_manual1.gif", vessel * 255)
+    source = make(
+        tmp_path,
+        "training",
+        images="{split}/images/{stem}_training.tif",
+        masks="{split}/1st_manual/{stem}_manual1.gif",
+        classes=("background", "vessel"),
+        ids={"0": "background", "255": "vessel"},
+        fractions=None,
+    )
+    assert source.stems == ("21", "22", "100")
+    np.testing.assert_array_equal(source.read(2)["label"], label_of("100", k=2))
+
+
+def test_configuration_survives_json(tmp_path):
+    stems = ["x", "y"]
+    write(tmp_path, stems, convert=lambda label: np.array([40, 7, 200], np.uint8)[label])
+    config = ml_collections.ConfigDict(
+        {
+            "images": "images",
+            "masks": "masks",
+            "classes": ("a", "b", "c"),
+            "ids": {"40": "a", "7": 1, "200": "c"},
+            "fractions": {"all": (0, 1)},
+            "palette": ((1, 2, 3), (4, 5, 6), (7, 8, 9)),
+            "things": (2,),
+        }
+    )
+    for kwargs in (dict(config.items()), json.loads(config.to_json())):
+        source = folder("all", root=str(tmp_path), **kwargs)
+        check_pairs(source, stems)
+        assert source.spec.colours == ((1, 2, 3), (4, 5, 6), (7, 8, 9)) and source.spec.things == (2,)
+
+
+def test_default_ids_are_indices_and_255_is_ignored(tmp_path):
+    save(tmp_path / "images/a.png", np.zeros((1, 5, 3), np.uint8))
+    save(tmp_path / "masks/a.png", np.array([[0, 1, 2, 3, 255]], np.uint8))
+    label = make(tmp_path, ignore_ids=(3,)).read(0)["label"]
+    np.testing.assert_array_equal(label, [[0, 1, 2, 255, 255]])
+    assert make(tmp_path).ids(0) == {0: 1, 1: 1, 2: 1, 3: 1, 255: 1}
+    with pytest.raises(UserError, match=r"a\.png holds ids that belong to no class: 3 \(1 pixels\).*ignore_ids"):
+        make(tmp_path).read(0)
+    label = make(tmp_path, ids={0: "c", 1: "a", 2: "ignore", 3: 1, 255: "b"}).read(0)["label"]
+    np.testing.assert_array_equal(label, [[2, 0, 255, 1, 1]])
+    with pytest.raises(UserError, match=r"a\.png.*255 \(1 pixels\)"):
+        make(tmp_path, ids={0: "a", 1: "b", 2: "c", 3: "c"}).read(0)
+
+
+def test_ids_beyond_sixteen_bits_or_below_zero_are_unknown(tmp_path):
+    save(tmp_path / "images/a.png", np.zeros((1, 3, 3), np.uint8))
+    save(tmp_path / "masks/a.tif", np.array([[-1, 70000, 0]], np.int32))
+    with pytest.raises(UserError, match=r"a\.tif.*-1 \(1 pixels\), 70000 \(1 pixels\)"):
+        make(tmp_path).read(0)
+
+
+def test_many_classes_need_sixteen_bits(tmp_path):
+    save(tmp_path / "images/a.png", np.zeros((1, 4, 3), np.uint8))
+    save(tmp_path / "masks/a.png", np.array([[0, 255, 299, 65535]], np.uint16))
+    source = make(tmp_path, classes=tuple(f"c{i}" for i in range(300)))
+    label = source.read(0)["label"]
+    assert source.spec.ignore == 65535 and label.dtype == np.uint16
+    np.testing.assert_array_equal(label, [[0, 255, 299, 65535]])
+
+
+def test_palette_masks_hold_indices(tmp_path):
+    def paint(label):
+        picture = Image.fromarray(label)
+        picture.putpalette([0, 0, 0, 2, 2, 2, 1, 1, 1])
+        return picture
+
+    write(tmp_path, ["a", "b"], convert=paint)
+    check_pairs(make(tmp_path), ["a", "b"])
+
+
+def test_colour_coded_masks(tmp_path):
+    colours = np.array([[0, 0, 0], [128, 64, 128], [60, 40, 222], [9, 9, 9]], np.uint8)
+    write(tmp_path, ["a", "b"], convert=lambda label: colours[label])
+    table = {"a": (0, 0, 0), "b": [[128, 64, 128], [200, 0, 0]], "c": [60, 40, 222], "ignore": (9, 9, 9)}
+    source = make(tmp_path, colours=table)
+    check_pairs(source, ["a", "b"])
+    assert source.spec.colours == ((0, 0, 0), (128, 64, 128), (60, 40, 222))
+    assert sum(source.ids(0).values()) == 24 and set(source.ids(0)) <= {0, 1, 2}
+    save(tmp_path / "masks/a.png", np.full((4, 6, 3), 9, np.uint8))
+    assert (source.read(0)["label"] == 255).all()
+    save(tmp_path / "masks/a.png", np.full((4, 6, 3), 10, np.uint8))
+    with pytest.raises(UserError, match=r"a\.png.*\(10, 10, 10\): 24 pixels"):
+        source.read(0)
+    with pytest.raises(UserError, match="stands for two classes"):
+        make(tmp_path, colours={"a": (1, 1, 1), "b": (1, 1, 1)})
+
+
+def test_a_mask_file_for_each_class(tmp_path):
+    for stem in ("1", "2"):
+        save(tmp_path / f"images/{stem}.png", np.zeros((1, 3, 3), np.uint8))
+    save(tmp_path / "masks/a/1.png", np.array([[0, 1, 255]], np.uint8))
+    save(tmp_path / "masks/c/1.png", np.array([[7, 0, 0]], np.uint8))
+    save(tmp_path / "masks/b/2.png", Image.fromarray(np.array([[True, False, True]])))
+    source = make(tmp_path, masks="masks/{class}/{stem}.png", ignore_ids=(7,))
+    assert source.spec.mode == "multilabel"
+    np.testing.assert_array_equal(source.read(0)["label"], [[[0, 0, 255], [1, 0, 0], [1, 0, 0]]])
+    np.testing.assert_array_equal(source.read(1)["label"], [[[0, 1, 0], [0, 0, 0], [0, 1, 0]]])
+    assert source.size(1) == (1, 3) and source.ids(0) == {0: 3, 1: 1, 7: 1, 255: 1}
+    save(tmp_path / "images/3.png", np.zeros((1, 3, 3), np.uint8))
+    with pytest.raises(UserError, match=r"1 of 3 images have no mask .*: 3\. 3 masks were found"):
+        make(tmp_path, masks="masks/{class}/{stem}.png")
+    with pytest.raises(UserError, match=r"source\.ids"):
+        make(tmp_path, masks="masks/{class}/{stem}.png", ids={0: "a"})
+
+
+def test_list_files(tmp_path):
+    write(tmp_path, [f"s{i}" for i in range(4)] + ["with space"])
+    (tmp_path / "train.txt").write_text("# comment\ns3 1 1\n\n/SegNet/images/s0.png /SegNet/masks/s0.png\nwith space\n")
+    lists = {"lists": "{split}.txt", "fractions": None}
+    check_pairs(make(tmp_path, "train", **lists), ["s3", "s0", "with space"])
+    (tmp_path / "val.txt").write_text("s1\ns9\n")
+    with pytest.raises(UserError, match=r"val\.txt.*'s9' has no image"):
+        make(tmp_path, "val", **lists)
+    (tmp_path / "val.txt").write_text("s1\ns1.png\n")
+    with pytest.raises(UserError, match=r"val\.txt.*'s1.png' is listed twice"):
+        make(tmp_path, "val", **lists)
+    (tmp_path / "val.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"val\.txt.*names no image"):
+        make(tmp_path, "val", **lists)
+    with pytest.raises(UserError, match=r"source\.lists: .*test\.txt cannot be read"):
+        make(tmp_path, "test", **lists)
+
+
+def test_fractions_are_contiguous_and_meet(tmp_path):
+    stems = [str(i) for i in range(7)]
+    write(tmp_path, stems)
+    fractions = {"train": (0, 0.6), "val": (0.6, 0.7), "test": (0.7, 1)}
+    blocks = [make(tmp_path, split, fractions=fractions).stems for split in fractions]
+    assert blocks == [("0", "1", "2", "3"), ("4",), ("5", "6")]
+    with pytest.raises(UserError, match="names the splits train, val, test, not 'dev'"):
+        make(tmp_path, "dev", fractions=fractions)
+    with pytest.raises(UserError, match="holds none of the 7 images"):
+        make(tmp_path, "x", fractions={"x": (0.5, 0.5)})
+
+
+def test_classes_from_a_file(tmp_path):
+    write(tmp_path, ["a"])
+    (tmp_path / "names.txt").write_text("sky\n wide road \n\ncar\n")
+    assert make(tmp_path, classes="names.txt").spec.classes == ("sky", "wide road", "car")
+    with pytest.raises(UserError, match=r"source\.classes: .*nope\.txt"):
+        make(tmp_path, classes="nope.txt")
+
+
+def test_root_takes_variables(tmp_path, monkeypatch):
+    write(tmp_path / "set", ["a"])
+    monkeypatch.setenv("SEGJAX_ROOT", str(tmp_path))
+    check_pairs(make("$SEGJAX_ROOT/set"), ["a"])
+    monkeypatch.delenv("SEGJAX_ROOT")
+    with pytest.raises(UserError, match="SEGJAX_ROOT, which is not set"):
+        make("${SEGJAX_ROOT}/set")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check_pairs(make("~/set"), ["a"])
+
+
+def test_a_relative_root_works(tmp_path, monkeypatch):
+    write(tmp_path, ["a"])
+    monkeypatch.chdir(tmp_path)
+    check_pairs(make("."), ["a"])
+
+
+def test_size_mismatch_names_both_files_and_sizes(tmp_path):
+    save(tmp_path / "images/a.png", np.zeros((4, 6, 3), np.uint8))
+    save(tmp_path / "masks/a.png", np.zeros((6, 4), np.uint8))
+    with pytest.raises(UserError, match=r"images/a\.png has 4 x 6 .*masks/a\.png has 6 x 4"):
+        make(tmp_path).read(0)
+
+
+def test_missing_things_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"source\.root: there is no folder .*gone"):
+        make(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"source\.images: no image at .*images for split 'all'"):
+        make(tmp_path)
+    write(tmp_path, list("abcdefgh"))
+    for stem in "abcdefg":
+        (tmp_path / f"masks/{stem}.png").unlink()
+    with pytest.raises(UserError, match=r"7 of 8 images have no mask at .*masks: a, b, c, d, e, \.\.\.\. 1 masks"):
+        make(tmp_path)
+    save(tmp_path / "images/h.tif", np.zeros((4, 6), np.uint8))
+    with pytest.raises(UserError, match=r"Both .*h\.(png|tif) and .*h\.(png|tif) fit"):
+        make(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"fractions": None}, "say in one way"),
+        ({"lists": "x.txt"}, "say in one way"),
+        ({"images": "{split}"}, "say in one way"),
+        ({"images": "images/{name}.png"}, r"source\.images=.*\{name\} means nothing"),
+        ({"ids": {"a": 0}}, "'a' is not a number"),
+        ({"ids": {"70000": 0}}, "'70000' is not a number"),
+        ({"ids": {"0": "road"}}, "source.ids: 'road' is none of the classes a, b, c"),
+        ({"ids": {"0": 3}}, "source.ids: 3 is none"),
+        ({"ignore_ids": (2,)}, "id 2 is given two meanings"),
+        ({"colours": {"road": (1, 2, 3)}}, "source.colours: 'road' is none"),
+        ({"colours": {"a": (1, 2, 300)}}, "not an RGB triple"),
+        ({"classes": ("a", "a")}, "unique"),
+    ],
+)
+def test_contradictions_name_the_key(tmp_path, kwargs, message):
+    write(tmp_path, ["a"])
+    with pytest.raises(UserError, match=message):
+        make(tmp_path, **kwargs)
+
+
+def test_hidden_folders_are_left_out_and_links_followed(tmp_path):
+    write(tmp_path / "real", ["a"])
+    write(tmp_path / "set", [".cache/b"])
+    (tmp_path / "set/images/linked").symlink_to(tmp_path / "real/images")
+    assert list(files.find(tmp_path / "set", "images")) == ["linked/a"]
+
+
+CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 367), ("val", 101), ("test", 233)])
+def test_camvid(test_data, split, count):
+    source = folder(
+        split,
+        root="$SEGJAX_TEST_DATA/camvid",
+        images="{split}/{stem}.jpg",
+        masks="{split}annot/{stem}.png",
+        classes=CAMVID,
+        ignore_ids=(11,),
+    )
+    assert len(source) == count
+    sample, ids = source.read(0), source.ids(0)
+    assert sample["image"].shape == (360, 480, 3) and sample["label"].shape == source.size(0) == (360, 480)
+    with Image.open(f"{test_data}/camvid/{split}annot/{source.name(0)}.png") as picture:
+        raw = np.array(picture)
+    np.testing.assert_array_equal(sample["label"], np.where(raw == 11, 255, raw))
+    assert ids == {v: int((raw == v).sum()) for v in np.unique(raw).tolist()}
+
+
+def test_isbi(test_data):
+    kwargs = {
+        "channels": 1,
+        "root": f"{test_data}/isbi2012_membrane",
+        "images": "train/image",
+        "masks": "train/label",
+        "classes": ("membrane", "interior"),
+        "ids": {"0": "membrane", "255": "interior"},
+        "fractions": {"train": (0, 0.8), "test": (0.8, 1)},
+    }
+    train, test = (folder(split, **kwargs) for split in ("train", "test"))
+    assert train.stems == tuple(map(str, range(24))) and test.stems == tuple(map(str, range(24, 30)))
+    sample = test.read(0)
+    assert sample["image"].shape == (512, 512, 1)
+    assert set(np.unique(sample["label"])) == {0, 1}
+
+
+def pair(n=2, k=3):
+    return {"image": np.zeros((n, 4, 6, 3), np.uint8), "label": RNG.integers(0, k, (n, 4, 6))}
+
+
+def test_arrays_of_one_size_and_of_many(tmp_path):
+    data = {"train": pair(), "test": {key: list(value) for key, value in pair(3).items()}}
+    data["test"]["image"][1], data["test"]["label"][1] = np.ones((2, 5, 3), np.uint8), np.full((2, 5), 255)
+    train, test = (arrays(split, data=data, classes=("a", "b", "c")) for split in data)
+    assert len(train) == 2 and len(test) == 3 and test.name(1) == "test_1" and test.size(1) == (2, 5)
+    assert test.read(1)["label"].dtype == np.uint8 and (test.read(1)["label"] == 255).all()
+    np.testing.assert_array_equal(train.read(1)["label"], data["train"]["label"][1])
+    np.savez(tmp_path / "x.npz", train_image=data["train"]["image"], train_label=data["train"]["label"])
+    stored = arrays("train", data=str(tmp_path / "x.npz"), classes=("a", "b", "c"))
+    np.testing.assert_array_equal(stored.read(0)["label"], train.read(0)["label"])
+    with pytest.raises(UserError, match=r"x\.npz lacks an array: .*val_image"):
+        arrays("val", data=str(tmp_path / "x.npz"), classes=("a",))
+    (tmp_path / "y.npz").write_bytes(b"nonsense")
+    for name in ("y", "gone"):
+        with pytest.raises(UserError, match=rf"{name}\.npz cannot be read"):
+            arrays("val", data=str(tmp_path / f"{name}.npz"), classes=("a",))
+
+
+def test_arrays_multilabel():
+    label = RNG.integers(0, 2, (2, 4, 6, 3))
+    label[1, 2, 3, 0] = 255
+    source = arrays("x", data={"x": {**pair(), "label": label}}, classes=("a", "b", "c"))
+    assert source.spec.mode == "multilabel"
+    np.testing.assert_array_equal(source.read(1)["label"], label[1])
+    label[1, 0, 0, 1] = 2
+    with pytest.raises(UserError, match=r"x_1: the label holds 2 \(1 pixels\); known are 0 to 1 and 255"):
+        arrays("x", data={"x": {**pair(), "label": label}}, classes=("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": np.zeros((2, 4, 6, 3), np.float32)}, r"x_0: the image must be uint8 \[y, x, 3\], but is float32"),
+        ({"image": np.zeros((2, 4, 6, 1), np.uint8)}, r"x_0: the image must be uint8 \[y, x, 3\]"),
+        ({"image": np.zeros((2, 4, 5, 3), np.uint8)}, r"x_0: the image is \(4, 5\), the label \(4, 6\)"),
+        ({"image": np.zeros((3, 4, 6, 3), np.uint8)}, "'x' has 3 images and 2 labels"),
+        ({"label": np.zeros((2, 4, 6))}, "x_0: the label must be integers .* but is float64"),
+        ({"label": np.full((2, 4, 6), -1)}, r"x_0: the label holds -1 \(24 pixels\)"),
+        ({"label": np.full((2, 4, 6), 3)}, r"x_0: the label holds 3 \(24 pixels\); known are 0 to 2"),
+    ],
+)
+def test_arrays_faults_name_the_sample(change, message):
+    with pytest.raises(UserError, match=message):
+        arrays("x", data={"x": {**pair(), **change}}, classes=("a", "b", "c"))
+
+
+def test_arrays_missing_split_or_part():
+    with pytest.raises(UserError, match="has the splits x, not 'y'"):
+        arrays("y", data={"x": pair()}, classes=("a",))
+    with pytest.raises(UserError, match="needs 'image' and 'label', but has image"):
+        arrays("x", data={"x": {"image": np.zeros((1, 2, 2, 3), np.uint8)}}, classes=("a",))

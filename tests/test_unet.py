@@ -1,0 +1,171 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from segjax import models
+from segjax.nn.ops import UpConv2x2, max_pool_2x2
+from segjax.nn.resize import fit, resize
+from segjax.spec import DatasetSpec, UserError
+
+SPEC = DatasetSpec(("a", "b", "c"))
+VARIANTS = {
+    "same": {},
+    "valid": {"padding": "valid", "norm": "none"},
+    "group": {"norm": "group"},
+    "resize": {"upsampling": "resize", "norm": "none"},
+    "bf16": {"dtype": "bfloat16"},
+    "remat": {"remat": True, "dropout": 0.3},
+}
+
+
+def make(size=(24, 40), **kwargs):
+    model = models.create("unet", SPEC, **({"widths": (8, 16, 32)} | kwargs))
+    images = jax.random.normal(jax.random.key(1), (2, *size, 3))
+    return model, jax.jit(lambda x: model.init(jax.random.key(0), x, train=False))(images), images
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("size", [(60, 60), (61, 79)])
+def test_outputs_cover_input_less_margin(variant, size):
+    model, variables, _ = make(**VARIANTS[variant])
+    out = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, jnp.zeros((2, *size, 3)))
+    assert list(out) == ["logits"] and out["logits"].dtype == jnp.float32
+    assert out["logits"].shape == (2, size[0] - 2 * model.margin, size[1] - 2 * model.margin, 3)
+
+
+def test_paper_sizes():
+    model = models.create("unet", SPEC, widths=(64, 128, 256, 512, 1024), padding="valid", norm="none")
+    shapes = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), jnp.zeros((1, 572, 572, 1)), train=False))
+    assert model.margin == 92
+    assert shapes[0]["logits"].shape == (1, 388, 388, 3)
+    # 1x1 convolution from 64 channels: 23 convolutional layers in total (section 2 of the paper).
+    kernels = [p for p in jax.tree.leaves(shapes[1]["params"]) if p.ndim == 4]
+    assert len(kernels) == 23
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradient_reaches_every_parameter(variant):
+    model, variables, _ = make(**VARIANTS[variant])
+    images = jax.random.normal(jax.random.key(1), (2, 60, 60, 3))
+
+    @jax.jit
+    def loss(params):
+        out, _ = model.apply(
+            variables | {"params": params},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(3)},
+        )
+        return jnp.sum(jnp.sin(out["logits"]))
+
+    grads = jax.grad(loss)(variables["params"])
+    for path, g in jax.tree_util.tree_leaves_with_path(grads):
+        assert jnp.any(g != 0), jax.tree_util.keystr(path)
+
+
+def test_every_skip_changes_the_output(monkeypatch):
+    model, variables, images = make()
+    before = model.apply(variables, images, train=False)["logits"]
+    concatenate = jnp.concatenate
+    for dropped in range(2):
+        seen = []
+
+        def cut(arrays, axis, dropped=dropped, seen=seen):
+            seen.append(arrays)
+            skip, up = arrays
+            return concatenate([skip * 0 if len(seen) - 1 == dropped else skip, up], axis=axis)
+
+        monkeypatch.setattr("segjax.models.unet.jnp.concatenate", cut)
+        after = model.apply(variables, images, train=False)["logits"]
+        monkeypatch.undo()
+        assert len(seen) == 2 and not np.allclose(before, after)
+
+
+def test_evaluation_is_deterministic_and_leaves_statistics():
+    model, variables, images = make(dropout=0.5)
+    a, changed = model.apply(variables, images, train=False, mutable=["batch_stats"])
+    b = model.apply(variables, images, train=False)
+    assert jnp.array_equal(a["logits"], b["logits"])
+    jax.tree.map(np.testing.assert_array_equal, dict(changed["batch_stats"]), dict(variables["batch_stats"]))
+
+
+def test_bfloat16_is_near_float32():
+    model, variables, images = make()
+    half = models.create("unet", SPEC, widths=(8, 16, 32), dtype="bfloat16")
+    a = model.apply(variables, images, train=False)["logits"]
+    b = half.apply(variables, images, train=False)["logits"]
+    assert 0 < jnp.max(jnp.abs(a - b)) < 0.03 * jnp.ptp(a)
+
+
+def test_remat_changes_nothing():
+    model, variables, images = make()
+    again = models.create("unet", SPEC, widths=(8, 16, 32), remat=True)
+    assert jax.tree.structure(variables) == jax.tree.structure(again.init(jax.random.key(0), images, train=False))
+
+    def loss(params, model):
+        out = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])[0]
+        return jnp.mean(out["logits"] ** 2)
+
+    a, b = (jax.grad(loss)(variables["params"], m) for m in (model, again))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), a, b)
+
+
+def test_padding_to_the_stride_equals_padding_by_hand():
+    model, variables, images = make(size=(21, 30), norm="none")
+    padded = jnp.pad(images, ((0, 0), (0, 3), (0, 2), (0, 0)))
+    a = model.apply(variables, images, train=False)["logits"]
+    b = model.apply(variables, padded, train=False)["logits"][:, :21, :30]
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_he_initialisation():
+    net = UpConv2x2(64)
+    kernel = net.init(jax.random.key(0), jnp.zeros((1, 4, 4, 128)))["params"]["kernel"]
+    assert abs(float(kernel.std()) - (2 / 128) ** 0.5) < 0.003
+    model = models.create("unet", SPEC, widths=(64, 128))
+    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)["params"]
+    assert abs(float(params["down_1"]["Conv_0"]["kernel"].std()) - (2 / (9 * 64)) ** 0.5) < 0.002
+
+
+def test_platform_forms_agree():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 10, 5))
+    np.testing.assert_array_equal(max_pool_2x2(x), nn.max_pool(x, (2, 2), (2, 2)))
+    up = UpConv2x2(7)
+    variables = up.init(jax.random.key(1), x)
+    reference = nn.ConvTranspose(7, (2, 2), (2, 2), padding="VALID")
+    np.testing.assert_allclose(up.apply(variables, x), reference.apply(variables, x), atol=1e-5)
+
+
+def test_resize_is_half_pixel_without_antialiasing():
+    x = np.random.default_rng(0).normal(size=(1, 5, 7, 2)).astype(np.float32)
+    for size in [(11, 3), (5, 14), (1, 1)]:
+        expected = np.zeros((1, *size, 2), np.float32)
+        for i in range(size[0]):
+            for j in range(size[1]):
+                y = np.clip((i + 0.5) * 5 / size[0] - 0.5, 0, 4)
+                u = np.clip((j + 0.5) * 7 / size[1] - 0.5, 0, 6)
+                y0, u0 = int(y), int(u)
+                y1, u1 = min(y0 + 1, 4), min(u0 + 1, 6)
+                a, b = y - y0, u - u0
+                expected[0, i, j] = (1 - a) * ((1 - b) * x[0, y0, u0] + b * x[0, y0, u1]) + a * (
+                    (1 - b) * x[0, y1, u0] + b * x[0, y1, u1]
+                )
+        np.testing.assert_allclose(resize(jnp.asarray(x), size), expected, atol=1e-5)
+
+
+def test_fit_resizes_each_image_as_if_alone():
+    x = jax.random.normal(jax.random.key(0), (2, 8, 10, 3))
+    content = jnp.array([[8, 6, 16, 13], [4, 10, 9, 20]])
+    found = fit(x, content, (8, 10), (16, 20))
+    for i, (h, w, y, u) in enumerate(content.tolist()):
+        np.testing.assert_allclose(found[i, :y, :u], resize(x[i : i + 1, :h, :w], (y, u))[0], atol=1e-5)
+
+
+def test_unknown_attribute_names_the_nearest():
+    with pytest.raises(UserError, match=r"model\.width\b.*model\.widths"):
+        models.create("unet", SPEC, width=(8,))
+    with pytest.raises(UserError, match="unet"):
+        models.create("unett", SPEC)

@@ -12,25 +12,26 @@ from segjax.spec import UserError
 
 SOURCES = {
     "folder": {
-        "root": "",  # folder of the data set; ~ and $VARIABLES are expanded
-        "images": "images/{stem}.*",  # path template under root, or a folder; {split} and {stem} are filled in
-        "masks": "masks/{stem}.png",  # the same for masks; {class} makes it multi-label, one mask a class
-        "classes": (),  # class names, or a text file under root with one name a line
-        "ids": {},  # raw mask value -> class index or name; {} leaves values as they are
-        "ignore_ids": (255,),  # raw mask values without truth
-        "colours": {},  # class name -> (r, g, b), for masks drawn in colours; also the colours of pictures
-        "things": (),  # names of the classes that are countable objects
+        "root": None,  # folder of the data set; ~ and $VARIABLES are expanded
+        "images": None,  # path template under root with {stem} and perhaps {split}, or a folder
+        "masks": None,  # the same for masks; {class} makes it multi-label, one mask a class
+        "classes": None,  # class names, or a text file under root with one name a line
+        "ids": None,  # raw mask value -> class index or name; None: the index itself, and 255 ignored
+        "ignore_ids": (),  # raw mask values without truth
+        "colours": None,  # class name or "ignore" -> (r, g, b), for masks drawn in colours
+        "palette": None,  # a colour a class, for pictures; the PASCAL VOC map where left out
+        "things": (),  # classes that are countable objects
         "lists": None,  # text file under root with the stems of a split, such as "splits/{split}.txt"
-        "fractions": {},  # split -> (from, to), shares of the sorted stems, in contiguous blocks
+        "fractions": None,  # split -> (from, to), shares of the sorted stems, in contiguous blocks
         "window": None,  # (low, high) intensities mapped to 0..255, for images of more than 8 bits
     },
     "tfds": {
-        "builder": "",  # TFDS name, such as "oxford_iiit_pet"
+        "builder": None,  # TFDS name, such as "oxford_iiit_pet"
         "image": "image",  # feature that holds the image
         "mask": "segmentation_mask",  # feature that holds the mask
-        "classes": (),  # class names
-        "ids": {},  # raw mask value -> class index or name; {} leaves values as they are
-        "ignore_ids": (255,),  # raw mask values without truth
+        "classes": None,  # class names
+        "ids": None,  # raw mask value -> class index or name; None: the index itself, and 255 ignored
+        "ignore_ids": (),  # raw mask values without truth
         "data_dir": None,  # where prepared data lie; None is TFDS's own choice
         "window": None,  # (low, high) intensities mapped to 0..255, for images of more than 8 bits
     },
@@ -41,8 +42,10 @@ SOURCES = {
     },
     "brain": {},
     "arrays": {
-        "data": "",  # .npz file with {split}_image and {split}_label, or a dict of arrays from Python
-        "classes": (),  # class names
+        "data": None,  # .npz file with {split}_image and {split}_label, or a dict of arrays from Python
+        "classes": None,  # class names
+        "palette": None,  # a colour a class, for pictures
+        "things": (),  # indices of the classes that are countable objects
     },
 }
 

@@ -103,7 +103,9 @@ def test_opening_is_a_function_of_seed_and_step(loading):
         return train_batches(source(), GREY, loading, seed, batch_size=4, crop=(24, 32), **EVERYTHING)
 
     assert_equal(collect(make(1), 0, 6)[4:], collect(make(1), 4, 6))
-    assert any(not np.array_equal(a["image"], b["image"]) for a, b in zip(collect(make(1), 0, 1), collect(make(2), 0, 1)))
+    assert any(
+        not np.array_equal(a["image"], b["image"]) for a, b in zip(collect(make(1), 0, 1), collect(make(2), 0, 1))
+    )
 
 
 def test_opening_far_ahead_reads_nothing_before(monkeypatch):

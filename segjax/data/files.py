@@ -157,3 +157,23 @@ def fraction(stems: Sequence[str], fractions: Mapping[str, Sequence[float]], spl
     if not chosen:
         raise UserError(f"source.fractions: {split!r} from {low} to {high} holds none of the {len(stems)} images.")
     return list(chosen)
+
+
+def images(path: Path) -> list[Path]:
+    """Lists the images of a folder, or the one image that a path names.
+
+    Args:
+        path: file or folder; subfolders are not entered.
+
+    Returns:
+        The files, in natural order.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.is_file():
+        return [path]
+    found = sorted((p for p in path.glob("*") if p.suffix.lower() in SUFFIXES), key=lambda p: natural(p.name))
+    if not found:
+        raise UserError(f"There is no image in {path}; known suffixes: {', '.join(SUFFIXES)}.")
+    return found

@@ -138,6 +138,8 @@ def _thread_batches(sample, count, rows, layout, workers):
 
 
 def _tf_batches(sample, count, rows, layout, workers):
+    # Read at import: the pipeline has no use for oneDNN, whose rounding differs between processors.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     import tensorflow as tf
     import tensorflow.experimental.numpy as tnp
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.box import SIMPLE_HEAD
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -49,7 +49,7 @@ class Log:
         >>> workdir = tempfile.mkdtemp()
         >>> with Log(workdir, total_steps=8, tensorboard=False) as log:
         ...     log.write(4, "test", {"mIoU": 0.5, "iou_per_class": {"cat": 0.5, "dog": float("nan")}})
-        >>> print(open(f"{workdir}/metrics.jsonl").read().strip())
+        >>> print(Path(workdir, "metrics.jsonl").read_text().strip())
         {"step": 4, "split": "test", "mIoU": 0.5, "iou_per_class": {"cat": 0.5, "dog": null}}
     """
 
@@ -183,7 +183,7 @@ class Log:
             columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[figures]}"))
             # Rich would send what others print to stdout to stderr.
             self._bar = Progress(*columns, console=self.console, redirect_stdout=False)
-            self._bar.add_task("", total=self.total_steps, figures="")
+            self._bar.add_task("", total=self.total_steps, completed=step, figures=figures)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=step, figures=figures)
         if step >= self.total_steps:
@@ -198,8 +198,8 @@ def table(summary: Mapping[str, Any], console: Console | None = None) -> None:
         console: where to; None is stderr of process 0.
 
     Example:
-        >>> from rich.console import Console
-        >>> table({"iou_per_class": {"cat": 0.5, "dog": None}, "mIoU": 0.5}, Console(width=40))
+        >>> summary = {"iou_per_class": {"cat": 0.5, "dog": None}, "mIoU": 0.5}
+        >>> table(summary, Console(width=40))  # doctest: +NORMALIZE_WHITESPACE
         <BLANKLINE>
           Class      IoU
          ────────────────
@@ -212,13 +212,12 @@ def table(summary: Mapping[str, Any], console: Console | None = None) -> None:
     columns = {heading: keys for heading, keys in COLUMNS.items() if keys[0] in summary}
     if not columns or (console is None and jax.process_index() > 0):
         return
-    grid = Table("Class", box=SIMPLE_HEAD, show_footer=False)
-    for heading in columns:
-        grid.add_column(heading, justify="right", no_wrap=True)
+    grid = Table(box=SIMPLE, show_footer=True)
+    grid.add_column("Class", "mean", overflow="fold")
+    for heading, (_, mean) in columns.items():
+        grid.add_column(heading, _figure(summary.get(mean)), justify="right", no_wrap=True)
     for name in summary["iou_per_class"]:
-        grid.add_row(Text(name, overflow="fold"), *(_figure(summary[each].get(name)) for each, _ in columns.values()))
-    grid.add_section()
-    grid.add_row("mean", *(_figure(summary.get(mean)) for _, mean in columns.values()))
+        grid.add_row(Text(name), *(_figure(summary[each].get(name)) for each, _ in columns.values()))
     (console or Console(stderr=True)).print(grid)
 
 

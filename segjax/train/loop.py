@@ -151,7 +151,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
                         f"run.warmup or set optimizer.clip=1.0; the last checkpoint in {workdir} is untouched."
                     )
                 rate = (i - previous[0]) * train.batch_size / (time.monotonic() - previous[1])
-                log.write(i, "train", scalars | {"learning_rate": float(schedule(i)), "images_per_second": rate})
+                log.write(i, "train", scalars | {"learning_rate": float(schedule(i - 1)), "images_per_second": rate})
                 log.progress(i, scalars["loss"], rate)
                 previous = (i, time.monotonic())
             summary = None
@@ -218,7 +218,7 @@ def restore(config: ConfigDict, spec: DatasetSpec, workdir: str) -> tuple[Plan, 
     """
     built = plan(config, spec)
     # Shapes of the parameters do not depend on the size of the images, nor of the run on its length.
-    tx, _ = call(optimizer.make, "optimizer", config.optimizer, 1)
+    tx, _ = call(optimizer.make, "optimizer", config.optimizer, config.optimizer.accumulate)
     side = 2 * (built.preprocess.context + 64)
     shape = (1, side, side, len(built.preprocess.mean))
     checkpoints = call(checkpoint.Checkpoints, "checkpoint", config.checkpoint, workdir)

@@ -98,7 +98,7 @@ def make_train_step(
             t = state.step.astype(jnp.float32)
             keep = jnp.minimum(ema_decay, (1 + t) / (10 + t))
             ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - keep)
-        scalars["gradient_norm"] = optax.global_norm(grads)
+        scalars["gradient_norm"] = optax.tree.norm(grads)
         return State(state.step + 1, params, batch_stats, opt_state, ema), scalars
 
     return train_step

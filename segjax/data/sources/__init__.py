@@ -6,11 +6,17 @@ from typing import Any
 
 from segjax.config import check_keys, choose
 from segjax.data.sources.arrays import arrays
+from segjax.data.sources.brain import brain
 from segjax.data.sources.folder import folder
+from segjax.data.sources.shapes import shapes
+from segjax.data.sources.tfds import tfds
 from segjax.spec import UserError
 
 SOURCES: dict[str, Callable[..., Any]] = {
     "folder": folder,
+    "tfds": tfds,
+    "shapes": shapes,
+    "brain": brain,
     "arrays": arrays,
 }
 
@@ -40,6 +46,10 @@ def create(split: str, *, name: str, channels: int = 3, **kwargs) -> Any:
     known = inspect.signature(make).parameters
     check_keys(kwargs, known, "source")
     for key, parameter in known.items():
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty and key not in kwargs:
+        if (
+            parameter.kind is parameter.KEYWORD_ONLY
+            and parameter.default is parameter.empty
+            and kwargs.get(key) is None
+        ):
             raise UserError(f"The source {name!r} needs source.{key}.")
     return make(split, channels=channels, **kwargs)

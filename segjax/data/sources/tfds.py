@@ -1,0 +1,235 @@
+"""Data sets of TensorFlow Datasets, read at random places and decoded strictly."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+from PIL import Image
+
+from segjax.data import files, reading
+from segjax.data.ids import apply, make_map
+from segjax.data.sources.folder import Table
+from segjax.spec import DatasetSpec, UserError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TFDS:
+    """Records of a prepared data set; made by `tfds`.
+
+    Attributes:
+        spec: facts about the labels.
+        label: what records are called: data set and split.
+        records: random access to dicts of features, with images still encoded.
+        image: feature that holds the image.
+        mask: feature that holds the ids.
+        channels: 1 or 3.
+        window: values that become 0 and 255 in images of more than 8 bits.
+        table: label of each id, see `segjax.data.ids`.
+    """
+
+    spec: DatasetSpec
+    label: str
+    records: Any
+    image: str
+    mask: str
+    channels: int
+    window: tuple[float, float] | None
+    table: Int32[np.ndarray, "ids"]
+
+    def __len__(self):
+        return len(self.records)
+
+    def name(self, i: int) -> str:
+        """Data set, split, and the place of record i in the split."""
+        return f"{self.label}_{i:06d}"
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Rows and columns of the label of sample i, from the head of its encoded mask."""
+        mask = self.records[i][self.mask]
+        if not isinstance(mask, bytes):
+            return mask.shape[:2]
+        try:
+            with Image.open(io.BytesIO(mask), formats=reading.FORMATS) as picture:
+                return picture.height, picture.width
+        except Exception as error:  # Pillow raises nearly every built-in error when bytes make no sense
+            raise reading.CorruptImage(f"{self.name(i)} ({self.mask}): not a readable image ({error}).") from error
+
+    def ids(self, i: int) -> dict[int, int]:
+        """Counts the ids that the mask of sample i holds, known or not.
+
+        Args:
+            i: sample.
+
+        Returns:
+            Pixel count of each id.
+        """
+        values, counts = np.unique(self._raw(self.records[i], i), return_counts=True)
+        return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+    def read(self, i: int) -> dict[str, np.ndarray]:
+        """Reads sample i.
+
+        Args:
+            i: sample.
+
+        Returns:
+            "image": uint8 [y, x, c]; "label": `spec.label_dtype` [y, x].
+
+        Raises:
+            CorruptImage: the image or the mask cannot be decoded.
+            UserError: sizes differ, or the mask holds an id without a class.
+        """
+        record = self.records[i]
+        image = reading.image(record[self.image], self.channels, self.window, f"{self.name(i)} ({self.image})")
+        raw = self._raw(record, i)
+        if raw.shape != image.shape[:2]:
+            raise reading.SizeMismatch(
+                f"{self.name(i)} has an image of {image.shape[0]} x {image.shape[1]} pixels (rows x columns) "
+                f"but a mask of {raw.shape[0]} x {raw.shape[1]}."
+            )
+        return {"image": image, "label": apply(self.table, raw, self.spec, f"{self.name(i)} ({self.mask})")}
+
+    def _raw(self, record, i):
+        mask = record[self.mask]
+        if isinstance(mask, bytes):
+            return reading.mask(mask, name=f"{self.name(i)} ({self.mask})")
+        return mask.reshape(mask.shape[:2]).astype(np.int64)
+
+
+def tfds(
+    split: str,
+    *,
+    channels: int = 3,
+    builder: str,
+    image: str = "image",
+    mask: str = "segmentation_mask",
+    classes: Sequence[str] | None = None,
+    ids: Table | None = None,
+    ignore_ids: Sequence[int] = (),
+    palette: Sequence[Sequence[int]] | None = None,
+    things: Sequence[int] = (),
+    data_dir: str | None = None,
+    window: Sequence[float] | None = None,
+) -> TFDS:
+    """A data set of TensorFlow Datasets with an image and a mask in each record.
+
+    Records are read in any order from ArrayRecord files; a set that is not on disk is downloaded and prepared first.
+    Pixels are decoded by `segjax.data.reading`, not by TFDS: masks with a palette give their indices, and 16-bit masks
+    all their values. Masks may be Image, LabeledImage or Tensor features.
+
+    Args:
+        split: any split that TFDS understands, such as "train" or "train[:80%]".
+        channels: 1 to read images as grey, 3 as RGB.
+        builder: name, with a configuration and a version if need be: "oxford_iiit_pet:4.*.*".
+        image: feature that holds the image.
+        mask: feature that holds the ids.
+        classes: class names in the order of their index; those of the mask when it is a LabeledImage.
+        ids: class (name or index) of each id in the masks; the word "ignore" for no truth. Keys may be strings, as in
+            JSON. When left out an id is a class index, and 255 (65535 with more than 255 classes) is ignored.
+        ignore_ids: further ids without truth.
+        palette: (red, green, blue) of each class in pictures; the PASCAL VOC colours when left out.
+        things: indices of the classes that are countable objects.
+        data_dir: where TFDS keeps its data; $TFDS_DATA_DIR or ~/tensorflow_datasets when left out.
+        window: values that become 0 and 255 in images with more than 8 bits a pixel.
+
+    Returns:
+        The source.
+
+    Raises:
+        UserError: TensorFlow is not installed; the data set, split or feature does not exist, cannot be prepared, or
+            was prepared as files without random access; classes and ids do not fit.
+    """
+    made = _prepared(builder, None if data_dir is None else files.resolve(data_dir))
+    features = made.info.features
+    _check(features, builder, image, mask)
+    names = getattr(features[mask], "names", None) if classes is None else classes
+    if not names:
+        raise UserError(f"source.classes: feature {mask!r} of {builder} has no class names of its own; list them.")
+    spec = DatasetSpec(
+        classes=tuple(names),
+        colours=tuple((int(r), int(g), int(b)) for r, g, b in palette or ()),
+        things=tuple(things),
+        ignore=255 if len(names) < 256 else 65535,
+    )
+    return TFDS(
+        spec=spec,
+        label=re.sub(r"[^\w-]", "", f"{made.name}_{split.replace(':', '-')}"),
+        records=_records(made, split),
+        image=image,
+        mask=mask,
+        channels=channels,
+        window=None if window is None else (float(window[0]), float(window[1])),
+        table=make_map(spec, None if ids is None else dict(ids.items()), ignore_ids),
+    )
+
+
+def _prepared(name, data_dir):
+    """Builder of a data set that is on disk as ArrayRecord files."""
+    if absent := [module for module in ("tensorflow", "array_record") if importlib.util.find_spec(module) is None]:
+        raise UserError(f"source 'tfds' needs {' and '.join(absent)}. Run `pip install \"segjax[tf]\"`.")
+    import tensorflow_datasets
+
+    try:
+        made = tensorflow_datasets.builder(name, data_dir=data_dir)
+        if not made.is_prepared():
+            made = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
+    except Exception as error:  # of a dozen kinds, from an AssertionError for a version to whatever a builder raises
+        raise UserError(f"source.builder: TFDS cannot make {name!r}: {_first_line(error)}") from error
+    if made.is_prepared():
+        if made.info.file_format.value != "array_record":
+            raise UserError(
+                f"{made.data_path} holds {name} as {made.info.file_format.value} files, which cannot be read at "
+                "random places. Set source.data_dir (or TFDS_DATA_DIR) to another folder; it is prepared there."
+            )
+        return made
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # TFDS reports its progress with print
+            made.download_and_prepare()
+    except Exception as error:  # network, checksums, disk, manual downloads, and whatever a builder raises
+        raise UserError(
+            f"{name} is not in {made.data_path} and could not be prepared: {_first_line(error)}. Set source.data_dir "
+            "(or TFDS_DATA_DIR) to a folder that has it, or prepare it where there is a network with "
+            f"`tfds build {made.info.full_name} --file_format=array_record --data_dir=FOLDER`."
+        ) from error
+    return made
+
+
+def _check(features, builder, image, mask):
+    """Raises a UserError unless both features exist and hold what they should."""
+    from tensorflow_datasets import features as kinds
+
+    for key, name in (("image", image), ("mask", mask)):
+        if name not in features:
+            raise UserError(f"source.{key}: {builder} has no feature {name!r}, only {', '.join(features)}.")
+    if not isinstance(features[image], kinds.Image) or features[image].np_dtype == np.float32:
+        raise UserError(f"source.image: feature {image!r} of {builder} is no Image of integers: {features[image]}.")
+    shape, dtype = features[mask].shape, features[mask].np_dtype
+    whole = np.issubdtype(dtype, np.integer) or dtype == np.bool_
+    flat = len(shape) == 2 or (len(shape) == 3 and (shape[2] == 1 or isinstance(features[mask], kinds.Image)))
+    if not isinstance(features[mask], kinds.Image | kinds.Tensor) or not whole or not flat:
+        raise UserError(f"source.mask: feature {mask!r} of {builder} is no map of ids: {features[mask]}.")
+
+
+def _records(builder, split):
+    """Random access to the records of a split, with every image left encoded."""
+    from tensorflow_datasets import decode, features
+
+    encoded = {
+        name: decode.SkipDecoding() for name, kind in builder.info.features.items() if isinstance(kind, features.Image)
+    }
+    try:
+        return builder.as_data_source(split, decoders=encoded)
+    except ValueError as error:
+        raise UserError(f"TFDS has no split {split!r} of {builder.name}: {_first_line(error)}") from error
+
+
+def _first_line(error):
+    line, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {line.rstrip('.')}"

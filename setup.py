@@ -1,3 +1,5 @@
+import pathlib
+
 from setuptools import find_packages, setup
 
 TENSORFLOW = [
@@ -12,7 +14,7 @@ setup(
     name="segjax",
     version="0.1.0",
     description="Image segmentation in JAX and Flax, for TPUs, GPUs and CPUs",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -32,15 +32,20 @@ SOURCES = {
         "classes": None,  # class names
         "ids": None,  # raw mask value -> class index or name; None: the index itself, and 255 ignored
         "ignore_ids": (),  # raw mask values without truth
+        "palette": None,  # a colour a class, for pictures; the PASCAL VOC map where left out
+        "things": (),  # classes that are countable objects
         "data_dir": None,  # where prepared data lie; None is TFDS's own choice
         "window": None,  # (low, high) intensities mapped to 0..255, for images of more than 8 bits
     },
     "shapes": {
-        "count": 256,  # scenes in the split
+        "count": None,  # scenes in the split; None: 4096 in "train", 512 elsewhere
         "size": (128, 128),  # rows, columns
         "seed": 0,  # scenes are a function of (seed, split, index)
+        "objects": (2, 8),  # fewest and most things in a scene
     },
-    "brain": {},
+    "brain": {
+        "plane": "axial",  # axial | coronal
+    },
     "arrays": {
         "data": None,  # .npz file with {split}_image and {split}_label, or a dict of arrays from Python
         "classes": None,  # class names

@@ -90,14 +90,21 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], mode: Mode) -> dict[str,
     return {k: jax.device_put(v.reshape(count, -1, *v.shape[1:]), batched(local)) for k, v in batch.items()}
 
 
-def local_rows(array: Any) -> np.ndarray:
-    """Fetches this host's rows of an array that is divided over the first axis.
+def as_global(mesh: Mesh, tree: Any) -> Any:
+    """Makes global arrays of what every device holds whole; pmap's results know their own host only.
 
     Args:
-        array: a device array [rows of all hosts, ...].
+        mesh: the devices.
+        tree: arrays that every device of the mesh holds.
 
     Returns:
-        Array [rows of this host, ...], in order.
+        The same buffers as arrays over the whole mesh.
     """
-    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+    place = replicated(mesh)
+
+    def convert(x):
+        if x.sharding == place:
+            return x
+        return jax.make_array_from_single_device_arrays(x.shape, place, [s.data for s in x.addressable_shards])
+
+    return jax.tree.map(convert, tree)

@@ -92,7 +92,7 @@ class DatasetSpec:
         if self.mode == "binary" and len(self.classes) != 2:
             raise UserError(
                 f"task.mode='binary' needs exactly two classes (background, foreground), but the data set has "
-                f"{len(self.classes)}: {', '.join(self.classes)}. Use task.mode='multiclass', or map ids so that two remain."
+                f"{len(self.classes)}: {', '.join(self.classes)}. Use task.mode='multiclass', or map to two classes."
             )
         if not all(0 <= t < len(self.classes) for t in self.things):
             raise UserError(f"Thing ids {list(self.things)} are not all indices of the {len(self.classes)} classes.")

@@ -97,7 +97,7 @@ def test_everything_is_due_at_the_end():
     assert [i for i in range(1, 26) if run.due("checkpoint", i)] == [10, 20, 25]
     with pytest.raises(UserError, match="less than one step"):
         durations(10, 2, total=0)
-    with pytest.raises(UserError, match="run.unit='epoch'.*'epochs'"):
+    with pytest.raises(UserError, match=r"run.unit='epoch'.*'epochs'"):
         durations(10, 2, unit="epoch")
 
 

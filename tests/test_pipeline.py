@@ -104,7 +104,8 @@ def test_opening_is_a_function_of_seed_and_step(loading):
 
     assert_equal(collect(make(1), 0, 6)[4:], collect(make(1), 4, 6))
     assert any(
-        not np.array_equal(a["image"], b["image"]) for a, b in zip(collect(make(1), 0, 1), collect(make(2), 0, 1))
+        not np.array_equal(a["image"], b["image"])
+        for a, b in zip(collect(make(1), 0, 1), collect(make(2), 0, 1), strict=True)
     )
 
 

@@ -320,7 +320,7 @@ def test_refuses_the_workdir_of_another_model(tmp_path):
     with pytest.raises(UserError, match=r"another model: model.widths: \[4, 8\] -> \[8, 16\]"):
         train_and_evaluate(config, str(tmp_path / "run"))
     config.init.allow_changed = True
-    with pytest.raises(UserError, match="Checkpoint 4 .* does not fit"):
+    with pytest.raises(UserError, match=r"Checkpoint 4 .* does not fit"):
         train_and_evaluate(config, str(tmp_path / "run"))
     config.model.widths, config.model.dropout = (4, 8), 0.5
     config.run.total = 6
@@ -363,7 +363,7 @@ def test_faults_of_the_workdir(tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         train_and_evaluate(config, str(tmp_path / "file" / "run"))
     config.checkpoint.best = "mIuO"
-    with pytest.raises(UserError, match="checkpoint.best='mIuO' is not a figure"):
+    with pytest.raises(UserError, match=r"checkpoint.best='mIuO' is not a figure"):
         train_and_evaluate(config, str(tmp_path / "run"))
 
 

@@ -112,6 +112,7 @@ class Checkpoints:
         policies = ocp.checkpoint_managers
         self._manager = ocp.CheckpointManager(
             pathlib.Path(workdir).absolute() / "checkpoints",
+            item_handlers={"state": ocp.StandardCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 best_fn=self._figure,
                 preservation_policy=policies.AnyPreservationPolicy(
@@ -183,19 +184,31 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint is of another shape.
         """
-        place = parallel.replicated(mesh)
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract)
-        try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-            return self._manager.restore(step, args=args)["state"]
-        except (ValueError, KeyError) as error:
-            first = str(error).strip().splitlines()
+        saved = _shapes(self._manager.item_metadata(step)["state"].tree)
+        wanted = _shapes(abstract)
+        wrong = [
+            f"{name}: saved {saved.get(name, 'nothing')}, configured {wanted.get(name, 'nothing')}"
+            for name in saved | wanted
+            if saved.get(name) != wanted.get(name)
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise UserError(
                 f"Checkpoint {step} in {self._workdir} does not fit the configured model and optimiser: "
-                f"{' '.join(first[:6])}"
-            ) from error
+                f"{'; '.join(wrong[:5])}{more}. Choose another --workdir, or the configuration in its config.json."
+            )
+        place = parallel.replicated(mesh)
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        return self._manager.restore(step, args=args)["state"]
 
     def close(self) -> None:
         """Waits for what is being saved."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of every leaf by its dotted path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}

@@ -159,7 +159,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
                 summary = evaluate(eval_step, now.variables(ema.evaluate), task, test, mesh, mode)
                 log.write(i, "test", summary)
             if summary is not None or run.due("checkpoint", i):
-                checkpoints.save(i, now, summary)
+                checkpoints.save(i, parallel.as_global(mesh, now), summary)
             if summary is not None:
                 previous = (i, time.monotonic())
         chosen = checkpoints.chosen()

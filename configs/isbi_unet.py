@@ -1,0 +1,40 @@
+"""U-Net on the ISBI 2012 membrane set: 30 slices of 512x512 from an electron microscope, 24 to train, 6 to test.
+
+The slices are neighbours, so the test slices are the last six, in one block. Run it with
+
+SEGJAX_DATA=/path/to segjax train --config configs/isbi_unet.py --workdir runs/isbi
+"""
+
+from segjax.config import base
+
+
+def get_config():
+    """Membranes and interiors, with the flips, rotations and elastic deformation of the U-Net paper."""
+    config = base(source="folder")
+    config.source.root = "$SEGJAX_DATA/isbi2012_membrane"
+    config.source.images = "train/image/{stem}.png"
+    config.source.masks = "train/label/{stem}.png"
+    config.source.classes = ("membrane", "interior")
+    config.source.ids = {"0": "membrane", "255": "interior"}
+    config.source.fractions = {"train": (0.0, 0.8), "test": (0.8, 1.0)}
+    config.preprocess.mean = (126.0,)
+    config.preprocess.std = (44.0,)
+    config.preprocess.outside = "mirror"
+    config.data.batch_size = 4
+    config.data.crop = (256, 256)
+    config.data.scale = (0.8, 1.25)
+    config.data.rotate = 180.0
+    config.data.flip_vertical = True
+    config.data.elastic = 10.0
+    config.augment.brightness = 0.1
+    config.augment.contrast = 0.2
+    config.augment.noise = 0.05
+    config.model.widths = (16, 32, 64, 128)
+    config.task.dice = 1.0
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = "polynomial"
+    config.ema.decay = 0.99
+    config.run.total = 800
+    config.run.warmup = 50
+    config.eval.batch_size = 2
+    return config

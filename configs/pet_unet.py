@@ -1,0 +1,38 @@
+"""U-Net on Oxford-IIIT Pet through TensorFlow Datasets: pet, background and the border between them.
+
+3,680 training and 3,669 test photographs of many sizes, fitted into 256x256; scores are at the photographs' own
+size. TFDS downloads and prepares the set (0.8 GB) at the first start.
+
+segjax train --config configs/pet_unet.py --workdir runs/pet
+"""
+
+from segjax.config import base
+
+
+def get_config():
+    """Pets at 256x256."""
+    config = base(source="tfds")
+    config.source.builder = "oxford_iiit_pet:4.*.*"
+    config.source.classes = ("pet", "background", "border")
+    config.source.ids = {"1": "pet", "2": "background", "3": "border"}
+    config.preprocess.mean = (124.0, 116.0, 104.0)
+    config.preprocess.std = (58.0, 57.0, 57.0)
+    config.preprocess.resize = (256, 256)
+    config.data.batch_size = 64
+    config.data.crop = (256, 256)
+    config.data.scale = (0.75, 1.5)
+    config.augment.brightness = 0.1
+    config.augment.contrast = 0.2
+    config.augment.saturation = 0.2
+    config.augment.hue = 0.02
+    config.model.widths = (32, 64, 128, 256, 512)
+    config.model.dtype = "bfloat16"
+    config.task.dice = 0.5
+    config.optimizer.learning_rate = 2e-3
+    config.ema.decay = 0.998
+    config.run.unit = "epochs"
+    config.run.total = 60
+    config.run.warmup = 2
+    config.eval.batch_size = 64
+    config.eval.buckets = 4
+    return config

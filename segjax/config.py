@@ -275,7 +275,7 @@ class Durations(NamedTuple):
 
 
 def durations(
-    steps_per_epoch: float,
+    steps_per_epoch: int | float,
     batch_size: int,
     *,
     unit: Literal["steps", "epochs", "examples"] = "steps",
@@ -319,7 +319,7 @@ def durations(
     )
 
 
-def to_dict(config: ConfigDict) -> dict[str, Any]:
+def to_dict(config: ConfigDict | dict) -> dict[str, Any]:
     """Returns a configuration as plain dicts and lists, as JSON gives it back.
 
     Args:

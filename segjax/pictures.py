@@ -1,15 +1,18 @@
 """Labels as pictures: colours, overlays, error maps, contact sheets."""
 
+import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from segjax.spec import DatasetSpec
 
 IGNORED = (110, 110, 110)
 WRONG = (230, 40, 40)
+LEAST = 160  # columns of a panel
 
 
 def colourise(label: Shaped[np.ndarray, "y x *k"], spec: DatasetSpec) -> UInt8[np.ndarray, "y x 3"]:
@@ -73,6 +76,7 @@ def errors(
         uint8 [y, x, 3].
     """
     wrong = (truth == 1) != (prediction == 1) if truth.ndim == 3 else truth != prediction
+    wrong &= truth != spec.ignore
     wrong = wrong.any(-1) if wrong.ndim == 3 else wrong
     picture = (_rgb(image) // 2 + 60).astype(np.uint8)
     picture[wrong] = WRONG
@@ -80,7 +84,7 @@ def errors(
 
 
 def panels(pictures: Sequence[UInt8[np.ndarray, "y x 3"]], captions: Sequence[str]) -> Image.Image:
-    """Sets pictures of one size side by side, each under its caption.
+    """Sets pictures of one size side by side, each under its caption; small ones are enlarged by a whole factor.
 
     Args:
         pictures: uint8 [y, x, 3] each.
@@ -90,12 +94,14 @@ def panels(pictures: Sequence[UInt8[np.ndarray, "y x 3"]], captions: Sequence[st
         The sheet.
     """
     height, width = pictures[0].shape[:2]
-    gap, head = 4, 16
+    factor = max(1, min(math.ceil(LEAST / width), 4 * LEAST // height))
+    height, width, gap, head = factor * height, factor * width, 4, 16
     sheet = Image.new("RGB", (len(pictures) * (width + gap) - gap, height + head), "white")
-    draw = ImageDraw.Draw(sheet)
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        sheet.paste(Image.fromarray(picture), (i * (width + gap), head))
-        draw.text((i * (width + gap) + 2, 2), caption, fill="black")
+        panel = Image.new("RGB", (width, height + head), "white")  # cuts a caption that is too long
+        panel.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST), (0, head))
+        ImageDraw.Draw(panel).text((2, 2), caption, fill="black")
+        sheet.paste(panel, (i * (width + gap), 0))
     return sheet
 
 
@@ -119,7 +125,8 @@ def contact_sheet(rows: Sequence[Image.Image]) -> Image.Image:
 
 def legend(spec: DatasetSpec) -> Image.Image:
     """Names the colours of the classes, one a line."""
-    sheet = Image.new("RGB", (220, 18 * len(spec.classes)), "white")
+    width = 32 + math.ceil(max(ImageFont.load_default().getlength(name) for name in spec.classes))
+    sheet = Image.new("RGB", (width, 18 * len(spec.classes)), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (name, colour) in enumerate(zip(spec.classes, spec.colours, strict=True)):
         draw.rectangle((2, 18 * i + 3, 20, 18 * i + 15), fill=tuple(colour), outline="black")
@@ -141,6 +148,22 @@ def masks(label: Shaped[np.ndarray, "y x *k"], spec: DatasetSpec) -> list[tuple[
         pair = [(0, 0, 0), (255, 255, 255)]
         return [(f".{name}", _palette(label[..., k], pair)) for k, name in enumerate(spec.classes)]
     return [("", _palette(label, spec.colours))]
+
+
+def file_name(text: str) -> str:
+    """Makes a name fit to be (part of) a file's name and of a relative URL.
+
+    Args:
+        text: name of a sample or a class.
+
+    Returns:
+        Its letters, digits, dots and dashes; "_" for the rest.
+
+    Example:
+        >>> file_name("seq 01/0016:E5")
+        'seq_01_0016_E5'
+    """
+    return re.sub(r"[^\w.-]", "_", text)[-100:]
 
 
 def _palette(label, colours):

@@ -10,6 +10,7 @@ import jinja2
 import numpy as np
 
 from segjax import infer, pictures
+from segjax.data.reading import CorruptImage
 from segjax.spec import UserError
 from segjax.train import checkpoint, loop
 
@@ -78,7 +79,7 @@ def read_log(workdir: str) -> list[dict[str, Any]]:
     path = pathlib.Path(workdir) / "metrics.jsonl"
     if not path.exists():
         raise UserError(f"There is no log in {workdir}: metrics.jsonl is missing.")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def curves(workdir: str) -> Html:
@@ -142,7 +143,10 @@ def strips(workdir: str, count: int = 8) -> list[tuple[str, Any]]:
     chosen = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int))
     found = []
     for i in chosen.tolist():
-        sample = source.read(i)
+        try:
+            sample = source.read(i)
+        except CorruptImage:  # evaluation has named it
+            continue
         image, truth = sample["image"], sample["label"]
         label = predict(image)["label"]
         parts = [
@@ -190,10 +194,10 @@ def write(workdir: str, summary: dict[str, Any], pictures_of: int = 8) -> None:
     _, spec = checkpoint.read_config(workdir)
     pictures.legend(spec).save(folder / "legend.png")
     images = []
-    for name, picture in strips(workdir, pictures_of):
-        file = name.replace("/", "_").replace("\\", "_") + ".png"
+    for i, (name, picture) in enumerate(strips(workdir, pictures_of)):
+        file = f"{i}_{pictures.file_name(name)}.png"  # the number keeps apart names that become one
         picture.save(folder / file)
         images.append((name, file))
     title = f"segjax: {pathlib.Path(workdir).absolute().name}"
     page = _PAGE.render(title=title, table=table(summary), curves=curves(workdir), images=images)
-    (folder / "index.html").write_text(page)
+    (folder / "index.html").write_text(page, encoding="utf-8")

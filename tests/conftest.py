@@ -15,8 +15,8 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-with install_import_hook("segjax", "beartype.beartype"):
-    import segjax  # noqa: F401
+# Installed for the whole session: every module of segjax has its annotations checked when it is called.
+install_import_hook("segjax", "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

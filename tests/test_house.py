@@ -5,7 +5,11 @@ import pathlib
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import jaxtyping
 import pytest
+
+from segjax import losses
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "segjax"
 
@@ -35,6 +39,14 @@ def imported(tree):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_annotations_are_checked():
+    """The import hook of conftest.py is at work: a wrong shape or type is refused."""
+    with pytest.raises(jaxtyping.TypeCheckError):
+        losses.split_ignore(jnp.zeros((2, 2), jnp.uint8), ignore="255")
+    with pytest.raises(jaxtyping.TypeCheckError):
+        losses.cross_entropy(jnp.zeros((1, 2, 2, 3)), jnp.zeros((1, 2, 3), jnp.int32))
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))

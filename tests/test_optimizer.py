@@ -214,7 +214,7 @@ def test_strict_promotion_is_restored():
     one = {"kernel": jnp.ones(())}
     tx.update(one, tx.init(one), one)
     rate(jnp.int32(3))
-    with pytest.raises(jax.dtypes.TypePromotionError):
+    with pytest.raises(Exception, match="promotion"):
         jnp.int32(1) + jnp.float32(1)
 
 

@@ -219,7 +219,7 @@ def test_faults_of_the_configuration(data_dir, split, kwargs, message):
 
 
 def test_faults_of_records(data_dir):
-    with pytest.raises(SizeMismatch, match="segjax_toy_train_000000 has an image of"):
+    with pytest.raises(SizeMismatch, match=r"000000 \(image\) has .* but its mask segjax_toy_train_000000 \(small\)"):
         toy(data_dir, mask="small", classes=CLASSES).read(0)
     with pytest.raises(CorruptImage, match=r"segjax_toy_train_000000 \(broken\)"):
         toy(data_dir, mask="broken", classes=CLASSES).read(0)
@@ -232,8 +232,12 @@ def test_other_file_format(tmp_path):
         toy(prepare(tmp_path, "tfrecord"))
 
 
-def test_prepares_what_is_not_there(tmp_path, capsys):
+def test_prepares_what_is_not_there_and_says_so(tmp_path, capsys, caplog):
+    caplog.set_level("INFO", "segjax")
     source = toy(str(tmp_path))
+    assert [r.message for r in caplog.records if r.name == "segjax"] == [
+        f"Preparing segjax_toy/1.0.0 in {tmp_path}/segjax_toy/1.0.0; files that are not there are downloaded."
+    ]
     assert len(source) == COUNT and (tmp_path / "segjax_toy" / "1.0.0" / "dataset_info.json").is_file()
     assert capsys.readouterr().out == ""
 
@@ -272,5 +276,5 @@ def test_pets(tmp_path):
         assert source.name(0) == "oxford_iiit_pet_train-80_000000"
         rows, columns = source.size(0)
         assert sum(source.ids(0).values()) == rows * columns
-        with pytest.raises(UserError, match=r"oxford_iiit_pet_train-80_000000 (has an image of|.*no class)"):
+        with pytest.raises(UserError, match=r"oxford_iiit_pet_train-80_000000 .*(but its mask|no class)"):
             source.read(0)

@@ -1,24 +1,47 @@
 """The command line: `segjax VERB …`, one file a verb."""
 
+import functools
 import json
 import logging
+import operator
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 from absl import flags
 
 from segjax.spec import UserError
 
+
+class Verb(NamedTuple):
+    """What a verb does, and the flags that it cannot do without."""
+
+    text: str
+    required: tuple[str, ...] = ()
+
+
 VERBS = {
-    "train": "trains and evaluates; resumes from the workdir by itself",
-    "evaluate": "scores a workdir's checkpoint",
-    "predict": "images or a folder in, masks and overlays out",
-    "inspect": "audits a data set and shows what the pipeline feeds",
-    "doctor": "versions, devices, what is missing and the command that mends it",
+    "train": Verb("trains and evaluates; resumes from the workdir by itself", ("config", "workdir")),
+    "evaluate": Verb("scores a workdir's checkpoint", ("workdir",)),
+    "predict": Verb("images or a folder in, masks and overlays out", ("workdir", "input", "output")),
+    "inspect": Verb("audits a data set and shows what the pipeline feeds", ("config",)),
+    "doctor": Verb("versions, devices, what is missing and the command that mends it"),
 }
+
+
+class _Stderr(logging.StreamHandler):
+    """Writes to what stderr is at the moment: the progress bar replaces it to print lines above itself."""
+
+    def emit(self, record):
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+_HANDLER = _Stderr()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,34 +51,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: verb and flags; None takes them from the process.
 
     Returns:
-        Exit code: 0, 1 for what went wrong in the run, 2 for a command that cannot be understood.
+        Exit code: 0, 1 for what went wrong in the run, 2 for a command that cannot be understood, 130 for Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = argv[0] if argv else "--help"
     if verb in ("-h", "--help", "help"):
         print("usage: segjax VERB [flags]     (segjax VERB --help lists the flags)\n")
-        print("\n".join(f"  {name:10}{text}" for name, text in VERBS.items()))
+        print("\n".join(f"  {name:10}{each.text}" for name, each in VERBS.items()))
         return 0
-    verbose = "--verbose" in argv
     try:
         if verb not in VERBS:
-            raise UserError(f"There is no verb {verb!r}. Verbs: {', '.join(VERBS)}.")
+            raise flags.Error(f"There is no verb {verb!r}. Verbs: {', '.join(VERBS)}.")
         _quiet()
         values = _parse(verb, argv[1:])
         if values is None:
             return 0
         result = _module(verb).main(values)
-        if result is not None:
-            print(json.dumps(result), flush=True)
+        print(json.dumps(result), flush=True)
         return 0
-    except UserError as error:
-        if verbose:
+    except (UserError, OSError, flags.Error, KeyboardInterrupt) as error:
+        if "--verbose" in argv:
             traceback.print_exc()
-        print(f"segjax: {error}", file=sys.stderr)
-        return 1
-    except flags.Error as error:
-        print(f"segjax: {error} (`segjax {verb} --help` lists the flags)", file=sys.stderr)
-        return 2
+        print(f"segjax: {'interrupted' if isinstance(error, KeyboardInterrupt) else error}", file=sys.stderr)
+        return 2 if isinstance(error, flags.Error) else 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 def _module(verb: str) -> ModuleType:
@@ -75,27 +93,46 @@ def _module(verb: str) -> ModuleType:
 
 def _parse(verb: str, argv: list[str]) -> flags.FlagValues | None:
     """Parses a verb's flags; None after printing its help."""
-    module, values = _module(verb), flags.FlagValues()
+    values = flags.FlagValues()
+    _module(verb).define_flags(values)
     flags.DEFINE_bool("verbose", False, "Print the traceback of an error.", flag_values=values)
-    module.define_flags(values)
     if {"-h", "--help"} & set(argv):
-        print(f"segjax {verb}: {VERBS[verb]}\n{values.main_module_help() or values}")
+        print(_help(verb, values))
         return None
-    before, sys.argv = sys.argv, [f"segjax {verb}", *argv]  # config_flags reads its overrides from there
     try:
-        rest = values(sys.argv)[1:]
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        text = str(error.args[0] if error.args else error)
-        raise UserError(f"The configuration cannot be read: {text}") from error
-    finally:
-        sys.argv = before
-    if rest:
-        raise UserError(f"{' '.join(rest)}: not understood; flags start with --.")
+        if "config" in values:
+            from segjax.cli.setup import load_config
+
+            argv = load_config(values, argv)
+        rest = values([verb, *argv])[1:]
+        if rest:
+            raise flags.Error(f"{' '.join(rest)}: not understood; flags start with --.")
+        if missing := [name for name in VERBS[verb].required if values[name].value is None]:
+            raise flags.Error(f"segjax {verb} needs {' and '.join(f'--{name}' for name in missing)}")
+    except flags.Error as error:
+        text = str(error).removeprefix("flag ")
+        if wrong := re.match(r"--config\.([\w.]+)=", text):
+            text += f"; it is {functools.reduce(operator.getitem, wrong[1].split('.'), values['config'].value)!r} now"
+        raise flags.Error(f"{text} (`segjax {verb} --help` lists the flags)") from error
     return values
+
+
+def _help(verb: str, values: flags.FlagValues) -> str:
+    """A verb's flags, one a line."""
+    needed = "".join(f" --{name} {name.upper()}" for name in VERBS[verb].required)
+    lines = [f"segjax {verb}: {VERBS[verb].text}", "", f"usage: segjax {verb}{needed} [flags]", ""]
+    for name in values:
+        flag = values[name]
+        default = f" [{flag.default}]" if flag.default is not None and not flag.boolean else ""
+        label = f"--{name}" + (f", --no{name}" if flag.boolean and flag.default else "")
+        lines.append(f"  {label:28}{flag.help}{default}")
+    return "\n".join(lines)
 
 
 def _quiet() -> None:
     """Keeps the libraries' chatter away from the run's own lines."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("absl").setLevel(logging.ERROR)
-    logging.getLogger("segjax").setLevel(logging.INFO)
+    log = logging.getLogger("segjax")
+    log.setLevel(logging.INFO)
+    log.addHandler(_HANDLER)

@@ -4,17 +4,17 @@ from typing import Any
 
 from absl import flags
 
-from segjax.cli.setup import define_hosts, join_hosts
+from segjax.cli.setup import define_config, define_hosts, join_hosts
 from segjax.train.log import table
 from segjax.train.loop import evaluate_workdir
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the verb's flags."""
-    define_hosts(values)
     flags.DEFINE_string("workdir", None, "Folder of a run.", flag_values=values)
     flags.DEFINE_string("split", None, "What the source calls it; the configured test split.", flag_values=values)
-    flags.mark_flags_as_required(["workdir"], values)
+    define_config(values)
+    define_hosts(values)
 
 
 def main(values: flags.FlagValues) -> dict[str, Any]:
@@ -27,6 +27,6 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         The figures.
     """
     join_hosts(values)
-    summary = evaluate_workdir(values.workdir, values.split)
+    summary = evaluate_workdir(values.workdir, values.split, values.config)
     table(summary)
     return summary

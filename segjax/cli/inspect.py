@@ -11,6 +11,7 @@ from absl import flags
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from segjax import augment, pictures
 from segjax.cli.setup import define_config
@@ -26,9 +27,8 @@ def define_flags(values: flags.FlagValues) -> None:
     define_config(values)
     flags.DEFINE_string("split", None, "What the source calls it; the configured training split.", flag_values=values)
     flags.DEFINE_string("output", "inspect", "Folder for contact_sheet.png.", flag_values=values)
-    flags.DEFINE_integer("limit", None, "Samples to read, spread evenly; all of them.", flag_values=values)
-    flags.DEFINE_integer("pictures", 8, "Training crops on the contact sheet.", flag_values=values)
-    flags.mark_flags_as_required(["config"], values)
+    flags.DEFINE_integer("limit", None, "Samples to read, spread evenly; all of them.", 1, flag_values=values)
+    flags.DEFINE_integer("pictures", 8, "Training crops on the contact sheet.", 1, flag_values=values)
 
 
 def main(values: flags.FlagValues) -> dict[str, Any]:
@@ -43,12 +43,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
     config = values.config
     source = open_split(config, values.split or config.splits.train)
     found = audit.audit(source, values.limit)
-    weights = {
-        "median_frequency": audit.median_frequency(found.pixels, found.image_pixels),
-        "inverse": audit.inverse_frequency(found.pixels),
-        "effective_number": audit.effective_number(found.pixels),
-    }
-    weights = {name: [round(float(w), 4) for w in value] for name, value in weights.items()}
+    weights = _weights(found) if any(found.pixels) else {}
     _print(found, weights)
     sheet = pathlib.Path(values.output) / "contact_sheet.png"
     try:
@@ -94,14 +89,25 @@ def contact_sheet(config: Any, source: Any, count: int) -> Image.Image:
     return pictures.contact_sheet(rows)
 
 
+def _weights(found: audit.Audit) -> dict[str, list[float]]:
+    """Class weights by each rule."""
+    weights = {
+        "median_frequency": audit.median_frequency(found.pixels, found.image_pixels),
+        "inverse": audit.inverse_frequency(found.pixels),
+        "effective_number": audit.effective_number(found.pixels),
+    }
+    return {name: [round(float(w), 4) for w in value] for name, value in weights.items()}
+
+
 def _print(found: audit.Audit, weights: dict[str, list[float]]) -> None:
     """Prints the audit to stderr."""
     console = Console(stderr=True)
-    table = Table("class", "pixels", "share", "images", *weights, title=f"{found.samples} samples")
+    rules = [name.replace("_", " ") for name in weights]
+    table = Table("class", "pixels", "share", "images", *rules, title=f"{found.samples} samples")
     for k, name in enumerate(found.classes):
         share = found.pixels[k] / max(found.labelled, 1)
         cells = [f"{found.pixels[k]:,}", f"{share:.2%}", str(found.images[k]), *(f"{w[k]:g}" for w in weights.values())]
-        table.add_row(name, *cells)
+        table.add_row(Text(name), *cells)
     console.print(table)
     sizes = ", ".join(f"{size} ({count})" for size, count in list(found.sizes.items())[:8])
     console.print(f"sizes: {sizes}{' …' if len(found.sizes) > 8 else ''}", highlight=False)
@@ -117,6 +123,6 @@ def _print(found: audit.Audit, weights: dict[str, list[float]]) -> None:
         ("invalid", found.invalid),
     ):
         for fault in list(faults.values())[:20]:
-            console.print(f"{kind}: {fault}", highlight=False, soft_wrap=True)
+            console.print(f"{kind}: {fault}", highlight=False, markup=False, soft_wrap=True)
         if len(faults) > 20:
             console.print(f"{kind}: and {len(faults) - 20} more", highlight=False)

@@ -1,7 +1,7 @@
 """`segjax predict`: images or a folder in, masks and overlays out."""
 
+import logging
 import pathlib
-import sys
 import time
 from typing import Any
 
@@ -12,6 +12,9 @@ from PIL import Image
 from segjax import infer, pictures
 from segjax.data import files, reading
 from segjax.spec import UserError
+from segjax.train import checkpoint
+
+log = logging.getLogger("segjax")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -21,8 +24,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("output", None, "Folder for the masks.", flag_values=values)
     flags.DEFINE_bool("overlays", True, "Also write overlays/<stem>.png: the mask over the image.", flag_values=values)
     flags.DEFINE_bool("probabilities", False, "Also write <stem>.npy: float32 [y, x, k].", flag_values=values)
-    flags.DEFINE_integer("grid", 1, "Pad sizes to multiples of this: fewer compilations.", flag_values=values)
-    flags.mark_flags_as_required(["workdir", "input", "output"], values)
+    flags.DEFINE_integer("grid", 1, "Pad sizes to multiples of this: fewer compilations.", 1, flag_values=values)
+    text = "LOW,HIGH: black and white of images deeper than 8 bits; the run's source.window."
+    flags.DEFINE_list("window", None, text, flag_values=values)
 
 
 def main(values: flags.FlagValues) -> dict[str, Any]:
@@ -35,7 +39,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         How many images, where to, and seconds.
 
     Raises:
-        UserError: no images, or two of one name.
+        UserError: no images, two of one name, none that can be read, or a folder that cannot be written.
     """
     began = time.monotonic()
     paths = [path for given in values.input for path in files.images(pathlib.Path(given))]
@@ -43,26 +47,43 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise UserError(f"Several images are called {twice[0]}: their masks would overwrite each other.")
     output = pathlib.Path(values.output)
+    if output.resolve() in {path.resolve().parent for path in paths}:
+        raise UserError(f"The masks would overwrite the images in {output}: choose another --output.")
+    predict, window = infer.load(values.workdir, values.grid), _window(values)
     try:
         (output / "overlays" if values.overlays else output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The output folder {output} cannot be written: {error.strerror}.") from error
-    predict = infer.load(values.workdir, values.grid)
-    failed = []
+    failed = 0
     for path in paths:
         try:
-            image = reading.image(path, len(predict.preprocess.mean))
+            image = reading.image(path, len(predict.preprocess.mean), window)
         except reading.CorruptImage as error:
-            failed.append(str(error))
-            print(f"skipped: {error}", file=sys.stderr)
+            failed += 1
+            log.warning("Skipped: %s", error)
             continue
         found = predict(image)
         for suffix, mask in pictures.masks(found["label"], predict.spec):
-            mask.save(output / f"{path.stem}{suffix}.png")
+            mask.save(output / f"{path.stem}{pictures.file_name(suffix)}.png")
         if values.overlays:
             picture = pictures.overlay(image, found["label"], predict.spec)
             Image.fromarray(picture).save(output / "overlays" / f"{path.stem}.png")
         if values.probabilities:
             np.save(output / f"{path.stem}.npy", found["probability"])
+    if failed == len(paths):
+        raise UserError(f"None of the {failed} images could be read.")
     seconds = round(time.monotonic() - began, 1)
-    return {"images": len(paths) - len(failed), "unreadable": len(failed), "output": str(output), "seconds": seconds}
+    return {"images": len(paths) - failed, "unreadable": failed, "output": str(output), "seconds": seconds}
+
+
+def _window(values: flags.FlagValues) -> tuple[float, float] | None:
+    """Values of deep images that become black and white: as told, or as in training."""
+    config, _ = checkpoint.read_config(values.workdir)
+    window = values.window or ("window" in config.source and config.source.window)
+    if not window:
+        return None
+    try:
+        low, high = map(float, window)
+    except ValueError as error:
+        raise UserError(f"The window {window} must be two numbers, as in --window=0,4095.") from error
+    return low, high

@@ -1,21 +1,24 @@
 """`segjax train`: trains and evaluates; resumes from the workdir by itself."""
 
+import logging
 from typing import Any
 
+import jax
 from absl import flags
 
 from segjax import report
 from segjax.cli.setup import define_config, define_hosts, join_hosts
 from segjax.train.loop import train_and_evaluate
 
+log = logging.getLogger("segjax")
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the verb's flags."""
-    define_hosts(values)
     define_config(values)
     flags.DEFINE_string("workdir", None, "Folder for configuration, log, checkpoints and report.", flag_values=values)
-    flags.DEFINE_integer("pictures", 8, "Test images in the report.", flag_values=values)
-    flags.mark_flags_as_required(["config", "workdir"], values)
+    flags.DEFINE_integer("pictures", 8, "Test images in the report.", lower_bound=0, flag_values=values)
+    define_hosts(values)
 
 
 def main(values: flags.FlagValues) -> dict[str, Any]:
@@ -29,5 +32,8 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
     """
     join_hosts(values)
     summary = train_and_evaluate(values.config, values.workdir)
-    report.write(values.workdir, summary, values.pictures)
+    if jax.process_count() == 1:
+        report.write(values.workdir, summary, values.pictures)
+    else:
+        log.info("No report: it is written where the same command runs again on one host.")
     return summary

@@ -71,6 +71,11 @@ def audit(source: Any, limit: int | None = None, workers: int = 4) -> Audit:
 
     Returns:
         The findings; faulty samples count in `samples` and, where their mask can be decoded, in `ids` only.
+
+    Example:
+        >>> from segjax.data.sources.shapes import shapes
+        >>> audit(shapes("test", count=2, size=(32, 48))).sizes
+        {'32 x 48': 2}
     """
     count = len(source) if limit is None else min(limit, len(source))
     chosen = [i * len(source) // count for i in range(count)]

@@ -36,7 +36,7 @@ def resolve(path: str) -> str:
     return expanded
 
 
-def natural(stem: str) -> tuple:
+def natural(stem: str) -> tuple[list[int | str], str]:
     """Sort key that counts: 2 comes before 10.
 
     Args:
@@ -65,6 +65,10 @@ def find(root: str | Path, template: str) -> dict[str, Path]:
 
     Raises:
         UserError: two files have one stem.
+
+    Example:
+        >>> find(Path(__file__).parent, "sources/sh{stem}.py")["apes"].name
+        'shapes.py'
     """
     if "{stem}" not in template:
         template = f"{template}/{{stem}}.*"
@@ -97,6 +101,10 @@ def lines(path: Path, key: str) -> list[str]:
 
     Raises:
         UserError: the file cannot be read as text.
+
+    Example:
+        >>> lines(Path(__file__), "classes")[1:3]
+        ['import os', 'import re']
     """
     try:
         text = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -117,6 +125,13 @@ def listed(path: Path, stems: Sequence[str]) -> list[str]:
 
     Raises:
         UserError: a line names nothing that there is, a line stands twice, or there is no line.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        ...     print("images/2.png masks/2.png", file=file, flush=True)
+        ...     listed(Path(file.name), ["1", "2", "3"])
+        ['2']
     """
     known, chosen = set(stems), {}
     for line in lines(path, "lists"):
@@ -132,7 +147,7 @@ def listed(path: Path, stems: Sequence[str]) -> list[str]:
     return list(chosen)
 
 
-def fraction(stems: Sequence[str], fractions: Mapping[str, Sequence[float]], split: str) -> list[str]:
+def fraction(stems: Sequence[str], fractions: Mapping[str, Sequence[int | float]], split: str) -> list[str]:
     """Cuts the contiguous block of a split out of a sorted list.
 
     Args:
@@ -170,10 +185,18 @@ def images(path: Path) -> list[Path]:
 
     Raises:
         UserError: there is none.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("10.png", "9.JPG", "notes.txt", ".9.png"):
+        ...         Path(folder, name).touch()
+        ...     [path.name for path in images(Path(folder))]
+        ['9.JPG', '10.png']
     """
     if path.is_file():
         return [path]
-    found = sorted((p for p in path.glob("*") if p.suffix.lower() in SUFFIXES), key=lambda p: natural(p.name))
+    found = sorted((p for p in path.glob("[!.]*") if p.suffix.lower() in SUFFIXES), key=lambda p: natural(p.name))
     if not found:
         raise UserError(f"There is no image in {path}; known suffixes: {', '.join(SUFFIXES)}.")
     return found

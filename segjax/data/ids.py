@@ -84,9 +84,9 @@ def index(value: str | int, spec: DatasetSpec, key: str) -> int:
 def make_map(spec: DatasetSpec, ids: Table | None = None, ignore_ids: Sequence[int] = ()) -> Ids:
     """Builds the table from ids to labels.
 
-    Without `ids` an id is a class index, and `spec.ignore` has no truth. With two classes, though, 255 means nothing
-    until `ids` or `ignore_ids` names it: many tools write the second of two classes as 255, and to ignore it would
-    lose every pixel of that class. Multi-label masks are a file a class: 0 is not the class, any other id is.
+    Without `ids` an id is a class index, and `spec.ignore` has no truth. With one or two classes, though, 255 means
+    nothing until `ids` or `ignore_ids` names it: many tools write the second of two classes as 255, and to ignore it
+    would lose every pixel of that class. Multi-label masks are a file a class: 0 is not the class, any other id is.
 
     Args:
         spec: classes and ignore value of the labels.
@@ -105,13 +105,13 @@ def make_map(spec: DatasetSpec, ids: Table | None = None, ignore_ids: Sequence[i
         >>> make_map(DatasetSpec(("no", "yes")))[[0, 1, 2, 255]].tolist()
         [0, 1, -1, -1]
     """
-    count, multilabel = len(spec.classes), spec.mode == "multilabel"
+    k, multilabel = len(spec.classes), spec.mode == "multilabel"
     if ids:
         pairs = list(ids.items())
     elif multilabel:
         pairs = [(0, 0)]
     else:
-        pairs = [*((k, k) for k in range(count)), *([(spec.ignore, "ignore")] if count > 2 else [])]
+        pairs = [*zip(range(k), range(k), strict=True), *([(spec.ignore, "ignore")] if k > 2 else [])]
     table = np.full(IDS + 1, -1, np.int32)
     for key, value in [*pairs, *((key, "ignore") for key in ignore_ids)]:
         label = index(value, spec, "source.ids")
@@ -149,11 +149,10 @@ def apply(
     """
     label = table[np.where((raw >= 0) & (raw < IDS), raw, IDS)]
     if (label < 0).any():
-        strange = count(raw[label < 0])
-        example = {"0": spec.classes[0], str(max(strange)): spec.classes[-1]}
+        example = {"0": spec.classes[0], "255": spec.classes[-1]}
         raise UserError(
-            f"{name} holds ids that belong to no class: {listing(strange)}. Map every id to a class, as in "
-            f"source.ids = {example}, or list ids without truth in source.ignore_ids."
+            f"{name} holds ids that belong to no class: {listing(count(raw[label < 0]))}. Map every id to a class, as "
+            f"in source.ids = {example}, or list ids without truth in source.ignore_ids."
         )
     return label.astype(spec.label_dtype)
 

@@ -38,7 +38,7 @@ class Batches:
 
     source: Any
     batch_size: int
-    count: float
+    count: int | float
     sample: Callable[[int], Sample]
     layouts: list[tuple[int, Layout]]
     process: tuple[int, int]

@@ -32,7 +32,7 @@ class SizeMismatch(UserError):
 
 
 def image(
-    file: File, channels: int, window: Sequence[float] | None = None, name: str | None = None
+    file: File, channels: int, window: Sequence[int | float] | None = None, name: str | None = None
 ) -> UInt8[np.ndarray, "y x c"]:
     """Reads an image as grey or RGB; palettes become colours and alpha is dropped.
 
@@ -70,9 +70,9 @@ def image(
             f"{name} holds values {np.nanmin(values):g}..{np.nanmax(values):g}, not 8 bits a pixel. "
             "Set source.window=(low, high) to the values that should become black and white."
         )
-    low, high = window
-    if not low < high:
+    if len(window) != 2 or not window[0] < window[1]:
         raise UserError(f"source.window must be (low, high) with low < high, got {tuple(window)}.")
+    low, high = window
     grey = np.rint(np.clip((np.nan_to_num(values, nan=low) - low) * (255 / (high - low)), 0, 255))
     return np.repeat(grey.astype(np.uint8)[..., None], channels, axis=2)
 
@@ -125,11 +125,12 @@ def mask(file: File, colours: Mapping[Colour, int] | None = None, name: str | No
     )
 
 
-def size(path: str | os.PathLike) -> tuple[int, int]:
+def size(file: File, name: str | None = None) -> tuple[int, int]:
     """Reads the size of an image from the head of its file.
 
     Args:
-        path: file.
+        file: path, or the encoded bytes.
+        name: what to call the file in messages; its path when left out.
 
     Returns:
         (rows, columns), in pixels.
@@ -137,17 +138,49 @@ def size(path: str | os.PathLike) -> tuple[int, int]:
     Raises:
         CorruptImage: the file does not start like an image.
         UserError: the file is missing.
+
+    Example:
+        >>> buffer = io.BytesIO()
+        >>> Image.new("L", (4, 3)).save(buffer, "PNG")
+        >>> size(buffer.getvalue())
+        (3, 4)
     """
-    with _file(path) as stream:
-        columns, rows = _open(stream, os.fspath(path)).size
+    with _stream(file) as stream:
+        columns, rows = _open(stream, name or _name(file)).size
     return rows, columns
 
 
-def _file(path):
+def check_sizes(image: tuple[int, int], mask: tuple[int, int], image_name: str, mask_name: str) -> None:
+    """Raises a SizeMismatch unless an image and its mask have one size.
+
+    Args:
+        image: rows and columns of the image.
+        mask: of the mask.
+        image_name: what to call the image in the message.
+        mask_name: and the mask.
+
+    Raises:
+        SizeMismatch: they differ.
+
+    Example:
+        >>> check_sizes((4, 6), (4, 6), "images/a.png", "masks/a.png")
+    """
+    if image != mask:
+        raise SizeMismatch(
+            f"{image_name} has {image[0]} x {image[1]} pixels (rows x columns) but its mask {mask_name} has "
+            f"{mask[0]} x {mask[1]}."
+        )
+
+
+def _name(file):
+    return "image" if isinstance(file, bytes) else os.fspath(file)
+
+
+def _stream(file):
     try:
-        return open(path, "rb")
+        return io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb")
     except OSError as error:
-        raise UserError(f"{os.fspath(path)}: cannot be read ({error.strerror}).") from error
+        raise UserError(f"{_name(file)}: cannot be read ({error.strerror}).") from error
 
 
 def _open(stream, name):
@@ -161,11 +194,10 @@ def _open(stream, name):
 
 def _decode(file, name):
     """Decodes a file; returns the picture, whether it was compressed with loss, and its name."""
-    name = name or ("image" if isinstance(file, bytes) else os.fspath(file))
-    if not isinstance(file, bytes):
-        with _file(file) as stream:
-            file = stream.read()
-    picture = _open(io.BytesIO(file), name)
+    name = name or _name(file)
+    with _stream(file) as stream:
+        content = stream.read()
+    picture = _open(io.BytesIO(content), name)
     if len(picture.getbands()) > 1 and any(";16" in str(tile[3]) for tile in picture.tile):
         raise UserError(f"{name}: Pillow reads 16-bit colour as 8 bits. Save it with 8 bits a channel, or as grey.")
     try:
@@ -176,7 +208,7 @@ def _decode(file, name):
     lossy = (
         picture.format in ("JPEG", "MPO")
         or picture.info.get("compression") == "jpeg"
-        or (picture.format == "WEBP" and b"VP8L" not in file)
+        or (picture.format == "WEBP" and b"VP8L" not in content)
     )
     return picture, lossy, name
 

@@ -225,7 +225,7 @@ def _figure(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
-def _clock(seconds: float) -> str:
+def _clock(seconds: int | float) -> str:
     """Seconds as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
@@ -251,7 +251,7 @@ def _flat(scalars: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, i
             yield f"{prefix}{name}", value
 
 
-def _step(line: str) -> float:
+def _step(line: str) -> int | float:
     """The step of a line of metrics.jsonl; infinite for a torn line."""
     try:
         return json.loads(line)["step"]

@@ -23,7 +23,7 @@ class State:
         ema: moving averages {"params", "batch_stats"}; {} where there are none.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     batch_stats: Any
     opt_state: Any

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from segjax.data import files
-from segjax.data.sources.folder import Table
+from segjax.data.ids import Table, count, listing, make_spec
 from segjax.spec import DatasetSpec, UserError
 
 
@@ -87,13 +87,7 @@ def arrays(
     images, labels = _load(data, split) if isinstance(data, str) else _pick(data, split)
     if not len(images) or len(images) != len(labels):
         raise UserError(f"source.data: split {split!r} has {len(images)} images and {len(labels)} labels.")
-    spec = DatasetSpec(
-        classes=tuple(classes),
-        colours=tuple((int(r), int(g), int(b)) for r, g, b in palette or ()),
-        things=tuple(things),
-        ignore=255 if len(classes) < 256 else 65535,
-        mode="multilabel" if np.ndim(labels[0]) == 3 else "multiclass",
-    )
+    spec = make_spec(classes, palette, things, "multilabel" if np.ndim(labels[0]) == 3 else "multiclass")
     source = Arrays(spec, split, images, labels)
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         if fault := _fault(image, label, channels, spec):
@@ -133,7 +127,6 @@ def _fault(image, label, channels, spec):
         return f"the image is {image.shape[:2]}, the label {label.shape[:2]} (rows, columns)"
     strange = (label < 0) | ((label >= (2 if multilabel else k)) & (label != spec.ignore))
     if strange.any():
-        values, counts = np.unique(label[strange], return_counts=True)
-        found = ", ".join(f"{v} ({n} pixels)" for v, n in zip(values[:5], counts[:5], strict=True))
+        found = listing(count(label[strange]))
         return f"the label holds {found}; known are 0 to {1 if multilabel else k - 1} and {spec.ignore} (ignored)"
     return None

@@ -1,26 +1,16 @@
 """Images and masks as files in folders."""
 
+import collections
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int32
 
 from segjax.data import files, reading
+from segjax.data.ids import Ids, Table, apply, count, index, make_map, make_spec
 from segjax.spec import Colour, DatasetSpec, UserError
-
-IDS = 1 << 16
-
-
-@runtime_checkable
-class Table(Protocol):
-    """A dict, or what stands for one in a configuration (`ml_collections.ConfigDict`)."""
-
-    def items(self) -> Iterable:
-        """The pairs of key and value."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,8 +24,8 @@ class Folder:
         masks: mask file of each sample; multi-label: one a class, None where the class is absent.
         channels: 1 or 3.
         window: values that become 0 and 255 in images of more than 8 bits.
-        table: class index of each raw id; `spec.ignore` without truth, -1 (and in the last place) without a class.
-        colours: class index, or `spec.ignore`, of each colour; None where masks hold ids.
+        table: label of each id, see `segjax.data.ids`.
+        colours: class index, or `spec.ignore`, of each colour, which stand for ids; None where masks hold ids.
     """
 
     spec: DatasetSpec
@@ -43,8 +33,8 @@ class Folder:
     images: tuple[Path, ...]
     masks: tuple[tuple[Path | None, ...], ...]
     channels: int
-    window: tuple[float, float] | None
-    table: Int32[np.ndarray, "ids"]
+    window: Sequence[int | float] | None
+    table: Ids
     colours: dict[Colour, int] | None
 
     def __len__(self):
@@ -67,11 +57,10 @@ class Folder:
         Returns:
             Pixel count of each raw id; of each class index where masks hold colours.
         """
-        count: dict[int, int] = {}
+        found = collections.Counter()
         for path in filter(None, self.masks[i]):
-            for value, pixels in zip(*np.unique(reading.mask(path, self.colours), return_counts=True), strict=True):
-                count[int(value)] = count.get(int(value), 0) + int(pixels)
-        return count
+            found.update(count(reading.mask(path, self.colours)))
+        return dict(found)
 
     def read(self, i: int) -> dict[str, np.ndarray]:
         """Reads sample i.
@@ -93,24 +82,9 @@ class Folder:
     def _label(self, path, shape, image_path):
         if path is None:
             return np.zeros(shape, self.spec.label_dtype)
-        ids = reading.mask(path, self.colours)
-        if ids.shape != shape:
-            raise reading.SizeMismatch(
-                f"{image_path} has {shape[0]} x {shape[1]} pixels (rows x columns) but its mask {path} has "
-                f"{ids.shape[0]} x {ids.shape[1]}."
-            )
-        if self.colours is not None:
-            return ids.astype(self.spec.label_dtype)
-        label = self.table[np.where((ids >= 0) & (ids < IDS), ids, IDS)]
-        if (label < 0).any():
-            values, counts = np.unique(ids[label < 0], return_counts=True)
-            found = ", ".join(f"{v} ({n} pixels)" for v, n in list(zip(values, counts, strict=True))[:5])
-            more = f" and {len(values) - 5} more" if len(values) > 5 else ""
-            raise UserError(
-                f"{path} holds ids that belong to no class: {found}{more}. "
-                "Map them to a class in source.ids, or list them in source.ignore_ids."
-            )
-        return label.astype(self.spec.label_dtype)
+        raw = reading.mask(path, self.colours)
+        reading.check_sizes(shape, raw.shape, str(image_path), str(path))
+        return apply(self.table, raw, self.spec, str(path))
 
 
 def folder(
@@ -128,7 +102,7 @@ def folder(
     things: Sequence[int] = (),
     lists: str | None = None,
     fractions: Table | None = None,
-    window: Sequence[float] | None = None,
+    window: Sequence[int | float] | None = None,
 ) -> Folder:
     """A data set of image and mask files that share a stem.
 
@@ -149,7 +123,8 @@ def folder(
         masks: where mask files are, such as "{split}annot/{stem}.png".
         classes: class names in the order of their index, or a text file under `root` with a name a line.
         ids: class (name or index) of each id in the mask files; the word "ignore" for no truth. Keys may be strings,
-            as in JSON. When left out an id is a class index, and 255 (65535 with more than 255 classes) is ignored.
+            as in JSON. When left out an id is a class index, and 255 (65535 with more than 255 classes) is ignored;
+            with one or two classes it is an error until `ids` or `ignore_ids` names it, see `segjax.data.ids.make_map`.
         ignore_ids: further ids without truth.
         colours: for colour-coded masks, the (red, green, blue) of each class name, or a list of them; the key "ignore"
             holds the colours without truth.
@@ -165,6 +140,18 @@ def folder(
 
     Raises:
         UserError: something is missing, ambiguous or contradictory; the message names the key or the path.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for path in (Path(root, "images", "1.png"), Path(root, "masks", "1.png")):
+        ...         path.parent.mkdir()
+        ...         Image.new("L", (4, 3)).save(path)
+        ...     whole = {"all": (0, 1)}
+        ...     source = folder("all", root=root, images="images", masks="masks", classes=("a", "b"), fractions=whole)
+        ...     source.name(0), source.read(0)["image"].shape
+        ('1', (3, 4, 3))
     """
     wild = any("{split}" in text for text in (root, images))
     if (lists is not None) + (fractions is not None) + (wild and lists is None) != 1:
@@ -177,20 +164,15 @@ def folder(
         raise UserError(f"source.root: there is no folder {base}.")
     names = files.lines(base / classes, "classes") if isinstance(classes, str) else list(classes)
     multilabel = "{class}" in masks
-    id_names, colour_names = _plain(ids), _plain(colours)
-    if multilabel and (id_names or colour_names):
+    if multilabel and (ids or colours):
         raise UserError("source.masks with {class} has a file a class: leave source.ids and source.colours out.")
-    ignore = 255 if len(names) < 256 else IDS - 1
-    colour_ids = _colour_ids(colour_names, names, ignore) if colour_names else None
+    if colours and (ids or ignore_ids):
+        raise UserError("source.colours has a colour a class, and one for 'ignore': leave source.ids, ignore_ids out.")
+    spec = make_spec(names, palette, things, "multilabel" if multilabel else "multiclass")
+    colour_ids = _colour_ids(colours, spec) if colours else None
     if palette is None and colour_ids and set(range(len(names))) <= set(colour_ids.values()):
-        palette = [next(c for c, index in colour_ids.items() if index == k) for k in range(len(names))]
-    spec = DatasetSpec(
-        classes=tuple(names),
-        colours=tuple((int(r), int(g), int(b)) for r, g, b in palette or ()),
-        things=tuple(things),
-        ignore=ignore,
-        mode="multilabel" if multilabel else "multiclass",
-    )
+        first = {label: colour for colour, label in reversed(colour_ids.items())}
+        spec = dataclasses.replace(spec, colours=tuple(first[k] for k in range(len(names))))
     image_path, mask_path = _fill(images, "images", split), _fill(masks, "masks", split, "class")
     mask_files = [files.find(base, mask_path.replace("{class}", name)) for name in (names if multilabel else [""])]
     taken = {path for found in mask_files for path in found.values()}  # "{stem}.png" also finds "{stem}_mask.png"
@@ -201,7 +183,7 @@ def folder(
     if lists is not None:
         stems = files.listed(base / _fill(lists, "lists", split), stems)
     if fractions is not None:
-        stems = files.fraction(stems, _plain(fractions), split)
+        stems = files.fraction(stems, dict(fractions.items()), split)
     if missing := [stem for stem in stems if not any(stem in found for found in mask_files)]:
         raise UserError(
             f"source.masks: {len(missing)} of {len(stems)} images have no mask at {base / mask_path}: "
@@ -213,14 +195,10 @@ def folder(
         images=tuple(image_files[stem] for stem in stems),
         masks=tuple(tuple(found.get(stem) for found in mask_files) for stem in stems),
         channels=channels,
-        window=None if window is None else (float(window[0]), float(window[1])),
-        table=_id_table(id_names, ignore_ids, spec),
+        window=window,
+        table=make_map(spec, ids, (spec.ignore,) if colours else ignore_ids),
         colours=colour_ids,
     )
-
-
-def _plain(table):
-    return None if table is None else dict(table.items()) or None
 
 
 def _fill(template, key, split, *more):
@@ -229,44 +207,15 @@ def _fill(template, key, split, *more):
     return template.replace("{split}", split)
 
 
-def _index(value, names, ignore, key):
-    """Index of a class given by name or index; the ignore value for the word "ignore"."""
-    if value in names:
-        return names.index(value)
-    if value == "ignore":
-        return ignore
-    if isinstance(value, int) and 0 <= value < len(names):
-        return value
-    raise UserError(f"source.{key}: {value!r} is none of the classes {', '.join(names)}.")
-
-
-def _id_table(ids, ignore_ids, spec):
-    """`Folder.table`: what each raw id means."""
-    table = np.full(IDS + 1, -1, np.int32)
-    multilabel = spec.mode == "multilabel"
-    if ids is None:
-        ids = {0: 0} if multilabel else {**{k: k for k in range(len(spec.classes))}, spec.ignore: "ignore"}
-    pairs = [(key, _index(value, list(spec.classes), spec.ignore, "ids")) for key, value in ids.items()]
-    for key, index in [*pairs, *((key, spec.ignore) for key in ignore_ids)]:
-        if not str(key).isdecimal() or int(key) >= IDS:
-            raise UserError(f"source.ids: {key!r} is not a number from 0 to {IDS - 1}.")
-        if table[int(key)] not in (-1, index):
-            raise UserError(f"source: id {key} is given two meanings; compare source.ids and source.ignore_ids.")
-        table[int(key)] = index
-    if multilabel:  # whatever else is not zero marks the class of its file
-        table[:IDS][table[:IDS] < 0] = 1
-    return table
-
-
-def _colour_ids(colours, names, ignore):
+def _colour_ids(colours, spec):
     table = {}
     for name, value in colours.items():
-        index = _index(name, names, ignore, "colours")
+        label = index(name, spec, "source.colours")
         for triple in [value] if isinstance(value[0], int) else value:
             colour = tuple(int(v) for v in triple)
-            if len(colour) != 3 or not all(0 <= v < 256 for v in colour) or table.get(colour, index) != index:
+            if len(colour) != 3 or not all(0 <= v < 256 for v in colour) or table.get(colour, label) != label:
                 raise UserError(
                     f"source.colours: {colour} of {name!r} is not an RGB triple, or stands for two classes."
                 )
-            table[colour] = index
+            table[colour] = label
     return table

@@ -154,7 +154,7 @@ def _noise(rng, shape, cells) -> Float32[np.ndarray, "y x"]:
     for axis, (pixels, count) in enumerate(zip(shape, cells, strict=True)):
         place = np.linspace(0, count, pixels, endpoint=False, dtype=np.float32)
         low = place.astype(np.int32)
-        part = np.expand_dims(place - low, 1 - axis)
+        part = np.expand_dims((place - low).astype(np.float32), 1 - axis)
         value = value.take(low, axis) * (1 - part) + value.take(low + 1, axis) * part
     return value
 

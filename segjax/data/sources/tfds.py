@@ -3,20 +3,19 @@
 import contextlib
 import dataclasses
 import importlib.util
-import io
+import logging
 import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
-from PIL import Image
 
 from segjax.data import files, reading
-from segjax.data.ids import apply, make_map
-from segjax.data.sources.folder import Table
+from segjax.data.ids import Ids, Table, apply, count, make_map, make_spec
 from segjax.spec import DatasetSpec, UserError
+
+log = logging.getLogger("segjax")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,8 +39,8 @@ class TFDS:
     image: str
     mask: str
     channels: int
-    window: tuple[float, float] | None
-    table: Int32[np.ndarray, "ids"]
+    window: Sequence[int | float] | None
+    table: Ids
 
     def __len__(self):
         return len(self.records)
@@ -53,13 +52,7 @@ class TFDS:
     def size(self, i: int) -> tuple[int, int]:
         """Rows and columns of the label of sample i, from the head of its encoded mask."""
         mask = self.records[i][self.mask]
-        if not isinstance(mask, bytes):
-            return mask.shape[:2]
-        try:
-            with Image.open(io.BytesIO(mask), formats=reading.FORMATS) as picture:
-                return picture.height, picture.width
-        except Exception as error:  # Pillow raises nearly every built-in error when bytes make no sense
-            raise reading.CorruptImage(f"{self.name(i)} ({self.mask}): not a readable image ({error}).") from error
+        return reading.size(mask, self._where(i, self.mask)) if isinstance(mask, bytes) else mask.shape[:2]
 
     def ids(self, i: int) -> dict[int, int]:
         """Counts the ids that the mask of sample i holds, known or not.
@@ -70,8 +63,7 @@ class TFDS:
         Returns:
             Pixel count of each id.
         """
-        values, counts = np.unique(self._raw(self.records[i], i), return_counts=True)
-        return dict(zip(values.tolist(), counts.tolist(), strict=True))
+        return count(self._raw(self.records[i], i))
 
     def read(self, i: int) -> dict[str, np.ndarray]:
         """Reads sample i.
@@ -86,20 +78,19 @@ class TFDS:
             CorruptImage: the image or the mask cannot be decoded.
             UserError: sizes differ, or the mask holds an id without a class.
         """
-        record = self.records[i]
-        image = reading.image(record[self.image], self.channels, self.window, f"{self.name(i)} ({self.image})")
+        record, image_name, mask_name = self.records[i], self._where(i, self.image), self._where(i, self.mask)
+        image = reading.image(record[self.image], self.channels, self.window, image_name)
         raw = self._raw(record, i)
-        if raw.shape != image.shape[:2]:
-            raise reading.SizeMismatch(
-                f"{self.name(i)} has an image of {image.shape[0]} x {image.shape[1]} pixels (rows x columns) "
-                f"but a mask of {raw.shape[0]} x {raw.shape[1]}."
-            )
-        return {"image": image, "label": apply(self.table, raw, self.spec, f"{self.name(i)} ({self.mask})")}
+        reading.check_sizes(image.shape[:2], raw.shape, image_name, mask_name)
+        return {"image": image, "label": apply(self.table, raw, self.spec, mask_name)}
+
+    def _where(self, i, feature):
+        return f"{self.name(i)} ({feature})"
 
     def _raw(self, record, i):
         mask = record[self.mask]
         if isinstance(mask, bytes):
-            return reading.mask(mask, name=f"{self.name(i)} ({self.mask})")
+            return reading.mask(mask, name=self._where(i, self.mask))
         return mask.reshape(mask.shape[:2]).astype(np.int64)
 
 
@@ -116,7 +107,7 @@ def tfds(
     palette: Sequence[Sequence[int]] | None = None,
     things: Sequence[int] = (),
     data_dir: str | None = None,
-    window: Sequence[float] | None = None,
+    window: Sequence[int | float] | None = None,
 ) -> TFDS:
     """A data set of TensorFlow Datasets with an image and a mask in each record.
 
@@ -132,7 +123,8 @@ def tfds(
         mask: feature that holds the ids.
         classes: class names in the order of their index; those of the mask when it is a LabeledImage.
         ids: class (name or index) of each id in the masks; the word "ignore" for no truth. Keys may be strings, as in
-            JSON. When left out an id is a class index, and 255 (65535 with more than 255 classes) is ignored.
+            JSON. When left out an id is a class index, and 255 (65535 with more than 255 classes) is ignored; with
+            one or two classes it is an error until `ids` or `ignore_ids` names it, see `segjax.data.ids.make_map`.
         ignore_ids: further ids without truth.
         palette: (red, green, blue) of each class in pictures; the PASCAL VOC colours when left out.
         things: indices of the classes that are countable objects.
@@ -145,6 +137,14 @@ def tfds(
     Raises:
         UserError: TensorFlow is not installed; the data set, split or feature does not exist, cannot be prepared, or
             was prepared as files without random access; classes and ids do not fit.
+
+    Example:
+        >>> source = tfds(  # doctest: +SKIP
+        ...     "train[:80%]",
+        ...     builder="oxford_iiit_pet:4.*.*",
+        ...     classes=("pet", "background", "border"),
+        ...     ids={"1": "pet", "2": "background", "3": "border"},
+        ... )
     """
     made = _prepared(builder, None if data_dir is None else files.resolve(data_dir))
     features = made.info.features
@@ -152,12 +152,7 @@ def tfds(
     names = getattr(features[mask], "names", None) if classes is None else classes
     if not names:
         raise UserError(f"source.classes: feature {mask!r} of {builder} has no class names of its own; list them.")
-    spec = DatasetSpec(
-        classes=tuple(names),
-        colours=tuple((int(r), int(g), int(b)) for r, g, b in palette or ()),
-        things=tuple(things),
-        ignore=255 if len(names) < 256 else 65535,
-    )
+    spec = make_spec(names, palette, things)
     return TFDS(
         spec=spec,
         label=re.sub(r"[^\w-]", "", f"{made.name}_{split.replace(':', '-')}"),
@@ -165,8 +160,8 @@ def tfds(
         image=image,
         mask=mask,
         channels=channels,
-        window=None if window is None else (float(window[0]), float(window[1])),
-        table=make_map(spec, None if ids is None else dict(ids.items()), ignore_ids),
+        window=window,
+        table=make_map(spec, ids, ignore_ids),
     )
 
 
@@ -189,6 +184,7 @@ def _prepared(name, data_dir):
                 "random places. Set source.data_dir (or TFDS_DATA_DIR) to another folder; it is prepared there."
             )
         return made
+    log.info("Preparing %s in %s; files that are not there are downloaded.", made.info.full_name, made.data_path)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # TFDS reports its progress with print
             made.download_and_prepare()

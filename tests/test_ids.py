@@ -1,0 +1,67 @@
+"""Ids to labels: every id has the meaning it was given, and one without meaning is counted in the error."""
+
+import ml_collections
+import numpy as np
+import pytest
+
+from segjax.data.ids import apply, make_map, make_spec
+from segjax.spec import UserError
+
+SPEC = make_spec(("a", "b", "c"))
+TWO = make_spec(("a", "b"))
+MANY = make_spec([str(i) for i in range(300)])
+
+
+@pytest.mark.parametrize(
+    ("spec", "ids", "ignore_ids", "raw", "label"),
+    [
+        (SPEC, None, (), [0, 1, 2, 255], [0, 1, 2, 255]),
+        (SPEC, {}, (3, 9), [0, 1, 2, 3, 9, 255], [0, 1, 2, 255, 255, 255]),
+        (SPEC, {0: "c", "1": "a", 2: "ignore", "3": 1, 255: "b"}, (), [0, 1, 2, 3, 255], [2, 0, 255, 1, 1]),
+        (SPEC, {"65535": "c"}, (255, 0), [65535, 255, 0], [2, 255, 255]),
+        (TWO, None, (), [0, 1], [0, 1]),
+        (TWO, None, (255,), [0, 1, 255], [0, 1, 255]),
+        (TWO, {"0": "a", "255": "b"}, (), [0, 255], [0, 1]),
+        (MANY, None, (), [255, 299, 65535], [255, 299, 65535]),
+        (make_spec(("a", "b"), mode="multilabel"), None, (7,), [0, 1, 7, 255, 65535], [0, 1, 255, 1, 1]),
+    ],
+)
+def test_every_id_has_its_meaning(spec, ids, ignore_ids, raw, label):
+    got = apply(make_map(spec, ids, ignore_ids), np.array([raw]), spec, "a.png")
+    assert got.dtype == spec.label_dtype
+    np.testing.assert_array_equal(got, [label])
+
+
+@pytest.mark.parametrize(
+    ("spec", "ids", "raw", "found"),
+    [
+        (SPEC, None, [0, 3, 3, 4], "3 (2 pixels), 4 (1 pixels)."),
+        (SPEC, None, [-1, 70000, 65536, 0], "-1 (1 pixels), 65536 (1 pixels), 70000 (1 pixels)."),
+        (SPEC, {0: "a", 1: "b"}, [0, 255], "255 (1 pixels)."),
+        (SPEC, None, range(10, 17), "14 (1 pixels) and 2 more."),
+        (TWO, ml_collections.ConfigDict(), [0, 255, 255], "255 (2 pixels)."),
+        (TWO, None, [0, 0, 255], "255 (1 pixels). Map every id to a class, as in source.ids = {'0': 'a', '255': 'b'}"),
+        (make_spec(("a",), mode="multilabel"), None, [-1, 70000], "-1 (1 pixels), 70000 (1 pixels)."),
+    ],
+)
+def test_ids_without_a_class_are_counted(spec, ids, raw, found):
+    with pytest.raises(UserError) as caught:
+        apply(make_map(spec, ids), np.array([raw]), spec, "a.png")
+    assert str(caught.value).startswith("a.png holds ids that belong to no class: ") and found in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ids", "ignore_ids", "message"),
+    [
+        ({"a": 0}, (), "'a' is not a number"),
+        ({"-1": 0}, (), "'-1' is not a number"),
+        ({"70000": 0}, (), "'70000' is not a number"),
+        ({"0": "road"}, (), "source.ids: 'road' is none of the classes a, b, c"),
+        ({"0": 3}, (), "source.ids: 3 is none"),
+        ({"0": "a", 0: "b"}, (), "id 0 is given two meanings"),
+        (None, (2,), "id 2 is given two meanings"),
+    ],
+)
+def test_maps_that_make_no_sense(ids, ignore_ids, message):
+    with pytest.raises(UserError, match=message):
+        make_map(SPEC, ids, ignore_ids)

@@ -1,0 +1,211 @@
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from segjax import infer
+from segjax.cli import main
+from segjax.config import base
+from segjax.data import reading
+from segjax.data.sources.arrays import arrays
+from segjax.train import checkpoint, loop
+
+CLASSES = {"multiclass": ("r", "g", "b"), "binary": ("no", "yes"), "multilabel": ("a/b", "c", "d")}
+SIZES = [(24, 32), (17, 40), (31, 20), (24, 33)]
+
+
+def label_of(image, mode):
+    if mode == "multilabel":
+        return (image > 128).astype(np.uint8)
+    return image.argmax(-1).astype(np.uint8) if mode == "multiclass" else (image[..., 0] > 128).astype(np.uint8)
+
+
+class Run:
+    """A trained model, its images as files, and their truth."""
+
+    def __init__(self, mode, folder):
+        random = np.random.default_rng(0)
+        image = random.integers(0, 256, (8, 24, 32, 3), np.uint8)
+        tests = [random.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+        labels = [label_of(each, mode) for each in tests]
+        for each in labels:
+            each[:2] = 255
+        data = {"train": {"image": image, "label": label_of(image, mode)}, "test": {"image": tests, "label": labels}}
+        config = base("arrays")
+        config.source.classes, config.task.mode = CLASSES[mode], mode
+        config.data.crop, config.data.batch_size, config.eval.batch_size = (16, 24), 4, 4
+        config.model.widths, config.loading.loader, config.log.tensorboard = (4, 8), "threads", False
+        config.optimizer.learning_rate, config.run.total = 1e-2, 6
+        config.eval.buckets = len(SIZES)  # no image is padded to the size of another
+        with pytest.MonkeyPatch.context() as patch:  # a configuration is JSON, which holds no arrays
+            patch.setattr(loop, "open_split", lambda _, split: arrays(split, data=data, classes=CLASSES[mode]))
+            self.summary = loop.train_and_evaluate(config, str(folder / "run"))
+        self.mode, self.workdir, self.tests, self.labels = mode, str(folder / "run"), tests, labels
+        self.images = folder / "images"
+        self.images.mkdir()
+        for i, each in enumerate(tests):
+            Image.fromarray(each).save(self.images / f"test {i}.png")
+
+
+@pytest.fixture(scope="module", params=list(CLASSES))
+def run(request, tmp_path_factory):
+    return Run(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def multiclass(tmp_path_factory):
+    return Run("multiclass", tmp_path_factory.mktemp("predict"))
+
+
+def predict(capsys, *argv):
+    code = main(["predict", *map(str, argv)])
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out else None, err
+
+
+def read_back(run, output, i):
+    """The mask files of a test image, as a label."""
+    if run.mode != "multilabel":
+        return reading.mask(output / f"test {i}.png")
+    names = [name.replace("/", "_") for name in run.summary["iou_per_class"]]
+    return np.stack([reading.mask(output / f"test {i}.{name}.png") for name in names], -1)
+
+
+def test_masks_hold_class_indices_and_score_as_evaluated(run, tmp_path, capsys):
+    """Files that `predict` writes, counted in numpy, give the IoU of the run's evaluation (on four devices)."""
+    code, result, err = predict(
+        capsys, "--workdir", run.workdir, "--input", run.images, "--output", tmp_path, "--probabilities"
+    )
+    assert code == 0 and err == ""
+    assert result["images"] == 4 and result["unreadable"] == 0 and result["output"] == str(tmp_path)
+    predictor = infer.load(run.workdir)
+    inter, union = np.zeros((2, len(CLASSES[run.mode])), int)
+    for i, (image, truth) in enumerate(zip(run.tests, run.labels, strict=True)):
+        mask, found = read_back(run, tmp_path, i), predictor(image)
+        np.testing.assert_array_equal(mask, found["label"])
+        probability = np.load(tmp_path / f"test {i}.npy")
+        np.testing.assert_array_equal(probability, found["probability"])
+        assert probability.dtype == np.float32
+        assert probability.shape == (*image.shape[:2], 1 if run.mode == "binary" else len(inter))
+        with Image.open(tmp_path / "overlays" / f"test {i}.png") as overlay:
+            assert overlay.mode == "RGB" and overlay.size == image.shape[1::-1]
+        for k in range(len(inter)):
+            if run.mode == "multilabel":
+                t, p, valid = truth[..., k] == 1, mask[..., k] == 1, truth[..., k] != 255
+            else:
+                t, p, valid = truth == k, mask == k, truth != 255
+            inter[k] += (t & p & valid).sum()
+            union[k] += ((t | p) & valid).sum()
+    np.testing.assert_allclose(list(run.summary["iou_per_class"].values()), inter / union, atol=1e-12)
+
+
+def test_label_follows_from_probability(run):
+    found = infer.load(run.workdir)(run.tests[0])
+    p, label = found["probability"], found["label"]
+    if run.mode == "multiclass":
+        np.testing.assert_array_equal(label, p.argmax(-1))
+        np.testing.assert_allclose(p.sum(-1), 1, atol=1e-5)
+    else:
+        np.testing.assert_array_equal(label, p > 0.5 if run.mode == "multilabel" else p[..., 0] > 0.5)
+
+
+def test_masks_carry_the_colours_of_the_classes(multiclass, tmp_path, capsys):
+    image = multiclass.images / "test 0.png"
+    code, result, _ = predict(
+        capsys, "--workdir", multiclass.workdir, "--input", image, "--output", tmp_path / "new" / "out", "--nooverlays"
+    )
+    assert code == 0 and result["images"] == 1
+    assert [path.name for path in (tmp_path / "new" / "out").iterdir()] == ["test 0.png"]
+    with Image.open(tmp_path / "new" / "out" / "test 0.png") as mask:
+        assert mask.mode == "P"
+        colours = np.array(mask.convert("RGB"))
+    predictor = infer.load(multiclass.workdir)
+    expected = np.array(predictor.spec.colours)[predictor(multiclass.tests[0])["label"]]
+    np.testing.assert_array_equal(colours, expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 50), (33, 17)])
+@pytest.mark.parametrize("resize", [None, 0.5, (40, 40)])
+def test_any_size(multiclass, size, resize):
+    config, spec = checkpoint.read_config(multiclass.workdir)
+    config.preprocess.resize, config.parallel.devices = resize, 1
+    plan, state, _ = loop.restore(config, spec, multiclass.workdir)
+    predictor = infer.Predictor(plan.model, state.variables(True), plan.task, plan.preprocess)
+    found = predictor(np.full((*size, 3), 90, np.uint8))
+    assert found["label"].shape == size and found["probability"].shape == (*size, 3)
+    assert np.isfinite(found["probability"]).all()
+
+
+def test_grid_shares_programs_and_leaves_fitting_sizes_alone(multiclass):
+    exact, grid = infer.load(multiclass.workdir), infer.load(multiclass.workdir, grid=8)
+    image = multiclass.tests[0]  # 24 x 32
+    np.testing.assert_allclose(grid(image)["probability"], exact(image)["probability"], atol=1e-6)
+    for size in [(17, 25), (20, 31), (24, 32)]:
+        assert grid(image[: size[0], : size[1]])["label"].shape == size
+    assert grid._run._cache_size() == 1
+
+
+def test_a_run_on_four_devices_loads_on_one(multiclass):
+    assert len(jax.devices()) == 4
+    predictor = infer.load(multiclass.workdir)
+    assert {len(leaf.devices()) for leaf in jax.tree.leaves(predictor._variables)} == {1}
+
+
+def test_inputs_of_every_kind(multiclass, tmp_path, capsys):
+    """Grey, RGBA, palette, 16-bit, JPEG; what cannot be read is named and left out."""
+    folder, grey = tmp_path / "in", np.arange(20 * 30, dtype=np.uint16).reshape(20, 30)
+    folder.mkdir()
+    eight = (grey % 256).astype(np.uint8)
+    Image.fromarray(eight).save(folder / "grey.png")
+    Image.fromarray(np.stack([eight] * 4, -1)).save(folder / "rgba.png")
+    Image.fromarray(eight).convert("P").save(folder / "palette.gif")
+    Image.fromarray(eight).save(folder / "photo.JPG")
+    Image.fromarray(grey).save(folder / "deep.png")
+    data = (folder / "photo.JPG").read_bytes()
+    (folder / "torn.jpg").write_bytes(data[: len(data) // 2])
+    (folder / "notes.txt").write_text("no image")
+    flags = ("--workdir", multiclass.workdir, "--input", folder, "--output", tmp_path / "out")
+    code, result, err = predict(capsys, *flags, "--window=0,599")
+    assert code == 0 and result["images"] == 5 and result["unreadable"] == 1
+    assert err.startswith("Skipped: ") and "torn.jpg" in err and err.count("\n") == 1
+    stems = ("grey", "rgba", "palette", "photo", "deep")
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {f"{stem}.png" for stem in stems}
+    assert all(reading.mask(tmp_path / "out" / f"{stem}.png").shape == (20, 30) for stem in stems)
+    np.testing.assert_array_equal(
+        reading.mask(tmp_path / "out" / "grey.png"), reading.mask(tmp_path / "out" / "rgba.png")
+    )
+    code, result, err = predict(capsys, *flags)
+    assert code == 1 and result is None
+    assert "deep.png holds values 0..599, not 8 bits" in err
+    code, result, err = predict(capsys, *flags, "--window=0,a")
+    assert code == 1 and "must be two numbers, as in --window=0,4095" in err
+
+
+def test_faults_are_named_before_anything_is_written(multiclass, tmp_path, capsys):
+    workdir, image = multiclass.workdir, multiclass.images / "test 0.png"
+    (tmp_path / "in").mkdir()
+    Image.fromarray(multiclass.tests[0]).save(tmp_path / "in" / "test 0.bmp")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(image.read_bytes()[:100])
+    out = tmp_path / "out"
+    cases = [
+        ((workdir, [image, tmp_path / "in"], out), "Several images are called test 0"),
+        ((workdir, [multiclass.images], multiclass.images), "would overwrite the images"),
+        ((workdir, [tmp_path / "empty"], out), f"There is no image in {tmp_path / 'empty'}"),
+        ((workdir, [tmp_path / "absent"], out), f"There is no image in {tmp_path / 'absent'}"),
+        ((tmp_path, [image], out), "There is no run in"),
+        ((workdir, [image], tmp_path / "file" / "out"), "cannot be written: Not a directory"),
+    ]
+    for (where, inputs, output), message in cases:
+        given = [word for path in inputs for word in ("--input", path)]
+        code, result, err = predict(capsys, "--workdir", where, *given, "--output", output)
+        assert code == 1 and result is None
+        assert err.startswith("segjax: ") and message in err and err.count("\n") == 1
+        assert not pathlib.Path(out).exists()
+    code, result, err = predict(capsys, "--workdir", workdir, "--input", torn, "--output", out)
+    assert code == 1 and "None of the 1 images could be read." in err and "Skipped: " in err

@@ -8,7 +8,7 @@ TENSORFLOW = [
     "array_record",
 ]
 BRAIN = ["nilearn", "nibabel"]
-NOTEBOOK = ["nbclient", "nbformat", "ipykernel", "matplotlib"]
+NOTEBOOK = ["nbclient", "nbformat", "ipykernel"]
 
 setup(
     name="segjax",
@@ -42,10 +42,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
-        "dev": TENSORFLOW
-        + BRAIN
-        + NOTEBOOK
-        + ["pytest", "pytest-xdist", "ruff", "beartype", "hypothesis", "tensorboardX"],
+        "dev": TENSORFLOW + BRAIN + NOTEBOOK + ["pytest", "ruff", "beartype", "tensorboardX"],
     },
     entry_points={"console_scripts": ["segjax = segjax.cli:main"]},
 )

@@ -4,6 +4,8 @@
 size. TFDS downloads and prepares the set (0.8 GB) at the first start.
 
 segjax train --config configs/pet_unet.py --workdir runs/pet
+
+Meant for one accelerator with 16 GB; mIoU not yet measured.
 """
 
 from segjax.config import base

@@ -1,6 +1,8 @@
 """U-Net on generated scenes: discs, boxes, triangles, stars and rings before sky, grass and water.
 
 segjax train --config configs/shapes_unet.py --workdir runs/shapes
+
+mIoU not yet measured.
 """
 
 from segjax.config import base

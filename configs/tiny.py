@@ -1,6 +1,8 @@
 """A network and a run of seconds, for tests and for trying things out.
 
 segjax train --config configs/tiny.py --workdir runs/tiny
+
+Twenty steps teach nothing: the mIoU stays near 0.1.
 """
 
 from segjax.config import base

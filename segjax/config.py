@@ -16,7 +16,7 @@ SOURCES = {
         "images": None,  # path template under root with {stem} and perhaps {split}, or a folder
         "masks": None,  # the same for masks; {class} makes it multi-label, one mask a class
         "classes": None,  # class names, or a text file under root with one name a line
-        "ids": None,  # raw mask value -> class index or name; None: the index itself, and 255 ignored
+        "ids": None,  # raw mask value -> class; None: values are indices (and 255 is no truth from 3 classes on)
         "ignore_ids": (),  # raw mask values without truth
         "colours": None,  # class name or "ignore" -> (r, g, b), for masks drawn in colours
         "palette": None,  # a colour a class, for pictures; the PASCAL VOC map where left out
@@ -30,7 +30,7 @@ SOURCES = {
         "image": "image",  # feature that holds the image
         "mask": "segmentation_mask",  # feature that holds the mask
         "classes": None,  # class names
-        "ids": None,  # raw mask value -> class index or name; None: the index itself, and 255 ignored
+        "ids": None,  # raw mask value -> class; None: values are indices (and 255 is no truth from 3 classes on)
         "ignore_ids": (),  # raw mask values without truth
         "palette": None,  # a colour a class, for pictures; the PASCAL VOC map where left out
         "things": (),  # classes that are countable objects
@@ -47,7 +47,7 @@ SOURCES = {
         "plane": "axial",  # axial | coronal
     },
     "arrays": {
-        "data": None,  # .npz file with {split}_image and {split}_label, or a dict of arrays from Python
+        "data": None,  # .npz file with {split}_image and {split}_label
         "classes": None,  # class names
         "palette": None,  # a colour a class, for pictures
         "things": (),  # indices of the classes that are countable objects
@@ -89,7 +89,9 @@ def base(source: str = "shapes", model: str = "unet") -> ConfigDict:
     """
     config = {
         "seed": 0,  # of parameters, sample order, augmentation and dropout
-        "splits": {"train": "train", "test": "test"},  # what the source calls them
+        # What the source calls them. "test" is scored, and the best checkpoint is the best on it: give the name of
+        # a validation split here where there is one, and score the test split with `segjax evaluate --split`.
+        "splits": {"train": "train", "test": "test"},
         "source": {"name": source} | choose("source.name", source, SOURCES),  # sources.create
         "preprocess": {  # spec.Preprocess
             "mean": (127.5, 127.5, 127.5),  # grey levels; one value makes grey images of everything
@@ -157,10 +159,10 @@ def base(source: str = "shapes", model: str = "unet") -> ConfigDict:
         },
         "run": {  # config.durations
             "unit": "steps",  # steps | epochs | examples: what the next four are counted in
-            "total": 1000,  # length of the run
-            "warmup": 0,  # of the learning rate
-            "eval_every": 0,  # 0: at the end only
-            "checkpoint_every": 0,  # 0: with each evaluation and at the end
+            "total": 1000.0,  # length of the run
+            "warmup": 0.0,  # of the learning rate
+            "eval_every": 0.0,  # 0: at the end only
+            "checkpoint_every": 0.0,  # 0: with each evaluation; without those, ten times a run
             "log_every": 10,  # always in steps
         },
         "eval": {  # data.pipeline.eval_batches
@@ -186,6 +188,23 @@ def base(source: str = "shapes", model: str = "unet") -> ConfigDict:
     return ConfigDict(config).lock()
 
 
+def check_choice(key: str, value: Any, choices: Any) -> None:
+    """Checks that a value is one of a few.
+
+    Args:
+        key: what the user set, for the message.
+        value: what it was set to.
+        choices: names that are allowed.
+
+    Raises:
+        UserError: another value; names the nearest choice.
+    """
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), list(choices), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{key}={value!r} is not one of {', '.join(choices)}.{hint}")
+
+
 def choose(key: str, name: str, table: dict[str, Any]) -> Any:
     """Looks a name up in a table.
 
@@ -200,10 +219,7 @@ def choose(key: str, name: str, table: dict[str, Any]) -> Any:
     Raises:
         UserError: not in the table; names the nearest choice.
     """
-    if name not in table:
-        near = difflib.get_close_matches(str(name), table, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"{key}={name!r} is not one of {', '.join(table)}.{hint}")
+    check_choice(key, name, table)
     return table[name]
 
 
@@ -278,11 +294,11 @@ def durations(
     steps_per_epoch: int | float,
     batch_size: int,
     *,
-    unit: Literal["steps", "epochs", "examples"] = "steps",
-    total: int | float = 1000,
-    warmup: int | float = 0,
-    eval_every: int | float = 0,
-    checkpoint_every: int | float = 0,
+    unit: str = "steps",
+    total: int | float = 1000.0,
+    warmup: int | float = 0.0,
+    eval_every: int | float = 0.0,
+    checkpoint_every: int | float = 0.0,
     log_every: int = 10,
 ) -> Durations:
     """Converts the durations of a run to steps, once.
@@ -290,33 +306,34 @@ def durations(
     Args:
         steps_per_epoch: steps that see each sample once on average.
         batch_size: samples a step.
-        unit: unit of `total`, `warmup`, `eval_every` and `checkpoint_every`.
+        unit: steps, epochs or examples: unit of `total`, `warmup`, `eval_every` and `checkpoint_every`.
         total: length of the run.
         warmup: length of the learning rate's warm-up.
         eval_every: between evaluations; 0 evaluates at the end only.
-        checkpoint_every: between checkpoints; 0 saves with each evaluation.
+        checkpoint_every: between checkpoints; 0 saves with each evaluation or, without those, ten times a run.
         log_every: steps between lines of the log.
 
     Returns:
         Everything in steps, rounded up.
 
     Raises:
-        UserError: an unknown unit or a run without steps.
+        UserError: an unknown unit, a negative duration, or a run without steps.
 
     Example:
         >>> durations(46, 8, unit="epochs", total=2, warmup=0.5)
-        Durations(total=92, warmup=23, eval_every=0, checkpoint_every=0, log_every=10)
+        Durations(total=92, warmup=23, eval_every=0, checkpoint_every=10, log_every=10)
     """
     factor = choose("run.unit", unit, {"steps": 1.0, "epochs": steps_per_epoch, "examples": 1.0 / batch_size})
 
     def steps(amount):
         return math.ceil(amount * factor - 1e-9)
 
+    if min(total, warmup, eval_every, checkpoint_every) < 0 or log_every < 1:
+        raise UserError("The durations of run must not be negative, and run.log_every must be at least 1.")
     if steps(total) < 1:
         raise UserError(f"run.total={total} {unit} is less than one step.")
-    return Durations(
-        steps(total), steps(warmup), steps(eval_every), steps(checkpoint_every) or steps(eval_every), max(1, log_every)
-    )
+    saving = steps(checkpoint_every) or steps(eval_every) or math.ceil(steps(total) / 10)
+    return Durations(steps(total), steps(warmup), steps(eval_every), saving, log_every)
 
 
 def to_dict(config: ConfigDict | dict) -> dict[str, Any]:

@@ -1,19 +1,18 @@
 """Uses a trained model: from an image of any size to its mask."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from segjax.data import geometry
-from segjax.spec import DatasetSpec, Preprocess
+from segjax.spec import DatasetSpec, Preprocess, UserError
 from segjax.tasks import Task
 from segjax.train import checkpoint, loop
-from segjax.train.step import normalise
+from segjax.train.step import compile_predict
 
 
 class Predictor:
@@ -28,7 +27,15 @@ class Predictor:
         mask = predictor(image)["label"]
     """
 
-    def __init__(self, model: Any, variables: dict[str, Any], task: Task, preprocess: Preprocess, grid: int = 1):
+    def __init__(
+        self,
+        model: Any,
+        variables: dict[str, Any],
+        task: Task,
+        preprocess: Preprocess,
+        grid: int = 1,
+        tile: int = 0,
+    ):
         """Ties a model to its variables.
 
         Args:
@@ -38,18 +45,18 @@ class Predictor:
             preprocess: how images become inputs.
             grid: sizes are padded to multiples of this, so that images of similar sizes share a compiled program;
                 1 compiles one for each size and sees no padding.
+            tile: predict in tiles of this size with the model's context around each; 0 predicts whole images.
+
+        Raises:
+            UserError: tiles asked of a model without context, or whose images are resized.
         """
+        if tile and (not preprocess.context or preprocess.resize is not None):
+            raise UserError("Tiles need a model with preprocess.context > 0 and without preprocess.resize.")
         self.spec: DatasetSpec = task.spec
         self.preprocess = preprocess
-        self._grid = grid
+        self._grid, self._tile = grid, tile
         self._variables = variables
-
-        @functools.partial(jax.jit, static_argnums=(3, 4))
-        def run(variables, image, content, canvas, size):
-            outputs = model.apply(variables, normalise(image, preprocess), train=False)
-            return task.predict(outputs, canvas, size, content)
-
-        self._run = run
+        self._run = compile_predict(model, task, preprocess)
 
     def __call__(self, image: UInt8[np.ndarray, "y x c"]) -> dict[str, np.ndarray]:
         """Predicts one image.
@@ -60,7 +67,20 @@ class Predictor:
         Returns:
             "label": int32 [y, x], or bool [y, x, k] in multi-label mode; "probability": float32 [y, x, k], or
             [y, x, 1] of the foreground in binary mode.
+
+        Raises:
+            UserError: another number of channels.
         """
+        if image.ndim != 3 or image.shape[2] != len(self.preprocess.mean):
+            raise UserError(f"The model takes images [y, x, {len(self.preprocess.mean)}], not {list(image.shape)}.")
+        if self._tile:
+            side = (self._tile, self._tile)
+            return overlap_tile(
+                lambda tiles: jax.device_get(self._run(self._variables, tiles, None, side, side)),
+                image,
+                self._tile,
+                self.preprocess.context,
+            )
         height, width = image.shape[:2]
         fitted = geometry.resized((height, width), self.preprocess.resize)
         canvas = tuple(math.ceil(n / self._grid) * self._grid for n in fitted)
@@ -73,12 +93,13 @@ class Predictor:
         return {key: value[0, :height, :width] for key, value in found.items()}
 
 
-def load(workdir: str, grid: int = 1) -> Predictor:
+def load(workdir: str, grid: int = 1, tile: int = 0) -> Predictor:
     """Loads the model that a run trained: its best checkpoint, or its last (`checkpoint.evaluate`).
 
     Args:
         workdir: folder of the run.
         grid: see `Predictor`.
+        tile: see `Predictor`.
 
     Returns:
         The predictor.
@@ -89,43 +110,46 @@ def load(workdir: str, grid: int = 1) -> Predictor:
     config, spec = checkpoint.read_config(workdir)
     config.parallel.devices = 1
     plan, state, _ = loop.restore(config, spec, workdir)
-    return Predictor(plan.model, state.variables(config.ema.evaluate), plan.task, plan.preprocess, grid)
+    return Predictor(plan.model, state.variables(config.ema.evaluate), plan.task, plan.preprocess, grid, tile)
 
 
 def overlap_tile(
-    apply: Callable[[UInt8[np.ndarray, "b h w c"]], Float[np.ndarray, "b t u k"]],
+    apply: Callable[[UInt8[np.ndarray, "b h w c"]], dict[str, Any]],
     image: UInt8[np.ndarray, "y x c"],
     tile: int,
     context: int,
-) -> Float[np.ndarray, "y x k"]:
+) -> dict[str, np.ndarray]:
     """Seamless maps of an image of any size from tiles of one size (U-Net paper, figure 2).
 
     Each tile is seen with `context` pixels of image around it; beyond the border stands the mirror image.
 
     Args:
-        apply: maps tiles with their context [1, tile + 2 context, tile + 2 context, c] to maps [1, tile, tile, k].
+        apply: maps tiles with their context [1, tile + 2 context, tile + 2 context, c] to a dict of maps
+            [1, tile, tile, ...].
         image: uint8 [y, x, c].
         tile: rows and columns of a tile (388 in the paper).
         context: pixels around it (92 in the paper).
 
     Returns:
-        float32 [y, x, k].
+        The same dict of maps [y, x, ...].
 
     Example:
         >>> image = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
-        >>> middle = lambda tiles: tiles[:, 1:-1, 1:-1].astype(np.float32)
-        >>> bool((overlap_tile(middle, image, tile=2, context=1) == image).all())
+        >>> middle = lambda tiles: {"image": tiles[:, 1:-1, 1:-1]}
+        >>> bool((overlap_tile(middle, image, tile=2, context=1)["image"] == image).all())
         True
     """
-    mirror = Preprocess(mean=(0.0,) * image.shape[2], std=(1.0,) * image.shape[2], context=context, outside="mirror")
-    height, width = image.shape[:2]
+    channels, (height, width) = image.shape[2], image.shape[:2]
+    mirror = Preprocess(mean=(0.0,) * channels, std=(1.0,) * channels, context=context, outside="mirror")
     whole = geometry.whole((height, width), mirror)
-    rows = []
-    for top in range(0, height, tile):
-        row = []
-        for left in range(0, width, tile):
-            warp = whole._replace(matrix=np.array([[1, 0, top], [0, 1, left]], np.float32))
-            at = geometry.positions(np, warp, (tile, tile), context, 0)
-            row.append(np.asarray(apply(geometry.sample_image(np, image, warp, at, mirror)[None]))[0])
-        rows.append(np.concatenate(row, axis=1))
-    return np.concatenate(rows)[:height, :width]
+
+    def at(top, left):
+        warp = whole._replace(matrix=np.array([[1, 0, top], [0, 1, left]], np.float32))
+        pixels = geometry.sample_image(np, image, warp, geometry.positions(np, warp, (tile, tile), context, 0), mirror)
+        return {key: np.asarray(value)[0] for key, value in apply(pixels[None]).items()}
+
+    rows = [[at(top, left) for left in range(0, width, tile)] for top in range(0, height, tile)]
+    return {
+        key: np.concatenate([np.concatenate([part[key] for part in row], axis=1) for row in rows])[:height, :width]
+        for key in rows[0][0]
+    }

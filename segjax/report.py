@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 import jinja2
+import markupsafe
 import numpy as np
 
 from segjax import infer, pictures
@@ -125,12 +126,13 @@ def table(summary: dict[str, Any]) -> Html:
     return Html(_TABLE.render(rows=rows, figures=plain))
 
 
-def strips(workdir: str, count: int = 8) -> list[tuple[str, Any]]:
+def strips(workdir: str, count: int = 8, opened: loop.Sources = None) -> list[tuple[str, Any]]:
     """Predicts images spread evenly over the test split and sets each beside its truth.
 
     Args:
         workdir: folder of a run.
         count: how many, at most.
+        opened: sources by split that stand in for the configured one.
 
     Returns:
         (name, picture) of each: image, truth, prediction and error side by side.
@@ -139,7 +141,7 @@ def strips(workdir: str, count: int = 8) -> list[tuple[str, Any]]:
         UserError: no run or no checkpoint there.
     """
     config, _ = checkpoint.read_config(workdir)
-    source, predict = loop.open_split(config, config.splits.test), infer.load(workdir)
+    source, predict = loop.open_split(config, config.splits.test, opened), infer.load(workdir)
     chosen = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int))
     found = []
     for i in chosen.tolist():
@@ -159,32 +161,34 @@ def strips(workdir: str, count: int = 8) -> list[tuple[str, Any]]:
     return found
 
 
-def show(workdir: str, count: int = 4) -> Html:
+def show(workdir: str, count: int = 4, opened: loop.Sources = None) -> Html:
     """Shows test images inline in a notebook.
 
     Args:
         workdir: folder of a run.
         count: how many, at most.
+        opened: sources by split that stand in for the configured one.
 
     Returns:
         The pictures of `strips`, within the HTML itself.
     """
     images = []
-    for name, picture in strips(workdir, count):
+    for name, picture in strips(workdir, count, opened):
         data = io.BytesIO()
         picture.save(data, "PNG")
         text = base64.b64encode(data.getvalue()).decode()
-        images.append(f'<p>{jinja2.utils.markupsafe.escape(name)}<br><img src="data:image/png;base64,{text}"></p>')
+        images.append(f'<p>{markupsafe.escape(name)}<br><img src="data:image/png;base64,{text}"></p>')
     return Html("\n".join(images))
 
 
-def write(workdir: str, summary: dict[str, Any], pictures_of: int = 8) -> None:
+def write(workdir: str, summary: dict[str, Any], pictures_of: int = 8, opened: loop.Sources = None) -> None:
     """Writes report/: a picture for each of some test images, the legend, and index.html.
 
     Args:
         workdir: folder of a run.
         summary: figures of its evaluation.
         pictures_of: how many test images, at most.
+        opened: sources by split that stand in for the configured one.
 
     Raises:
         UserError: no run or no checkpoint there.
@@ -194,7 +198,7 @@ def write(workdir: str, summary: dict[str, Any], pictures_of: int = 8) -> None:
     _, spec = checkpoint.read_config(workdir)
     pictures.legend(spec).save(folder / "legend.png")
     images = []
-    for i, (name, picture) in enumerate(strips(workdir, pictures_of)):
+    for i, (name, picture) in enumerate(strips(workdir, pictures_of, opened)):
         file = f"{i}_{pictures.file_name(name)}.png"  # the number keeps apart names that become one
         picture.save(folder / file)
         images.append((name, file))

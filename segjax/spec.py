@@ -23,7 +23,7 @@ A model maps (images, train) to a dict of outputs, each covering the label's are
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -110,7 +110,8 @@ class DatasetSpec:
         return np.uint8 if max(len(self.classes) - 1, self.ignore) < 256 else np.uint16
 
 
-class Preprocess(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
     """What stands between an image on disk and a network's input; the same in training, scoring and use.
 
     Args:
@@ -120,10 +121,29 @@ class Preprocess(NamedTuple):
             their aspect ratio kept; None leaves images as they are.
         context: pixels of image beyond each side of the label (92 for the original U-Net's 572 -> 388).
         outside: what lies beyond the image: its "mean" pixel, or its "mirror" image.
+
+    Raises:
+        UserError: values that do not fit.
     """
 
     mean: tuple[float, ...] = (127.5, 127.5, 127.5)
     std: tuple[float, ...] = (64.0, 64.0, 64.0)
     resize: float | tuple[int, int] | None = None
     context: int = 0
-    outside: Literal["mean", "mirror"] = "mean"
+    outside: str = "mean"
+
+    def __post_init__(self):
+        """Checks the values."""
+        if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise UserError(
+                f"preprocess.mean={self.mean} and preprocess.std={self.std} must both have 1 value (grey) or 3 (RGB), "
+                f"and std must be positive."
+            )
+        sizes = self.resize if isinstance(self.resize, tuple) else (self.resize or 1,) * 2
+        if len(sizes) != 2 or min(sizes) <= 0 or self.context < 0:
+            raise UserError(
+                f"preprocess.resize={self.resize} must be a positive factor or (rows, columns), and "
+                f"preprocess.context={self.context} must not be negative."
+            )
+        if self.outside not in ("mean", "mirror"):
+            raise UserError(f"preprocess.outside={self.outside!r} is not one of mean, mirror.")

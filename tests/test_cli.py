@@ -185,7 +185,11 @@ def test_faults_of_a_configuration_file(here, segjax, verb, config, message):
         ("dta.crop=(32,32)", 1, "There is no configuration key config.dta. Did you mean config.data?"),
         ("data.crop.x=3", 1, "There is no configuration key data.crop.x: crop is the value (128, 128)."),
         ("model=unet", 1, "model is a section: change one of its keys, dropout, dtype,"),
-        ("run.total=0.5", 2, "--config.run.total=0.5: invalid literal for int() with base 10: '0.5'; it is 1000 now"),
+        (
+            "data.batch_size=0.5",
+            2,
+            "--config.data.batch_size=0.5: invalid literal for int() with base 10: '0.5'; it is 8 now",
+        ),
         ("optimizer.learning_rate=high", 2, "could not convert string to float: 'high'; it is 0.001 now"),
         ("data.flip_vertical=maybe", 2, "Non-boolean argument to boolean flag"),
         ("data.crop=(3,,4)", 2, "Error while parsing string: (3,,4) as tuple"),

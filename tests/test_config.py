@@ -19,7 +19,7 @@ FUNCTIONS = {
     "run": durations,
     "eval": pipeline.eval_batches,
     "parallel": parallel.make_mesh,
-    "init": checkpoint.claim,
+    "init": checkpoint.compare,
     "checkpoint": checkpoint.Checkpoints,
     "log": log.Log,
     "task": semantic.create,
@@ -84,6 +84,7 @@ def test_mistyped_keys_name_the_nearest():
     [
         ({"unit": "epochs", "total": 3, "warmup": 0.5, "eval_every": 1}, (38, 7, 13, 13)),
         ({"unit": "examples", "total": 100, "checkpoint_every": 9}, (25, 0, 0, 3)),
+        ({"total": 25}, (25, 0, 0, 3)),
         ({"total": 7, "eval_every": 2, "checkpoint_every": 3}, (7, 0, 2, 3)),
     ],
 )
@@ -95,6 +96,8 @@ def test_everything_is_due_at_the_end():
     run = durations(10, 2, total=25, eval_every=10)
     assert [i for i in range(1, 26) if run.due("eval", i)] == [10, 20, 25]
     assert [i for i in range(1, 26) if run.due("checkpoint", i)] == [10, 20, 25]
+    with pytest.raises(UserError, match="must not be negative"):
+        durations(10, 2, eval_every=-1)
     with pytest.raises(UserError, match="less than one step"):
         durations(10, 2, total=0)
     with pytest.raises(UserError, match=r"run.unit='epoch'.*'epochs'"):

@@ -1,15 +1,27 @@
 """The architecture: imports go down only, and some names are called in one room only."""
 
 import ast
+import json
+import os
 import pathlib
+import re
 import subprocess
 import sys
+import textwrap
+import types
 
 import jax.numpy as jnp
 import jaxtyping
+import numpy as np
 import pytest
 
-from segjax import losses
+from segjax import losses, models, tasks
+from segjax.config import call
+from segjax.data import pipeline
+from segjax.data.loader import Loading
+from segjax.data.sources.arrays import arrays
+from segjax.spec import DatasetSpec, Preprocess
+from segjax.train import loop, optimizer
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "segjax"
 
@@ -91,28 +103,82 @@ def test_everything_but_the_data_works_without_tensorflow():
         workdir = tempfile.mkdtemp()
         report.write(workdir, train_and_evaluate(config, workdir), 1)
     """
-    import textwrap
-
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
+CONFIGS = sorted((PACKAGE.parent / "configs").glob("*.py"))
+
+
+def load(path):
+    module = types.ModuleType(path.stem)
+    exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
+    return module
+
+
 def test_configurations_load():
     """Every file of configs/ makes a configuration whose model, task and optimiser can be built."""
-    import importlib.util
-
-    from segjax import models, tasks
-    from segjax.config import call
-    from segjax.spec import DatasetSpec
-    from segjax.train import optimizer
-
-    for path in sorted((PACKAGE.parent / "configs").glob("*.py")):
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+    for path in CONFIGS:
+        module = load(path)
         config = module.get_config()
         names = config.source.get("classes") or [str(k) for k in range(8)]
         task = call(tasks.create, "task", config.task, DatasetSpec(tuple(names)))
         call(models.create, "model", config.model, spec=task.spec)
         call(optimizer.make, "optimizer", config.optimizer, 100)
         assert f"configs/{path.name}" in module.__doc__
+        assert re.search(r"mIoU|Dice|[Nn]ot yet measured", module.__doc__), f"{path.name} states no score"
+
+
+@pytest.mark.parametrize("name, size", [("camvid_unet", (360, 480)), ("isbi_unet", (512, 512))])
+def test_configurations_fit_their_data(name, size, test_data, monkeypatch):
+    """The configurations of sets that cannot be shipped read the real thing."""
+    monkeypatch.setenv("SEGJAX_DATA", test_data)
+    config = load(PACKAGE.parent / "configs" / f"{name}.py").get_config()
+    for split, count in {"camvid_unet": {"train": 367, "test": 233}, "isbi_unet": {"train": 24, "test": 6}}[
+        name
+    ].items():
+        source = loop.open_split(config, split)
+        label = source.read(0)["label"]
+        assert len(source) == count and label.shape == source.size(0) == size
+        assert set(np.unique(label)) <= {*range(len(source.spec.classes)), 255} and (label != 255).mean() > 0.5
+
+
+def test_readme_keeps_its_word():
+    """Its pictures and files exist, its figures are filled in, and its code runs."""
+    root = PACKAGE.parent
+    text = (root / "README.md").read_text()
+    for target in re.findall(r"\]\((?!http)([^)]*)\)", text):
+        assert (root / target).exists(), target
+    assert not re.search(r"[A-Z]+_(SCORE|TIME)", text)
+    assert {path.stem for path in CONFIGS} - {"tiny"} <= set(re.findall(r"\w+_unet", text))
+    config, loop_code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(config, names)
+    source = arrays(
+        "train",
+        data={"train": {"image": np.zeros((2, 48, 64, 3), np.uint8), "label": np.zeros((2, 48, 64), np.uint8)}},
+        classes=names["get_config"]().source.classes,
+    )
+    made = names["get_config"]()
+    pipeline.train_batches(source, Preprocess(**made.preprocess), Loading(), **made.data)
+    names = {"images": jnp.zeros((1, 16, 16, 3)), "masks": jnp.full((1, 16, 16), 255, jnp.uint8)}
+    exec(loop_code, names)
+    assert names["loss"] == 0
+
+
+def test_rooms_need_no_import_of_their_own():
+    code = "import segjax; segjax.models.create, segjax.losses.dice, segjax.metrics.confusion_matrix, segjax.train.loop"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_quickstart_reaches_its_score(tmp_path):
+    """The README's first command as a user runs it, in a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "segjax", "train", "--config", "configs/brain_unet.py", "--workdir", tmp_path]
+    done = subprocess.run(
+        command, cwd=PACKAGE.parent, env=environment, capture_output=True, text=True, timeout=900, check=True
+    )
+    dice = json.loads(done.stdout.splitlines()[-1])["dice_per_class"]
+    assert (dice["grey_matter"] + dice["white_matter"]) / 2 > 0.9
+    assert len(list((tmp_path / "report").glob("*.png"))) == 9

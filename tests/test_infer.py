@@ -40,9 +40,8 @@ class Run:
         config.model.widths, config.loading.loader, config.log.tensorboard = (4, 8), "threads", False
         config.optimizer.learning_rate, config.run.total = 1e-2, 6
         config.eval.buckets = len(SIZES)  # no image is padded to the size of another
-        with pytest.MonkeyPatch.context() as patch:  # a configuration is JSON, which holds no arrays
-            patch.setattr(loop, "open_split", lambda _, split: arrays(split, data=data, classes=CLASSES[mode]))
-            self.summary = loop.train_and_evaluate(config, str(folder / "run"))
+        opened = {split: arrays(split, data=data, classes=CLASSES[mode]) for split in data}
+        self.summary = loop.train_and_evaluate(config, str(folder / "run"), opened)
         self.mode, self.workdir, self.tests, self.labels = mode, str(folder / "run"), tests, labels
         self.images = folder / "images"
         self.images.mkdir()
@@ -194,7 +193,7 @@ def test_faults_are_named_before_anything_is_written(multiclass, tmp_path, capsy
     torn.write_bytes(image.read_bytes()[:100])
     out = tmp_path / "out"
     cases = [
-        ((workdir, [image, tmp_path / "in"], out), "Several images are called test 0"),
+        ((workdir, [image, tmp_path / "in"], out), "2 images are called test 0"),
         ((workdir, [multiclass.images], multiclass.images), "would overwrite the images"),
         ((workdir, [tmp_path / "empty"], out), f"There is no image in {tmp_path / 'empty'}"),
         ((workdir, [tmp_path / "absent"], out), f"There is no image in {tmp_path / 'absent'}"),

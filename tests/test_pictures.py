@@ -137,6 +137,9 @@ class Named:
         return self._source.read(i)
 
 
+OPENED = {"train": Named(), "test": Named()}
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run on such samples, and its report."""
@@ -146,11 +149,9 @@ def run(tmp_path_factory):
     config.data.crop, config.data.batch_size, config.eval.batch_size = (16, 16), 4, 4
     config.model.widths, config.loading.loader, config.log.tensorboard = (4, 8), "threads", False
     config.run.total, config.run.log_every, config.run.eval_every = 2, 1, 1
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "open_split", lambda config, split: Named())
-        summary = loop.train_and_evaluate(config, str(workdir))
-        report.write(str(workdir), summary, 20)
-        yield workdir, summary
+    summary = loop.train_and_evaluate(config, str(workdir), OPENED)
+    report.write(str(workdir), summary, 20, OPENED)
+    return workdir, summary
 
 
 def test_report_is_well_formed_and_complete(run):
@@ -172,7 +173,7 @@ def test_report_is_well_formed_and_complete(run):
 
 def test_pictures_inline(run):
     workdir, summary = run
-    page = Page(report.show(str(workdir), 3))
+    page = Page(report.show(str(workdir), 3, OPENED))
     assert page.open == [] and len(page.images) == 2  # the third is torn
     assert all(src.startswith("data:image/png;base64,") for src in page.images)
     for part in (report.curves(str(workdir)), report.table(summary)):
@@ -180,8 +181,8 @@ def test_pictures_inline(run):
 
 
 def test_fewer_pictures_are_spread_over_the_split(run):
-    assert [name for name, _ in report.strips(str(run[0]), 2)] == ["a/b:1"]
-    assert report.strips(str(run[0]), 0) == []
+    assert [name for name, _ in report.strips(str(run[0]), 2, OPENED)] == ["a/b:1"]
+    assert report.strips(str(run[0]), 0, OPENED) == []
 
 
 def test_no_run_no_report(tmp_path):

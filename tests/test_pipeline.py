@@ -1,6 +1,7 @@
 import io
 import itertools
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_hosts_share_one_batch_pixel_for_pixel(loading, hosts):
 
 
 @pytest.mark.parametrize("layers", [0, 2])
-@pytest.mark.parametrize("preprocess", [GREY, GREY._replace(context=5, outside="mirror"), GREY._replace(resize=0.7)])
+@pytest.mark.parametrize("preprocess", [GREY, replace(GREY, context=5, outside="mirror"), replace(GREY, resize=0.7)])
 def test_loaders_agree_bit_for_bit(layers, preprocess):
     data = source(layers=layers, classes=("a", "b"))
     pair = [
@@ -181,7 +182,7 @@ def test_outside_is_mean_and_ignored_or_mirrored():
     np.testing.assert_array_equal(out[3:-3, 3:-3], image)
     assert (out[:3] == 100).all() and (out[-3:] == 100).all() and (out[:, :3] == 100).all()
     assert (geometry.sample_label(np, label, warp, at, 255)[:3] == 255).all()
-    mirrored = geometry.sample_image(np, image, warp, at, GREY._replace(outside="mirror"))
+    mirrored = geometry.sample_image(np, image, warp, at, replace(GREY, outside="mirror"))
     np.testing.assert_array_equal(mirrored, np.pad(image, ((3, 3), (3, 3), (0, 0)), "symmetric"))
 
 
@@ -245,7 +246,7 @@ def test_evaluation_sees_each_pixel_once(buckets):
 
 def test_resized_evaluation_keeps_native_labels():
     data = source(count=3, sizes=[(20, 30), (33, 17)])
-    batches = eval_batches(data, GREY._replace(resize=(16, 16)), THREADS, batch_size=3)
+    batches = eval_batches(data, replace(GREY, resize=(16, 16)), THREADS, batch_size=3)
     (batch,) = batches.batches(0, 1)
     assert batch["image"].shape == (3, 16, 16, 1) and batch["label"].shape == (3, 33, 30)
     for index, content in zip(batch["index"], batch["content"], strict=True):
@@ -309,6 +310,8 @@ def test_settings_that_do_not_fit():
         train_batches(source(), GREY, THREADS, process=(0, 2), batch_size=3, crop=(8, 8))
     with pytest.raises(UserError, match=r"data.scale"):
         train_batches(source(), GREY, THREADS, batch_size=2, crop=(8, 8), scale=(0.0, 1.0))
+    with pytest.raises(UserError, match=r"data.scale=\(1.0,\) must be two numbers"):
+        train_batches(source(), GREY, THREADS, batch_size=2, crop=(8, 8), scale=(1.0,))
     with pytest.raises(UserError, match=r"loading.loader='tfdata'"):
         collect(train_batches(source(), GREY, Loading("tfdata"), batch_size=2, crop=(8, 8)), 0, 1)
 

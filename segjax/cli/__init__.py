@@ -74,6 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"segjax: {'interrupted' if isinstance(error, KeyboardInterrupt) else error}", file=sys.stderr)
         return 2 if isinstance(error, flags.Error) else 130 if isinstance(error, KeyboardInterrupt) else 1
+    except Exception as error:  # a fault of ours or of a library: one line all the same
+        if "--verbose" in argv:
+            traceback.print_exc()
+        text = " ".join(str(error).split())[:500]
+        print(f"segjax: {type(error).__name__}: {text} (--verbose shows where)", file=sys.stderr)
+        return 1
 
 
 def _module(verb: str) -> ModuleType:

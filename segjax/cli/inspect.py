@@ -4,7 +4,6 @@ import pathlib
 import sys
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
@@ -13,13 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segjax import augment, pictures
+from segjax import pictures
 from segjax.cli.setup import define_config
 from segjax.config import call
 from segjax.data import audit, pipeline
 from segjax.data.loader import Loading
 from segjax.spec import Preprocess, UserError
 from segjax.train.loop import open_split
+from segjax.train.step import coloured
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -74,9 +74,9 @@ def contact_sheet(config: Any, source: Any, count: int) -> Image.Image:
     loading = call(Loading, "loading", config.loading)
     batches = call(pipeline.train_batches, "data", data, source, preprocess, loading, config.seed)
     (batch,) = batches.batches(0, 1)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(config.seed), i))(jnp.asarray(batch["position"]))
-    coloured = call(augment.colour, "augment", config.augment, keys, jnp.asarray(batch["image"], jnp.float32) / 255)
-    images, side = np.asarray(coloured * 255).round().astype(np.uint8), preprocess.context
+    image, position = jnp.asarray(batch["image"]), jnp.asarray(batch["position"])
+    images = np.asarray(coloured(image, position, config.seed, dict(config.augment))).round().astype(np.uint8)
+    side = preprocess.context
     rows = [pictures.legend(source.spec)]
     for image, label, index in zip(images, batch["label"], batch["index"], strict=True):
         image = image[side : image.shape[0] - side, side : image.shape[1] - side]

@@ -1,5 +1,6 @@
 """`segjax predict`: images or a folder in, masks and overlays out."""
 
+import collections
 import logging
 import pathlib
 import time
@@ -25,6 +26,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("overlays", True, "Also write overlays/<stem>.png: the mask over the image.", flag_values=values)
     flags.DEFINE_bool("probabilities", False, "Also write <stem>.npy: float32 [y, x, k].", flag_values=values)
     flags.DEFINE_integer("grid", 1, "Pad sizes to multiples of this: fewer compilations.", 1, flag_values=values)
+    text = "Predict in tiles of this size with the model's context around each; 0: whole images."
+    flags.DEFINE_integer("tile", 0, text, 0, flag_values=values)
     text = "LOW,HIGH: black and white of images deeper than 8 bits; the run's source.window."
     flags.DEFINE_list("window", None, text, flag_values=values)
 
@@ -43,13 +46,13 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
     """
     began = time.monotonic()
     paths = [path for given in values.input for path in files.images(pathlib.Path(given))]
-    stems = [path.stem for path in paths]
-    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise UserError(f"Several images are called {twice[0]}: their masks would overwrite each other.")
+    stem, count = collections.Counter(path.stem for path in paths).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{count} images are called {stem}: their masks would overwrite each other.")
     output = pathlib.Path(values.output)
     if output.resolve() in {path.resolve().parent for path in paths}:
         raise UserError(f"The masks would overwrite the images in {output}: choose another --output.")
-    predict, window = infer.load(values.workdir, values.grid), _window(values)
+    predict, window = infer.load(values.workdir, values.grid, values.tile), _window(values)
     try:
         (output / "overlays" if values.overlays else output).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -6,6 +6,7 @@ numpy's functions, and runs as TensorFlow operations inside tf.data and as numpy
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,24 +61,29 @@ def resized(size: tuple[int, int], resize: float | tuple[int, int] | None) -> tu
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def check(geometry: Geometry, largest: tuple[int, int], preprocess: Preprocess) -> None:
+def check(geometry: Geometry, sizes: Iterable[tuple[int, int]], preprocess: Preprocess) -> None:
     """Checks the settings against the images.
 
     Args:
         geometry: the settings.
-        largest: most rows and most columns of the images, in image pixels.
+        sizes: rows and columns of the images.
         preprocess: how images become inputs.
 
     Raises:
         UserError: a crop that is larger than every image, or a setting out of range.
     """
-    rows, columns = resized(largest, preprocess.resize)
+    for key in ("crop", "scale"):
+        if len(getattr(geometry, key)) != 2:
+            raise UserError(f"data.{key}={getattr(geometry, key)} must be two numbers.")
     low, high = geometry.scale
     if not 0 < low <= high:
         raise UserError(f"data.scale={geometry.scale} must be (low, high) with 0 < low <= high.")
     if geometry.elastic > 0 and geometry.elastic_grid < 2:
         raise UserError(f"data.elastic_grid={geometry.elastic_grid} must be at least 2.")
-    limit = math.ceil(rows * high), math.ceil(columns * high)
+    largest = np.max([resized(size, preprocess.resize) for size in sizes], axis=0)
+    if isinstance(preprocess.resize, tuple):
+        largest = np.maximum(largest, preprocess.resize)  # a box that images are fitted into may be the crop
+    limit = np.ceil(largest * high).astype(int).tolist()
     if geometry.crop[0] > limit[0] or geometry.crop[1] > limit[1]:
         raise UserError(
             f"data.crop={tuple(geometry.crop)} is larger than the largest image, {limit[0]}x{limit[1]} after "

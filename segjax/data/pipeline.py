@@ -90,7 +90,8 @@ class Batches:
                 yield batch
 
     def _check_corrupt(self):
-        if len(self.corrupt) > self.loading.max_corrupt * len(self.source):
+        # Each host sees its share of the samples.
+        if len(self.corrupt) > self.loading.max_corrupt * len(self.source) / self.process[1]:
             named = " ".join(list(self.corrupt.values())[:5])
             raise UserError(
                 f"{len(self.corrupt)} of {len(self.source)} samples cannot be read, more than "
@@ -107,8 +108,8 @@ def train_batches(
     process: tuple[int, int] = (0, 1),
     *,
     batch_size: int = 8,
-    crop: tuple[int, int] = (128, 128),
-    scale: tuple[float, float] = (1.0, 1.0),
+    crop: tuple[int, ...] = (128, 128),
+    scale: tuple[float, ...] = (1.0, 1.0),
     rotate: float = 0.0,
     flip_horizontal: bool = True,
     flip_vertical: bool = False,
@@ -143,9 +144,9 @@ def train_batches(
     drawing = geometry.Geometry(
         tuple(crop), tuple(scale), rotate, flip_horizontal, flip_vertical, elastic, elastic_grid, rare
     )
-    probe = range(0, len(source), max(1, len(source) // 256))
-    largest = np.max([source.size(i) for i in probe], axis=0).tolist()
-    geometry.check(drawing, (largest[0], largest[1]), preprocess)
+    if seed < 0:
+        raise UserError(f"seed={seed} must not be negative.")
+    geometry.check(drawing, {_size(source, i) for i in range(len(source))}, preprocess)
     corrupt: dict[str, str] = {}
 
     def sample(position: int) -> Sample:
@@ -174,7 +175,9 @@ def eval_batches(
     """Batches of whole images, each once, labels at their own size.
 
     Images are sorted by size into `buckets` groups of equal number; a group is padded to its largest image, so
-    that a step is compiled once a group. Padded pixels and rows are labelled `ignore`, and weigh nothing.
+    that a step is compiled once a group. Padded pixels and rows are labelled `ignore`, and weigh nothing; what a
+    network makes of the pixels beside them depends a little on the padding, so that predictions of single images
+    may differ there.
 
     Args:
         source: samples by index.
@@ -191,7 +194,7 @@ def eval_batches(
         UserError: a batch size that the hosts cannot share.
     """
     _check_hosts(batch_size, process, "eval.batch_size")
-    sizes = np.array([source.size(i) for i in range(len(source))])
+    sizes = np.array([_size(source, i) for i in range(len(source))])
     order = np.lexsort((np.arange(len(source)), sizes[:, 1], sizes.prod(1)))
     rows: list[int] = []
     layouts: list[tuple[int, Layout]] = []
@@ -231,6 +234,14 @@ def _read(source, index, channels, corrupt):
             log.warning("Unreadable, and counted as unlabelled: %s", error)
         return _nothing(source.spec, channels)
     return sample["image"], sample["label"]
+
+
+def _size(source, index):
+    """Rows and columns of a sample; of an unreadable one, those of `_nothing`."""
+    try:
+        return source.size(index)
+    except CorruptImage:
+        return 1, 1
 
 
 def _nothing(spec, channels):

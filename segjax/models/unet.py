@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from segjax.config import check_choice
 from segjax.nn.ops import UpConv2x2, max_pool_2x2
 from segjax.nn.resize import resize
 
@@ -92,6 +93,14 @@ class UNet(nn.Module):
     dtype: str = "float32"
     remat: bool = False
     axis_name: str | None = None
+
+    def __post_init__(self):
+        """Checks the choices."""
+        check_choice("model.padding", self.padding, ("same", "valid"))
+        check_choice("model.norm", self.norm, ("batch", "group", "none"))
+        check_choice("model.upsampling", self.upsampling, ("transposed", "resize"))
+        check_choice("model.dtype", self.dtype, ("float32", "bfloat16"))
+        super().__post_init__()
 
     @property
     def margin(self) -> int:

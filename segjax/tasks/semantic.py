@@ -3,25 +3,25 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from segjax import losses
+from segjax.config import check_choice
 from segjax.metrics import confusion
 from segjax.nn.resize import fit, resize
-from segjax.spec import DatasetSpec, Mode, UserError
+from segjax.spec import DatasetSpec, UserError
 from segjax.tasks.task import Task
 
 
 def create(
     spec: DatasetSpec,
     *,
-    mode: Mode = "multiclass",
+    mode: str = "multiclass",
     cross_entropy: float = 1.0,
     dice: float = 0.0,
-    dice_over: Literal["image", "batch"] = "image",
+    dice_over: str = "image",
     dice_smooth: float = 1.0,
     class_weights: Sequence[float] = (),
     label_smoothing: float = 0.0,
@@ -49,8 +49,10 @@ def create(
         The task.
 
     Raises:
-        UserError: labels of another kind than the mode, no loss, or a wrong number of weights.
+        UserError: an unknown choice, labels of another kind than the mode, no loss, or a wrong number of weights.
     """
+    check_choice("task.mode", mode, ("multiclass", "binary", "multilabel"))
+    check_choice("task.dice_over", dice_over, ("image", "batch"))
     if (spec.mode == "multilabel") != (mode == "multilabel"):
         raise UserError(
             f"task.mode={mode!r} does not fit the data set, whose labels are {spec.mode}: set task.mode={spec.mode!r}."

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from segjax import parallel
-from segjax.config import from_dict, to_dict
+from segjax.config import check_choice, from_dict, to_dict
 from segjax.spec import DatasetSpec, UserError
 from segjax.train.state import State
 
@@ -18,39 +18,67 @@ from segjax.train.state import State
 FIXED = ("model", "task", "preprocess", "spec")
 
 
-def claim(workdir: str, config: ConfigDict, spec: DatasetSpec, *, allow_changed: bool = False) -> list[str]:
-    """Makes a workdir this run's own: creates it, or checks that it belongs to the same configuration.
+def compare(workdir: str, config: ConfigDict, spec: DatasetSpec, *, allow_changed: bool = False) -> list[str]:
+    """Compares a configuration with that of the last run in a workdir.
 
     Args:
-        workdir: folder of the run.
+        workdir: folder of the run; it need not exist.
         config: configuration of the run.
         spec: the data set as the task reads it.
         allow_changed: accept another model, task, preprocessing or classes than the workdir's.
 
     Returns:
-        The keys that differ from the last run in this workdir, as "key: old -> new".
+        The keys that differ, as "key: old -> new".
 
     Raises:
-        UserError: the folder cannot be written, or belongs to another model.
+        UserError: the workdir belongs to another model.
     """
+    old = _read_json(workdir)
+    changed = [] if old is None else _differences(old, _as_saved(config, spec))
+    fixed = [line for line in changed if line.startswith(tuple(f"{section}." for section in FIXED))]
+    if fixed and not allow_changed:
+        raise UserError(
+            f"The workdir {workdir} belongs to another model: {'; '.join(fixed)}. Choose another --workdir, "
+            f"or set --config.init.allow_changed=True if its checkpoints still fit."
+        )
+    return changed
+
+
+def record(workdir: str, config: ConfigDict, spec: DatasetSpec) -> None:
+    """Writes the configuration of a run to its workdir, all of it or nothing.
+
+    Args:
+        workdir: folder of the run; made if need be.
+        config: configuration of the run.
+        spec: the data set as the task reads it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    if jax.process_index() > 0:
+        return
     folder = pathlib.Path(workdir)
-    new = to_dict(config) | {"spec": to_dict(dataclasses.asdict(spec))}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "config.json"
-        old = json.loads(path.read_text()) if path.exists() else new
-        changed = _differences(old, new)
-        fixed = [line for line in changed if line.startswith(tuple(f"{section}." for section in FIXED))]
-        if fixed and not allow_changed:
-            raise UserError(
-                f"The workdir {workdir} belongs to another model: {'; '.join(fixed)}. Choose another --workdir, "
-                f"or set --config.init.allow_changed=True if its checkpoints still fit."
-            )
-        if jax.process_index() == 0:
-            path.write_text(json.dumps(new, indent=2) + "\n")
+        part = folder / "config.json.part"
+        part.write_text(json.dumps(_as_saved(config, spec), indent=2) + "\n")
+        part.replace(folder / "config.json")
     except OSError as error:
         raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
-    return changed
+
+
+def _as_saved(config: ConfigDict, spec: DatasetSpec) -> dict[str, Any]:
+    return to_dict(config) | {"spec": to_dict(dataclasses.asdict(spec))}
+
+
+def _read_json(workdir: str) -> dict[str, Any] | None:
+    path = pathlib.Path(workdir) / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
 
 
 def read_config(workdir: str) -> tuple[ConfigDict, DatasetSpec]:
@@ -65,10 +93,9 @@ def read_config(workdir: str) -> tuple[ConfigDict, DatasetSpec]:
     Raises:
         UserError: no run there.
     """
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.exists():
+    saved = _read_json(workdir)
+    if saved is None:
         raise UserError(f"There is no run in {workdir}: config.json is missing. Train one with `segjax train`.")
-    saved = json.loads(path.read_text())
     spec = saved.pop("spec")
     spec = DatasetSpec(
         classes=tuple(spec["classes"]),
@@ -104,14 +131,18 @@ class Checkpoints:
             evaluate: "best" or "last": the one that `chosen` names.
 
         Raises:
-            UserError: an unknown choice.
+            UserError: an unknown choice, or a folder that cannot be written.
         """
-        if evaluate not in ("best", "last"):
-            raise UserError(f"checkpoint.evaluate={evaluate!r} is not one of best, last.")
+        check_choice("checkpoint.evaluate", evaluate, ("best", "last"))
         self.best, self._evaluate, self._workdir = best, evaluate, workdir
+        folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
         policies = ocp.checkpoint_managers
         self._manager = ocp.CheckpointManager(
-            pathlib.Path(workdir).absolute() / "checkpoints",
+            folder,
             item_handlers={"state": ocp.StandardCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 best_fn=self._figure,
@@ -123,6 +154,24 @@ class Checkpoints:
                 ),
             ),
         )
+
+    def check_best(self, summary: dict[str, Any]) -> None:
+        """Checks, before a run, that its summaries will hold the figure to choose by.
+
+        Args:
+            summary: of an empty score.
+
+        Raises:
+            UserError: they will not.
+        """
+        check_choice("checkpoint.best", self.best, [k for k, v in summary.items() if not isinstance(v, dict)])
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error) -> None:
+        """Waits for what is being saved, also when a run fails."""
+        self._manager.close()
 
     def _figure(self, summary: dict[str, Any]) -> float:
         value = summary.get(self.best)
@@ -137,11 +186,8 @@ class Checkpoints:
             summary: figures of an evaluation at this step, if there was one.
 
         Raises:
-            UserError: `best` is not a figure of the summary, or nothing was saved.
+            RuntimeError: nothing was saved.
         """
-        if summary is not None and self.best not in summary:
-            names = ", ".join(k for k, v in summary.items() if not isinstance(v, dict))
-            raise UserError(f"checkpoint.best={self.best!r} is not a figure of the summary: {names}.")
         args = ocp.args.Composite(state=ocp.args.StandardSave(state))
         if not self._manager.save(step, args=args, metrics=summary, force=True):
             raise RuntimeError(f"Orbax refused to save step {step} in {self._workdir}.")
@@ -201,11 +247,6 @@ class Checkpoints:
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         return self._manager.restore(step, args=args)["state"]
-
-    def close(self) -> None:
-        """Waits for what is being saved."""
-        self._manager.wait_until_finished()
-        self._manager.close()
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

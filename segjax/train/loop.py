@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from segjax import models, parallel, tasks
-from segjax.config import call, durations, to_dict
+from segjax.config import call, choose, durations, to_dict
 from segjax.data import pipeline, sources
 from segjax.data.loader import Loading
 from segjax.spec import DatasetSpec, Preprocess, UserError
@@ -17,6 +18,8 @@ from segjax.tasks import Task
 from segjax.train import checkpoint, optimizer, state, step
 from segjax.train.evaluate import evaluate
 from segjax.train.log import Log
+
+Sources = Mapping[str, Any] | None
 
 
 class Plan(NamedTuple):
@@ -42,57 +45,61 @@ def plan(config: ConfigDict, spec: DatasetSpec) -> Plan:
         UserError: a key or value that does not fit.
     """
     task = call(tasks.create, "task", config.task, spec)
-    return Plan(
+    built = Plan(
         mesh=call(parallel.make_mesh, "parallel", config.parallel),
         preprocess=call(Preprocess, "preprocess", config.preprocess),
         task=task,
         model=call(models.create, "model", config.model, spec=task.spec),
     )
+    if built.model.margin != built.preprocess.context:
+        raise UserError(
+            f"The model trims {built.model.margin} pixels from each side of its input, so preprocess.context must be "
+            f"{built.model.margin}, not {built.preprocess.context}."
+        )
+    return built
 
 
-def open_split(config: ConfigDict, split: str) -> Any:
+def open_split(config: ConfigDict, split: str, opened: Sources = None) -> Any:
     """Opens a split of the configured source.
 
     Args:
         config: configuration of the run.
         split: what the source calls it.
+        opened: sources by split that stand in for the configured one.
 
     Returns:
         The source.
     """
-    channels = len(config.preprocess.mean)
-    return call(sources.create, "source", config.source, split, channels=channels)
+    if opened is not None:
+        return choose("split", split, opened)
+    return call(sources.create, "source", config.source, split, channels=len(config.preprocess.mean))
 
 
-def open_eval(config: ConfigDict, split: str, mesh: Any) -> pipeline.Batches:
+def open_eval(config: ConfigDict, split: str, built: Plan, opened: Sources = None) -> pipeline.Batches:
     """Opens a split for one pass over its whole images.
 
     Args:
         config: configuration of the run.
         split: what the source calls it.
-        mesh: the devices.
+        built: the plan.
+        opened: sources by split that stand in for the configured one.
 
     Returns:
         The batches.
     """
-    parallel.check_batch(mesh, config.eval.batch_size, "eval.batch_size")
-    return call(
-        pipeline.eval_batches,
-        "eval",
-        config.eval,
-        open_split(config, split),
-        call(Preprocess, "preprocess", config.preprocess),
-        call(Loading, "loading", config.loading),
-        (jax.process_index(), jax.process_count()),
-    )
+    parallel.check_batch(built.mesh, config.eval.batch_size, "eval.batch_size")
+    source, loading = open_split(config, split, opened), call(Loading, "loading", config.loading)
+    return call(pipeline.eval_batches, "eval", config.eval, source, built.preprocess, loading, _hosts())
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None) -> dict[str, Any]:
     """Trains a model on a data set; resumes from the workdir by itself.
 
     Args:
         config: from `segjax.config.base`.
-        workdir: folder for configuration, log, checkpoints and report.
+        workdir: folder for configuration, log and checkpoints.
+        opened: sources by split, such as {"train": …, "test": …}, that stand in for the configured one: arrays in
+            memory, or a source of your own.
 
     Returns:
         Figures of the best (or last) checkpoint on the test split, and "step" and "seconds".
@@ -109,96 +116,119 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         1
     """
     began = time.monotonic()
-    source = open_split(config, config.splits.train)
-    mesh, preprocess, task, model = plan(config, source.spec)
+    source = open_split(config, config.splits.train, opened)
+    built = mesh, preprocess, task, model = plan(config, source.spec)
     parallel.check_batch(mesh, config.data.batch_size, "data.batch_size")
-    hosts = (jax.process_index(), jax.process_count())
     loading = call(Loading, "loading", config.loading)
-    train = call(pipeline.train_batches, "data", config.data, source, preprocess, loading, config.seed, hosts)
-    test = open_eval(config, config.splits.test, mesh)
+    train = call(pipeline.train_batches, "data", config.data, source, preprocess, loading, config.seed, _hosts())
+    test = open_eval(config, config.splits.test, built, opened)
     run = call(durations, "run", config.run, train.count, train.batch_size)
     tx, schedule = call(optimizer.make, "optimizer", config.optimizer, run.total, run.warmup)
-    mode, ema = config.parallel.mode, config.ema
-
-    changed = call(checkpoint.claim, "init", config.init, workdir, config, task.spec)
-    checkpoints = call(checkpoint.Checkpoints, "checkpoint", config.checkpoint, workdir)
-    shape, start = train.shapes["image"][0], checkpoints.latest()
-    if start is None:
-        start, now = 0, state.init(model, tx, shape, ema.decay > 0, config.seed, mesh)
-    else:
-        now = checkpoints.restore(start, state.abstract(model, tx, shape, ema.decay > 0), mesh)
+    mode, ema, shape = config.parallel.mode, config.ema, train.shapes["image"][0]
+    changed = call(checkpoint.compare, "init", config.init, workdir, config, task.spec)
 
     def make_train(axis):
-        amplitudes = dict(config.augment)
-        return step.make_train_step(model, task, tx, preprocess, amplitudes, config.seed, ema.decay, axis)
+        return step.make_train_step(model, task, tx, preprocess, dict(config.augment), config.seed, ema.decay, axis)
 
     train_step = step.compile_step(make_train, mesh, mode, donate=True)
     eval_step = step.compile_step(
         lambda axis: step.make_eval_step(model, task, preprocess, axis), mesh, mode, donate=False
     )
 
-    with call(Log, "log", config.log, workdir, run.total, config=to_dict(config), enabled=hosts[0] == 0) as log:
+    def score(now):
+        return evaluate(eval_step, now.variables(ema.evaluate), task, test, mesh, mode)
+
+    with (
+        call(checkpoint.Checkpoints, "checkpoint", config.checkpoint, workdir) as checkpoints,
+        call(Log, "log", config.log, workdir, run.total, config=to_dict(config), enabled=_hosts()[0] == 0) as log,
+    ):
+        checkpoints.check_best(task.summary(task.new_metric()))
+        start = checkpoints.latest() or 0
+        if start:
+            now = checkpoints.restore(start, state.abstract(model, tx, shape, ema.decay > 0), mesh)
+        else:
+            now = state.init(model, tx, shape, ema.decay > 0, config.seed, mesh)
+        checkpoint.record(workdir, config, task.spec)
         log.truncate(start)
         log.message(describe(mesh, mode, train, test, now.params, start, changed))
-        batches, previous = train.batches(start, run.total), (start, time.monotonic())
-        for i, batch in enumerate(batches, start + 1):
+        previous = (start, time.monotonic())
+        for i, batch in enumerate(train.batches(start, run.total), start + 1):
             now, scalars = train_step(now, parallel.put_batch(mesh, batch, mode))
-            if run.due("log", i):
+            due = {what for what in ("log", "eval", "checkpoint") if run.due(what, i)}
+            if due:
                 scalars = {k: float(v) for k, v in jax.device_get(scalars).items()}
-                if not math.isfinite(scalars["loss"]):
-                    raise UserError(
-                        f"The loss is {scalars['loss']} at step {i}. Lower optimizer.learning_rate, lengthen "
-                        f"run.warmup or set optimizer.clip=1.0; the last checkpoint in {workdir} is untouched."
-                    )
+                check_finite(scalars["loss"], i, workdir)
                 rate = (i - previous[0]) * train.batch_size / (time.monotonic() - previous[1])
-                log.write(i, "train", scalars | {"learning_rate": float(schedule(i - 1)), "images_per_second": rate})
+                rates = {"learning_rate": float(schedule(i - 1)), "images_per_second": rate}
+                log.write(i, "train", scalars | rates)
                 log.progress(i, scalars["loss"], rate)
-                previous = (i, time.monotonic())
-            summary = None
-            if run.due("eval", i):
-                summary = evaluate(eval_step, now.variables(ema.evaluate), task, test, mesh, mode)
-                log.write(i, "test", summary)
-            if summary is not None or run.due("checkpoint", i):
-                checkpoints.save(i, parallel.as_global(mesh, now), summary)
+            summary = score(now) if "eval" in due else None
             if summary is not None:
+                log.write(i, "test", summary)
+            if due & {"eval", "checkpoint"}:
+                checkpoints.save(i, parallel.as_global(mesh, now), summary)
+            if due:
                 previous = (i, time.monotonic())
         chosen = checkpoints.chosen()
-        summary = checkpoints.summary(chosen) or {}
-        checkpoints.close()
+        # Only a run that was cut short after its last evaluation ends with a checkpoint without figures.
+        summary = checkpoints.summary(chosen) or score(now)
         log.table(summary)
     return summary | {"step": chosen, "seconds": round(time.monotonic() - began, 1)}
 
 
-def evaluate_workdir(workdir: str, split: str | None = None, overrides: ConfigDict | None = None) -> dict[str, Any]:
+def check_finite(loss: float, at: int, workdir: str) -> None:
+    """Stops a run whose loss is not a number, before that state is saved.
+
+    Args:
+        loss: of the last step.
+        at: its number.
+        workdir: folder of the run.
+
+    Raises:
+        UserError: the loss is infinite or not a number.
+    """
+    if not math.isfinite(loss):
+        raise UserError(
+            f"The loss is {loss} at step {at}. Lower optimizer.learning_rate, lengthen run.warmup or set "
+            f"optimizer.clip=1.0; the last checkpoint in {workdir} is untouched."
+        )
+
+
+def evaluate_workdir(
+    workdir: str, split: str | None = None, overrides: ConfigDict | None = None, opened: Sources = None
+) -> dict[str, Any]:
     """Scores a workdir's checkpoint.
 
     Args:
         workdir: folder of a run.
         split: what the source calls it; None is the configured test split.
-        overrides: configuration to use in place of the workdir's; the model must be the same.
+        overrides: configuration to use in place of the workdir's; model, task and preprocessing must be the same.
+        opened: sources by split that stand in for the configured one.
 
     Returns:
         The task's figures, and "split", "step" and "seconds".
 
     Raises:
-        UserError: no run or no checkpoint there.
+        UserError: no run or no checkpoint there, or another model or data set.
     """
     began = time.monotonic()
     config, spec = checkpoint.read_config(workdir)
-    config = overrides or config
+    if overrides is not None:
+        checkpoint.compare(workdir, overrides, spec)
+        config = overrides
     split = split or config.splits.test
     built, now, chosen = restore(config, spec, workdir)
-    test = open_eval(config, split, built.mesh)
+    test = open_eval(config, split, built, opened)
     if test.spec.classes != spec.classes:
         raise UserError(f"The split has classes {test.spec.classes}, but the model was trained on {spec.classes}.")
+    mode = config.parallel.mode
     eval_step = step.compile_step(
         lambda axis: step.make_eval_step(built.model, built.task, built.preprocess, axis),
         built.mesh,
-        config.parallel.mode,
+        mode,
         donate=False,
     )
-    variables = now.variables(config.ema.evaluate)
-    summary = evaluate(eval_step, variables, built.task, test, built.mesh, config.parallel.mode)
+    summary = evaluate(eval_step, now.variables(config.ema.evaluate), built.task, test, built.mesh, mode)
     return summary | {"split": split, "step": chosen, "seconds": round(time.monotonic() - began, 1)}
 
 
@@ -221,11 +251,15 @@ def restore(config: ConfigDict, spec: DatasetSpec, workdir: str) -> tuple[Plan, 
     tx, _ = call(optimizer.make, "optimizer", config.optimizer, config.optimizer.accumulate)
     side = 2 * (built.preprocess.context + 64)
     shape = (1, side, side, len(built.preprocess.mean))
-    checkpoints = call(checkpoint.Checkpoints, "checkpoint", config.checkpoint, workdir)
-    chosen = checkpoints.chosen()
-    now = checkpoints.restore(chosen, state.abstract(built.model, tx, shape, config.ema.decay > 0), built.mesh)
-    checkpoints.close()
+    with call(checkpoint.Checkpoints, "checkpoint", config.checkpoint, workdir) as checkpoints:
+        chosen = checkpoints.chosen()
+        now = checkpoints.restore(chosen, state.abstract(built.model, tx, shape, config.ema.decay > 0), built.mesh)
     return built, now, chosen
+
+
+def _hosts() -> tuple[int, int]:
+    """Index of this host, number of hosts."""
+    return jax.process_index(), jax.process_count()
 
 
 def describe(mesh, mode, train, test, params, start, changed) -> str:

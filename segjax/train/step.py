@@ -1,5 +1,6 @@
 """The train and evaluation steps: one pure function each, compiled by jit over a mesh or by pmap."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,29 @@ def normalise(image: UInt8[Array, "b h w c"] | Float[Array, "b h w c"], preproce
     return (image.astype(jnp.float32) - mean) / std
 
 
+def coloured(
+    image: UInt8[Array, "b h w c"], position: Int[Array, "b"], seed: int, amplitudes: dict[str, float]
+) -> Float[Array, "b h w c"]:
+    """Draws and applies the changes of colour of a training batch.
+
+    Args:
+        image: grey levels 0..255, uint8 [b, h, w, c].
+        position: global sample numbers [b]; an image's changes are a function of (seed, position).
+        seed: of the run.
+        amplitudes: keyword arguments of `augment.colour`.
+
+    Returns:
+        Grey levels 0..255, float32 [b, h, w, c].
+    """
+    image = image.astype(jnp.float32)
+    if not any(amplitudes.values()):
+        return image
+    # Threefry whatever the default: other generators' draws under vmap depend on the rest of the batch.
+    key = jax.random.key(seed, impl="threefry2x32")
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(position)
+    return augment.colour(keys, image / 255, **amplitudes) * 255
+
+
 def make_train_step(
     model: nn.Module,
     task: Task,
@@ -54,7 +78,8 @@ def make_train_step(
         tx: the optimiser.
         preprocess: how pixels become inputs.
         amplitudes: keyword arguments of `augment.colour`.
-        seed: colours are drawn from (seed, position of the sample), dropout from (seed, step).
+        seed: colours are drawn from (seed, position of the sample), dropout from (seed, step) and, under pmap,
+            the device.
         ema_decay: share of the moving average that is kept each step, at most (1 + t) / (10 + t); 0 is off.
         axis_name: pmap axis; None where arrays are global (jit).
 
@@ -62,16 +87,10 @@ def make_train_step(
         (state, batch) -> (state, scalars), scalars float32: loss, its terms, gradient_norm.
     """
     model = model.clone(axis_name=axis_name)
-    # Threefry whatever the default: other generators' draws under vmap depend on the rest of the batch.
-    colour_key, dropout_key = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
-    colourful = any(amplitudes.values())
+    dropout_key = jax.random.key(seed)
 
     def train_step(state: State, batch: dict[str, jax.Array]) -> tuple[State, Scalars]:
-        image = batch["image"]
-        if colourful:
-            keys = jax.vmap(lambda i: jax.random.fold_in(colour_key, i))(batch["position"])
-            image = augment.colour(keys, image.astype(jnp.float32) / 255, **amplitudes) * 255
-        image = normalise(image, preprocess)
+        image = normalise(coloured(batch["image"], batch["position"], seed, amplitudes), preprocess)
         dropout = jax.random.fold_in(dropout_key, state.step)
         if axis_name:
             dropout = jax.random.fold_in(dropout, jax.lax.axis_index(axis_name))
@@ -126,6 +145,27 @@ def make_eval_step(
         return jax.lax.all_gather(counts, axis_name, tiled=True) if axis_name else counts
 
     return eval_step
+
+
+def compile_predict(model: nn.Module, task: Task, preprocess: Preprocess) -> Callable[..., dict[str, jax.Array]]:
+    """Compiles the prediction of images on one device, once for each size.
+
+    Args:
+        model: maps normalised images to outputs.
+        task: turns outputs into predictions.
+        preprocess: how pixels become inputs.
+
+    Returns:
+        (variables, image uint8 [b, h, w, c], content int32 [b, 4] or None, canvas, size) -> maps of `size`; see
+        `Task.predict`.
+    """
+
+    @functools.partial(jax.jit, static_argnums=(3, 4))
+    def predict(variables, image, content, canvas, size):
+        outputs = model.apply(variables, normalise(image, preprocess), train=False)
+        return task.predict(outputs, canvas, size, content)
+
+    return predict
 
 
 def compile_step(make: Callable, mesh: Mesh, mode: parallel.Mode, donate: bool) -> Callable:

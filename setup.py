@@ -21,9 +21,9 @@ setup(
     packages=find_packages(include=["segjax", "segjax.*"]),
     install_requires=[
         "jax>=0.7.2,!=0.10.1",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
+        "flax>=0.11",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.25",
         "tensorflow-datasets",
         "ml-collections",
         "absl-py",

@@ -121,7 +121,8 @@ def overlap_tile(
 ) -> dict[str, np.ndarray]:
     """Seamless maps of an image of any size from tiles of one size (U-Net paper, figure 2).
 
-    Each tile is seen with `context` pixels of image around it; beyond the border stands the mirror image.
+    Each tile is seen with `context` pixels of image around it; beyond the border stands the mirror image. With a
+    tile of a multiple of the network's stride the maps are those of the whole image.
 
     Args:
         apply: maps tiles with their context [1, tile + 2 context, tile + 2 context, c] to a dict of maps

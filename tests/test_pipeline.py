@@ -186,16 +186,39 @@ def test_outside_is_mean_and_ignored_or_mirrored():
     np.testing.assert_array_equal(mirrored, np.pad(image, ((3, 3), (3, 3), (0, 0)), "symmetric"))
 
 
-def test_elastic_displacements_are_bicubic_and_of_the_asked_size():
-    weights = geometry._bicubic(3, 64, 0)
+def test_elastic_grid_is_interpolated_bicubically():
+    """Weights sum to one, and away from the ends, where values are repeated, Keys' cubic reproduces a parabola."""
+    weights = geometry._bicubic(9, 64, 4)
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
-    ramp = weights @ np.array([0.0, 1.0, 2.0])
-    middle = slice(24, 40)  # cubic interpolation reproduces a straight line away from its ends
-    centres = (np.arange(64) + 0.5) / 64 * 2
-    assert np.abs(ramp - centres)[middle].max() < 0.08
+    at = np.clip((np.arange(-4, 68) + 0.5) / 64 * 8, 0, 8)
+    inside = (at > 1) & (at < 7)
+    np.testing.assert_allclose((weights @ np.arange(9.0) ** 2)[inside], at[inside] ** 2, atol=1e-4)
+
+
+def test_elastic_moves_image_and_label_together():
+    """A grid of equal displacements is a shift; a drawn one takes the label along with the image."""
+    image = np.random.default_rng(0).integers(0, 255, (20, 30, 1), np.uint8)
+    label = (image[..., 0] > 128).astype(np.uint8)
+    grid = np.broadcast_to(np.array([2.0, -3.0], np.float32), (3, 3, 2))
+    shifted = geometry.whole((20, 30), GREY)._replace(grid=grid)
+    at = geometry.positions(np, shifted, (20, 30), 0, 3)
+    moved = geometry.sample_image(np, image, shifted, at, GREY)
+    np.testing.assert_array_equal(moved[:-2, 3:], image[2:, :-3])
+    np.testing.assert_array_equal(geometry.sample_label(np, label, shifted, at, 255)[:-2, 3:], label[2:, :-3])
+    steps = np.zeros((64, 64, 1), np.uint8)
+    steps[20:45, 15:50] = 200
+    drawing = geometry.Geometry((64, 64), elastic=6.0)
+    warp = geometry.draw(drawing, steps[..., 0], 255, GREY, (0, 1))
+    at = geometry.positions(np, warp, (64, 64), 0, 3)
+    bent = geometry.sample_image(np, steps, warp, at, GREY)[..., 0]
+    mask = geometry.sample_label(np, (steps[..., 0] > 0).astype(np.uint8), warp, at, 255)
+    assert not np.array_equal(bent, steps[..., 0])
+    assert (mask[bent == 200] == 1).all() and (mask[bent == 0] == 0).all()
+
+
+def test_elastic_displacements_have_the_asked_size():
     drawing = geometry.Geometry((64, 64), elastic=10.0)
-    label = np.zeros((64, 64), np.uint8)
-    grids = [geometry.draw(drawing, label, 255, GREY, (0, i)).grid for i in range(300)]
+    grids = [geometry.draw(drawing, np.zeros((64, 64), np.uint8), 255, GREY, (0, i)).grid for i in range(300)]
     assert 9 < np.std(grids) < 11 and grids[0].shape == (3, 3, 2)
 
 
@@ -284,6 +307,26 @@ def test_corrupt_image_becomes_unlabelled_and_is_named(tmp_path, caplog):
     assert_equal(*both)
     with pytest.raises(UserError, match=r"(?s)1 of 10 .*max_corrupt=0.05.*4\.png"):
         collect(make(THREADS._replace(max_corrupt=0.05)), 0, 2)
+
+
+def test_corrupt_mask_is_counted_in_training_and_evaluation(tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for i in range(10):
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "images" / f"{i}.png")
+        Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "masks" / f"{i}.png")
+    (tmp_path / "masks" / "3.png").write_bytes(b"")
+    data = folder(
+        "all", channels=1, root=str(tmp_path), images="images", masks="masks/{stem}.png",
+        classes=("a", "b", "c"), fractions={"all": (0.0, 1.0)},
+    )  # fmt: skip
+    loading = THREADS._replace(max_corrupt=0.1)
+    evaluation = eval_batches(data, GREY, loading, batch_size=5)
+    for batches in (train_batches(data, GREY, loading, 0, batch_size=5, crop=(16, 16)), evaluation):
+        rows = [(i, x) for b in collect(batches, 0, 2) for i, x in zip(b["index"], b["label"], strict=True)]
+        assert sorted(i for i, _ in rows) == list(range(10))
+        assert all((label == 255).all() == (i == 3) for i, label in rows)
+        assert list(batches.corrupt) == ["3"]
 
 
 @pytest.mark.parametrize("loading", [THREADS, TF], ids=["threads", "tf.data"])

@@ -377,6 +377,16 @@ def test_faults_are_named_before_the_first_step(tmp_path):
         assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_evaluation_under_another_preprocessing_is_refused(tmp_path):
+    config = tiny(tmp_path)
+    train_and_evaluate(config, str(tmp_path / "run"))
+    config.eval.batch_size = 8
+    assert evaluate_workdir(str(tmp_path / "run"), overrides=config)["images"] == 5
+    config.preprocess.mean = (1.0, 2.0, 3.0)
+    with pytest.raises(UserError, match=r"another model: preprocess.mean"):
+        evaluate_workdir(str(tmp_path / "run"), overrides=config)
+
+
 def test_faults_of_the_workdir(tmp_path):
     with pytest.raises(UserError, match="There is no run in"):
         evaluate_workdir(str(tmp_path))

@@ -1,5 +1,8 @@
 import io
 import itertools
+import subprocess
+import sys
+import textwrap
 import time
 from dataclasses import replace
 
@@ -343,6 +346,22 @@ def test_errors_of_samples_reach_the_caller_as_they_are(loading, tmp_path):
     batches = train_batches(data, GREY, loading, 0, batch_size=4, crop=(16, 16))
     with pytest.raises(UserError, match=r"2\.png.*7"):
         collect(batches, 0, 2)
+
+
+@pytest.mark.parametrize("loader", ["threads", "tf.data"])
+def test_a_failed_run_ends_its_process(loader):
+    """An error in the middle of an epoch leaves the pipeline half read: the process still ends, at once."""
+    code = f"""
+        from segjax.data import pipeline, sources
+        from segjax.data.loader import Loading
+        from segjax.spec import Preprocess
+        source = sources.create("train", name="shapes", count=64)
+        batches = pipeline.train_batches(source, Preprocess(), Loading("{loader}"), batch_size=4, crop=(64, 64))
+        for _ in batches.batches(0, 1000):
+            raise ValueError("in the middle")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.endswith("ValueError: in the middle\n")
 
 
 def test_settings_that_do_not_fit():

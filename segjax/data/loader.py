@@ -1,10 +1,13 @@
 """Runs the reading and the warp in parallel: as a tf.data pipeline, or in threads where TensorFlow is absent."""
 
+import atexit
 import collections
 import contextlib
+import functools
 import importlib.util
 import itertools
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
@@ -94,7 +97,26 @@ def run(
     if kind not in ("auto", "tf.data", "threads"):
         raise UserError(f"loading.loader={kind!r} is not one of auto, tf.data, threads.")
     use_tf = kind == "tf.data" or (kind == "auto" and found)
-    return (_tf_batches if use_tf else _thread_batches)(sample, count, rows, layout, workers)
+    batches = (_tf_batches if use_tf else _thread_batches)(sample, count, rows, layout, workers)
+    _close_at_exit().add(batches)
+    return batches
+
+
+@functools.cache
+def _close_at_exit() -> weakref.WeakSet:
+    """Pipelines to close while Python still runs.
+
+    A run that fails leaves its pipeline half read. If that is freed with the interpreter, TensorFlow waits for a
+    reader thread that waits for the interpreter's lock, and the process never ends.
+    """
+    open_pipelines: weakref.WeakSet = weakref.WeakSet()
+
+    @atexit.register
+    def close() -> None:
+        for batches in list(open_pipelines):
+            batches.close()
+
+    return open_pipelines
 
 
 def _warped(xp: Any, sample: Sample, layout: Layout) -> dict[str, Any]:

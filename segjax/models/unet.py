@@ -1,7 +1,6 @@
 """U-Net: Ronneberger, Fischer and Brox, 2015 (arXiv:1505.04597), as in the paper or as it is used today."""
 
 import math
-from typing import Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -27,8 +26,8 @@ class ConvBlock(nn.Module):
     """
 
     features: int
-    padding: Literal["same", "valid"]
-    norm: Literal["batch", "group", "none"]
+    padding: str
+    norm: str
     momentum: float
     dtype: str
     axis_name: str | None
@@ -85,9 +84,9 @@ class UNet(nn.Module):
 
     channels: int
     widths: tuple[int, ...] = (32, 64, 128, 256)
-    padding: Literal["same", "valid"] = "same"
-    norm: Literal["batch", "group", "none"] = "batch"
-    upsampling: Literal["transposed", "resize"] = "transposed"
+    padding: str = "same"
+    norm: str = "batch"
+    upsampling: str = "transposed"
     dropout: float = 0.0
     momentum: float = 0.9
     dtype: str = "float32"

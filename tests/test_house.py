@@ -10,6 +10,7 @@ import sys
 import textwrap
 import types
 
+import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
@@ -161,9 +162,9 @@ def test_readme_keeps_its_word():
     )
     made = names["get_config"]()
     pipeline.train_batches(source, Preprocess(**made.preprocess), Loading(), **made.data)
-    names = {"images": jnp.zeros((1, 16, 16, 3)), "masks": jnp.full((1, 16, 16), 255, jnp.uint8)}
+    names = {}
     exec(loop_code, names)
-    assert names["loss"] == 0
+    assert names["loss"] > 0 and any(jnp.any(g != 0) for g in jax.tree.leaves(names["grads"]))
 
 
 def test_rooms_need_no_import_of_their_own():

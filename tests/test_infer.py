@@ -196,7 +196,7 @@ def test_faults_are_named_before_anything_is_written(multiclass, tmp_path, capsy
         ((workdir, [image, tmp_path / "in"], out), "2 images are called test 0"),
         ((workdir, [multiclass.images], multiclass.images), "would overwrite the images"),
         ((workdir, [tmp_path / "empty"], out), f"There is no image in {tmp_path / 'empty'}"),
-        ((workdir, [tmp_path / "absent"], out), f"There is no image in {tmp_path / 'absent'}"),
+        ((workdir, [tmp_path / "absent"], out), f"There is no file or folder {tmp_path / 'absent'}"),
         ((tmp_path, [image], out), "There is no run in"),
         ((workdir, [image], tmp_path / "file" / "out"), "cannot be written: Not a directory"),
     ]
@@ -208,3 +208,18 @@ def test_faults_are_named_before_anything_is_written(multiclass, tmp_path, capsy
         assert not pathlib.Path(out).exists()
     code, result, err = predict(capsys, "--workdir", workdir, "--input", torn, "--output", out)
     assert code == 1 and "None of the 1 images could be read." in err and "Skipped: " in err
+
+
+def test_truth_is_not_overwritten_and_predictions_are(capsys, tmp_path, multiclass):
+    """A folder of masks given as output by mistake keeps its masks; predicting again replaces predictions."""
+    name = next(multiclass.images.glob("*.png")).name
+    truth = tmp_path / "masks" / name
+    truth.parent.mkdir()
+    Image.fromarray(np.ones((4, 4), np.uint8)).save(truth)
+    before = truth.read_bytes()
+    arguments = ("--workdir", multiclass.workdir, "--input", multiclass.images)
+    code, _, err = predict(capsys, *arguments, "--output", truth.parent)
+    assert code == 1 and f"{truth} is there already" in err
+    assert truth.read_bytes() == before
+    for _ in range(2):
+        assert predict(capsys, *arguments, "--output", tmp_path / "out")[0] == 0

@@ -348,6 +348,23 @@ def test_errors_of_samples_reach_the_caller_as_they_are(loading, tmp_path):
         collect(batches, 0, 2)
 
 
+def test_a_mask_of_another_size_is_found_before_the_first_batch(tmp_path):
+    for i in range(3):
+        for kind, size in (("images", (16, 20, 3)), ("masks", (16, 19) if i == 1 else (16, 20))):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / kind / f"{i}.png")
+    data = folder(
+        "all", channels=1, root=str(tmp_path), images="images", masks="masks/{stem}.png",
+        classes=("a", "b", "c"), fractions={"all": (0.0, 1.0)},
+    )  # fmt: skip
+    for make in (
+        lambda: train_batches(data, GREY, THREADS, batch_size=1, crop=(8, 8)),
+        lambda: eval_batches(data, GREY, THREADS),
+    ):
+        with pytest.raises(UserError, match=r"images/1.png has 16 x 20 .*masks/1.png has 16 x 19"):
+            make()
+
+
 @pytest.mark.parametrize("loader", ["threads", "tf.data"])
 def test_a_failed_run_ends_its_process(loader):
     """An error in the middle of an epoch leaves the pipeline half read: the process still ends, at once."""

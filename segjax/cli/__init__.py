@@ -1,6 +1,7 @@
 """The command line: `segjax VERB …`, one file a verb."""
 
 import functools
+import importlib.metadata
 import json
 import logging
 import operator
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = argv[0] if argv else "--help"
+    if verb == "--version":
+        print(f"segjax {importlib.metadata.version('segjax')}")
+        return 0
     if verb in ("-h", "--help", "help"):
         print("usage: segjax VERB [flags]     (segjax VERB --help lists the flags)\n")
         print("\n".join(f"  {name:10}{each.text}" for name, each in VERBS.items()))

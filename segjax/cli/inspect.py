@@ -54,7 +54,10 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         print(f"No contact sheet: {error}", file=sys.stderr)
     except OSError as error:
         raise UserError(f"The output folder {values.output} cannot be written: {error.strerror}.") from error
-    return found.as_dict() | {"class_weights": weights}
+    split = values.split or config.splits.train
+    verdict = f"{len(found.errors)} faulty samples" if found.errors else "no fault"
+    print(f"Split {split!r}: {verdict}. Other splits: --split NAME.", file=sys.stderr)
+    return found.as_dict() | {"split": split, "ok": not found.errors, "class_weights": weights}
 
 
 def contact_sheet(config: Any, source: Any, count: int) -> Image.Image:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from segjax import infer, pictures
 from segjax.data import files, reading
@@ -52,6 +52,8 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
     output = pathlib.Path(values.output)
     if output.resolve() in {path.resolve().parent for path in paths}:
         raise UserError(f"The masks would overwrite the images in {output}: choose another --output.")
+    for path in paths:
+        _check_ours(output / f"{path.stem}.png")
     predict, window = infer.load(values.workdir, values.grid, values.tile), _window(values)
     try:
         (output / "overlays" if values.overlays else output).mkdir(parents=True, exist_ok=True)
@@ -67,7 +69,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
             continue
         found = predict(image)
         for suffix, mask in pictures.masks(found["label"], predict.spec):
-            mask.save(output / f"{path.stem}{pictures.file_name(suffix)}.png")
+            mask.save(output / f"{path.stem}{pictures.file_name(suffix)}.png", pnginfo=_mark())
         if values.overlays:
             picture = pictures.overlay(image, found["label"], predict.spec)
             Image.fromarray(picture).save(output / "overlays" / f"{path.stem}.png")
@@ -90,3 +92,23 @@ def _window(values: flags.FlagValues) -> tuple[float, float] | None:
     except ValueError as error:
         raise UserError(f"The window {window} must be two numbers, as in --window=0,4095.") from error
     return low, high
+
+
+def _mark() -> PngImagePlugin.PngInfo:
+    """The note by which a mask is known as a prediction."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Software", "segjax")
+    return info
+
+
+def _check_ours(path: pathlib.Path) -> None:
+    """Raises a UserError where a mask would replace a file that is not a prediction, such as the truth."""
+    if not path.exists():
+        return
+    try:
+        with Image.open(path) as picture:
+            ours = picture.info.get("Software") == "segjax"
+    except OSError:
+        ours = False
+    if not ours:
+        raise UserError(f"{path} is there already and was not written by segjax: choose another --output.")

@@ -1,6 +1,7 @@
 """`segjax train`: trains and evaluates; resumes from the workdir by itself."""
 
 import logging
+import pathlib
 from typing import Any
 
 import jax
@@ -34,6 +35,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
     summary = train_and_evaluate(values.config, values.workdir)
     if jax.process_count() == 1:
         report.write(values.workdir, summary, values.pictures)
+        log.info("Pictures: %s", pathlib.Path(values.workdir) / "report" / "index.html")
     else:
         log.info("No report: it is written where the same command runs again on one host.")
     return summary

@@ -196,6 +196,8 @@ def images(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
+    if not path.is_dir():
+        raise UserError(f"There is no file or folder {path}.")
     found = sorted((p for p in path.glob("[!.]*") if p.suffix.lower() in SUFFIXES), key=lambda p: natural(p.name))
     if not found:
         raise UserError(f"There is no image in {path}; known suffixes: {', '.join(SUFFIXES)}.")

@@ -165,6 +165,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None)
             summary = score(now) if "eval" in due else None
             if summary is not None:
                 log.write(i, "test", summary)
+                log.message(
+                    f"step {i}  {config.splits.test} {config.checkpoint.best} {summary[config.checkpoint.best]}"
+                )
             if due & {"eval", "checkpoint"}:
                 checkpoints.save(i, parallel.as_global(mesh, now), summary)
             if due:
@@ -267,7 +270,7 @@ def describe(mesh, mode, train, test, params, start, changed) -> str:
     device = mesh.devices.flat[0]
     count = sum(x.size for x in jax.tree.leaves(params))
     lines = [
-        f"{mode} on {mesh.devices.size} x {device.device_kind} ({jax.process_count()} hosts)",
+        f"{mode} on {mesh.devices.size} x {device.device_kind} (hosts: {jax.process_count()})",
         f"{len(train.source)} training and {len(test.source)} test images, {len(train.spec.classes)} classes, "
         f"{count:,} parameters",
         f"resumed at step {start}" if start else "from scratch",

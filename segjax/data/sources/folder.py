@@ -45,8 +45,11 @@ class Folder:
         return self.stems[i]
 
     def size(self, i: int) -> tuple[int, int]:
-        """Rows and columns of the label of sample i, from the head of its mask file."""
-        return reading.size(next(path for path in self.masks[i] if path))
+        """Rows and columns of sample i, from the heads of its files; they must agree."""
+        path = next(path for path in self.masks[i] if path)
+        found = reading.size(path)
+        reading.check_sizes(reading.size(self.images[i]), found, str(self.images[i]), str(path))
+        return found
 
     def ids(self, i: int) -> dict[int, int]:
         """Counts the ids that the mask files of sample i hold, known or not.

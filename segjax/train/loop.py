@@ -72,7 +72,8 @@ def open_split(config: ConfigDict, split: str, opened: Sources = None) -> Any:
     """
     if opened is not None:
         return choose("split", split, opened)
-    return call(sources.create, "source", config.source, split, channels=len(config.preprocess.mean))
+    channels = len(call(Preprocess, "preprocess", config.preprocess).mean)
+    return call(sources.create, "source", config.source, split, channels=channels)
 
 
 def open_eval(config: ConfigDict, split: str, built: Plan, opened: Sources = None) -> pipeline.Batches:

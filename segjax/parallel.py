@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from segjax.config import check_choice
 from segjax.spec import UserError
 
 AXIS = "data"
@@ -30,8 +31,7 @@ def make_mesh(*, mode: Mode = "jit", devices: int = 0) -> Mesh:
         >>> make_mesh(devices=1).shape["data"]
         1
     """
-    if mode not in ("jit", "pmap"):
-        raise UserError(f"parallel.mode={mode!r} is not one of jit, pmap.")
+    check_choice("parallel.mode", mode, ("jit", "pmap"))
     found = jax.devices()
     if devices > len(found):
         raise UserError(f"parallel.devices={devices}, but there are {len(found)}: {found[0].device_kind}.")

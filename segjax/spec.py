@@ -105,6 +105,11 @@ class DatasetSpec:
         return 1 if self.mode == "binary" else len(self.classes)
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """Axes of a label beyond its rows and columns: one for the classes in multi-label mode."""
+        return (len(self.classes),) if self.mode == "multilabel" else ()
+
+    @property
     def label_dtype(self) -> type[np.unsignedinteger]:
         """Smallest unsigned dtype that holds every class index and the ignore value."""
         return np.uint8 if max(len(self.classes) - 1, self.ignore) < 256 else np.uint16

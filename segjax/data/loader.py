@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from segjax.config import check_choice
 from segjax.data import geometry
 from segjax.spec import DatasetSpec, Preprocess, UserError
 
@@ -33,11 +34,6 @@ class Layout(NamedTuple):
     spec: DatasetSpec
     preprocess: Preprocess
     points: int
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Axes of a label beyond its rows and columns."""
-        return (len(self.spec.classes),) if self.spec.mode == "multilabel" else ()
 
 
 class Sample(NamedTuple):
@@ -94,8 +90,7 @@ def run(
             "loading.loader='tf.data' needs TensorFlow, which is not installed. Install it with "
             "`pip install tensorflow-cpu`, or use --config.loading.loader=threads: the batches are the same."
         )
-    if kind not in ("auto", "tf.data", "threads"):
-        raise UserError(f"loading.loader={kind!r} is not one of auto, tf.data, threads.")
+    check_choice("loading.loader", kind, ("auto", "tf.data", "threads"))
     use_tf = kind == "tf.data" or (kind == "auto" and found)
     batches = (_tf_batches if use_tf else _thread_batches)(sample, count, rows, layout, workers)
     _close_at_exit().add(batches)
@@ -179,7 +174,16 @@ def _tf_batches(sample, count, rows, layout, workers):
 
     types = [tf.uint8, tf.as_dtype(layout.spec.label_dtype), *[tf.float32] * 3, *[tf.int32] * 3]
     channels, points = len(layout.preprocess.mean), layout.points
-    shapes = [(None, None, channels), (None, None, *layout.layers), (2, 3), (points, points, 2), (2,), (), (), (4,)]
+    shapes = [
+        (None, None, channels),
+        (None, None, *layout.spec.layers),
+        (2, 3),
+        (points, points, 2),
+        (2,),
+        (),
+        (),
+        (4,),
+    ]
 
     def row(i):
         values = tf.numpy_function(read, [i], types, stateful=False)

@@ -53,11 +53,11 @@ class Batches:
     @property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Shape and dtype of each array of the first batch, over all hosts."""
-        (canvas, spec, preprocess, _), layers = self.layouts[0][1], self.layouts[0][1].layers
+        canvas, spec, preprocess, _ = self.layouts[0][1]
         height, width = (n + 2 * preprocess.context for n in canvas.inputs)
         shapes = {
             "image": ((height, width, len(preprocess.mean)), np.uint8),
-            "label": ((*canvas.labels, *layers), spec.label_dtype),
+            "label": ((*canvas.labels, *spec.layers), spec.label_dtype),
             "index": ((), np.int32),
             "position": ((), np.int32),
         } | ({} if canvas.exact else {"content": ((4,), np.int32)})
@@ -246,5 +246,4 @@ def _size(source, index):
 
 def _nothing(spec, channels):
     """One black pixel without truth."""
-    layers = (len(spec.classes),) if spec.mode == "multilabel" else ()
-    return np.zeros((1, 1, channels), np.uint8), np.full((1, 1, *layers), spec.ignore, spec.label_dtype)
+    return np.zeros((1, 1, channels), np.uint8), np.full((1, 1, *spec.layers), spec.ignore, spec.label_dtype)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -93,6 +93,25 @@ def open_eval(config: ConfigDict, split: str, built: Plan, opened: Sources = Non
     return call(pipeline.eval_batches, "eval", config.eval, source, built.preprocess, loading, _hosts())
 
 
+def scorer(config: ConfigDict, built: Plan, batches: pipeline.Batches) -> Callable[[state.State], dict[str, Any]]:
+    """Compiles the evaluation step.
+
+    Args:
+        config: configuration of the run.
+        built: the plan.
+        batches: from `open_eval`.
+
+    Returns:
+        State -> the task's figures for these batches.
+    """
+    mesh, preprocess, task, model = built
+    mode = config.parallel.mode
+    eval_step = step.compile_step(
+        lambda axis: step.make_eval_step(model, task, preprocess, axis), mesh, mode, donate=False
+    )
+    return lambda now: evaluate(eval_step, now.variables(config.ema.evaluate), task, batches, mesh, mode)
+
+
 def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None) -> dict[str, Any]:
     """Trains a model on a data set; resumes from the workdir by itself.
 
@@ -132,12 +151,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None)
         return step.make_train_step(model, task, tx, preprocess, dict(config.augment), config.seed, ema.decay, axis)
 
     train_step = step.compile_step(make_train, mesh, mode, donate=True)
-    eval_step = step.compile_step(
-        lambda axis: step.make_eval_step(model, task, preprocess, axis), mesh, mode, donate=False
-    )
-
-    def score(now):
-        return evaluate(eval_step, now.variables(ema.evaluate), task, test, mesh, mode)
+    score = scorer(config, built, test)
 
     with (
         call(checkpoint.Checkpoints, "checkpoint", config.checkpoint, workdir) as checkpoints,
@@ -225,15 +239,11 @@ def evaluate_workdir(
     test = open_eval(config, split, built, opened)
     if test.spec.classes != spec.classes:
         raise UserError(f"The split has classes {test.spec.classes}, but the model was trained on {spec.classes}.")
-    mode = config.parallel.mode
-    eval_step = step.compile_step(
-        lambda axis: step.make_eval_step(built.model, built.task, built.preprocess, axis),
-        built.mesh,
-        mode,
-        donate=False,
-    )
-    summary = evaluate(eval_step, now.variables(config.ema.evaluate), built.task, test, built.mesh, mode)
-    return summary | {"split": split, "step": chosen, "seconds": round(time.monotonic() - began, 1)}
+    return scorer(config, built, test)(now) | {
+        "split": split,
+        "step": chosen,
+        "seconds": round(time.monotonic() - began, 1),
+    }
 
 
 def restore(config: ConfigDict, spec: DatasetSpec, workdir: str) -> tuple[Plan, state.State, int]:

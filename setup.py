@@ -8,6 +8,7 @@ TENSORFLOW = [
     "array_record",
 ]
 BRAIN = ["nilearn", "nibabel"]
+WEIGHTS = ["safetensors", "huggingface_hub"]
 NOTEBOOK = ["nbclient", "nbformat", "ipykernel"]
 
 setup(
@@ -37,12 +38,13 @@ setup(
         "tf": TENSORFLOW,
         "brain": BRAIN,
         "quickstart": TENSORFLOW + BRAIN,
+        "weights": WEIGHTS,
         "tensorboard": ["tensorboardX"],
         "wandb": ["wandb"],
         "tpu": ["jax[tpu]"],
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
-        "dev": TENSORFLOW + BRAIN + NOTEBOOK + ["pytest", "ruff", "beartype", "tensorboardX"],
+        "dev": TENSORFLOW + BRAIN + WEIGHTS + NOTEBOOK + ["pytest", "pytest-xdist", "ruff", "beartype", "tensorboardX"],
     },
     entry_points={"console_scripts": ["segjax = segjax.cli:main"]},
 )

@@ -3,7 +3,7 @@
 import importlib
 
 _ROOMS = ("augment", "config", "data", "infer", "losses", "metrics", "models", "nn", "pictures", "report", "spec")
-_ROOMS += ("tasks", "train")
+_ROOMS += ("tasks", "train", "weights")
 
 
 def __getattr__(name: str):

@@ -54,16 +54,61 @@ SOURCES = {
     },
 }
 
+NETWORK = {
+    "norm": "batch",  # batch | group | none
+    "momentum": 0.9,  # share of the old batch-norm statistics that is kept each step
+    "dtype": "float32",  # float32 | bfloat16: compute dtype; parameters, statistics and logits stay float32
+    "remat": False,  # recompute activations in the backward pass: less memory, more time
+}
+
+PYRAMID = NETWORK | {
+    "backbone": "resnet50",  # see segjax/nn/backbones/__init__.py
+    "output_stride": 16,  # 8 | 16 | 32: finest resolution that the backbone keeps
+    "atrous_rates": (),  # of the pyramid; (): 6, 12, 18 at output stride 16, twice that at 8
+    "width": 256,  # channels of the pyramid and of what follows
+    "pooling": (),  # rows, columns in pixels of the pyramid's mean, such as the crop; (): the whole image
+    "multi_grid": (1, 1, 1),  # factors of the dilations in the last three blocks of a ResNet
+    "dropout": 0.5,  # rate after the pyramid
+    "convention": "atrous",  # atrous | torchvision | smp: whose dilations and details, for their weights
+}
+
 MODELS = {
-    "unet": {
-        "widths": (32, 64, 128, 256),  # channels of each level, full resolution first
+    "unet": NETWORK
+    | {
+        "backbone": "plain",  # plain (the paper's contracting path) or a backbone
+        "widths": (),  # channels of each level, full resolution first; (): 32 .. 256, on a backbone 16 .. 256
         "padding": "same",  # same | valid (the paper's: 572 -> 388, give preprocess.context=92)
-        "norm": "batch",  # batch | group | none
-        "upsampling": "transposed",  # transposed | resize (bilinear, then a convolution)
+        "upsampling": "auto",  # transposed | resize (bilinear, then a convolution) | nearest | auto
         "dropout": 0.0,  # rate at the bottom of the U
-        "momentum": 0.9,  # share of the old batch-norm statistics that is kept each step
-        "dtype": "float32",  # float32 | bfloat16: compute dtype; parameters, statistics and logits stay float32
-        "remat": False,  # recompute activations in the backward pass: less memory, more time
+    },
+    "fcn": NETWORK
+    | {
+        "backbone": "resnet50",
+        "head": "conv",  # conv (a 3x3 convolution) | 32s | 16s | 8s (the paper's, with scored skips)
+        "output_stride": 0,  # 8 | 16 | 32; 0: 8, or 32 with the paper's heads
+        "width": 0,  # channels before the scores; 0: a quarter of the backbone's, 4096 in the paper's heads
+        "dropout": 0.1,  # rate before the scores
+        "aux": "",  # c3 | c4: features that feed an auxiliary head; task.aux weighs its loss
+        "convention": "atrous",  # atrous | torchvision | smp: whose dilations, for their weights
+    },
+    "deeplabv3": PYRAMID
+    | {
+        "separable": False,  # depthwise separable convolutions
+        "aux": "",  # c3 | c4: features that feed an auxiliary head; task.aux weighs its loss
+    },
+    "deeplabv3plus": PYRAMID
+    | {
+        "separable": True,  # depthwise separable convolutions
+        "low_width": 48,  # channels that the features of stride 4 are reduced to
+        "refine": 0,  # 3x3 convolutions before the features of stride 4 join
+        "fuse": 2,  # 3x3 convolutions after they joined
+    },
+    "lraspp": NETWORK
+    | {
+        "backbone": "mobilenet_v3_large",
+        "output_stride": 16,  # 8 | 16 | 32
+        "width": 128,  # channels of the last features
+        "convention": "torchvision",  # atrous | torchvision | smp: whose dilations and details, for their weights
     },
 }
 
@@ -136,6 +181,7 @@ def base(source: str = "shapes", model: str = "unet") -> ConfigDict:
             "dice_smooth": 1.0,  # pixels added to numerator and denominator
             "class_weights": (),  # weight of each class in the cross-entropy; `segjax inspect` prints them
             "label_smoothing": 0.0,
+            "aux": 0.4,  # weight of the loss of an auxiliary head, where the model has one (0.4: PSPNet, section 5.2)
         },
         "optimizer": {  # train.optimizer.make
             "name": "adamw",  # sgd | adam | adamw | lion | lamb
@@ -173,7 +219,14 @@ def base(source: str = "shapes", model: str = "unet") -> ConfigDict:
             "mode": "jit",  # jit (over a mesh) | pmap
             "devices": 0,  # 0: all
         },
-        "init": {  # train.checkpoint.resume
+        # A workdir with checkpoints is resumed; init.weights counts for a first start only.
+        "init": {  # train.state.start_from
+            "weights": None,  # .safetensors, .pth or hf://organisation/name; None: from scratch
+            "layout": "torchvision",  # torchvision | timm | smp: whose names the weights have
+            "strict": True,  # a missing or misshapen tensor, or a model set otherwise than theirs, is an error
+            "check_inputs": True,  # means and deviations other than the weights' are an error
+        },
+        "resume": {  # train.checkpoint.compare
             "allow_changed": False,  # resume although model, task or classes differ from the workdir's
         },
         "checkpoint": {  # train.checkpoint.Checkpoints

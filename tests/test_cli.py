@@ -184,7 +184,7 @@ def test_faults_of_a_configuration_file(here, segjax, verb, config, message):
         ("data.corp=(32,32)", 1, "There is no configuration key data.corp. Did you mean data.crop?"),
         ("dta.crop=(32,32)", 1, "There is no configuration key config.dta. Did you mean config.data?"),
         ("data.crop.x=3", 1, "There is no configuration key data.crop.x: crop is the value (128, 128)."),
-        ("model=unet", 1, "model is a section: change one of its keys, dropout, dtype,"),
+        ("model=unet", 1, "model is a section: change one of its keys, backbone, dropout, dtype,"),
         (
             "data.batch_size=0.5",
             2,
@@ -245,7 +245,7 @@ def test_faults_of_a_workdir(here, workdir, segjax, monkeypatch):
     changed = [word.replace("widths=(4,8)", "widths=(4,8,16)") for word in SMALL]
     code, _, err = segjax("train", "--config", TINY, "--workdir", workdir, *changed)
     assert code == 1 and "model.widths: [4, 8] -> [4, 8, 16]" in complaint(err)
-    assert "--config.init.allow_changed=True" in err
+    assert "--config.resume.allow_changed=True" in err
 
 
 def test_verbose_shows_where_an_error_comes_from(here, segjax):

@@ -8,7 +8,7 @@ from segjax.config import base, call, durations, from_dict, to_dict
 from segjax.data import loader, pipeline, sources
 from segjax.spec import DatasetSpec, Preprocess, UserError
 from segjax.tasks import semantic
-from segjax.train import checkpoint, log, optimizer
+from segjax.train import checkpoint, log, optimizer, state
 
 FUNCTIONS = {
     "preprocess": Preprocess,
@@ -19,7 +19,8 @@ FUNCTIONS = {
     "run": durations,
     "eval": pipeline.eval_batches,
     "parallel": parallel.make_mesh,
-    "init": checkpoint.compare,
+    "init": state.start_from,
+    "resume": checkpoint.compare,
     "checkpoint": checkpoint.Checkpoints,
     "log": log.Log,
     "task": semantic.create,

@@ -21,6 +21,7 @@ from segjax.config import call
 from segjax.data import pipeline
 from segjax.data.loader import Loading
 from segjax.data.sources.arrays import arrays
+from segjax.models.__main__ import table
 from segjax.spec import DatasetSpec, Preprocess
 from segjax.train import loop, optimizer
 
@@ -33,10 +34,13 @@ ROOMS = {
     "spec": set(),
     "config": {"spec"},
     **dict.fromkeys(TOOLS, BASE),
+    "weights": BASE,
     "models": BASE | {"nn"},
     "tasks": BASE | {"losses", "metrics", "nn"},
-    "train": BASE | TOOLS | {"models", "tasks"},
-    **dict.fromkeys(("cli", "infer", "report"), BASE | TOOLS | {"models", "tasks", "train", "infer", "report", "cli"}),
+    "train": BASE | TOOLS | {"weights", "models", "tasks"},
+    **dict.fromkeys(
+        ("cli", "infer", "report"), BASE | TOOLS | {"weights", "models", "tasks", "train", "infer", "report", "cli"}
+    ),
 }
 
 
@@ -151,7 +155,8 @@ def test_readme_keeps_its_word():
     for target in re.findall(r"\]\((?!http)([^)]*)\)", text):
         assert (root / target).exists(), target
     assert not re.search(r"[A-Z]+_(SCORE|TIME)", text)
-    assert {path.stem for path in CONFIGS} - {"tiny"} <= set(re.findall(r"\w+_unet", text))
+    assert {path.stem for path in CONFIGS} - {"tiny"} <= set(re.findall(r"`(\w+)`", text))
+    assert table() in text, "print the table of models anew: python -m segjax.models"
     config, loop_code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names = {}
     exec(config, names)

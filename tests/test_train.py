@@ -61,7 +61,8 @@ def run_steps(mode, devices, count, task_mode="multiclass", steps=3, **task_sett
     tx, _ = optimizer.make(10, 0, name="sgd", learning_rate=0.1, weight_decay=1e-3, clip=1.0)
     image, label = data(task_mode)
     shape = (count, *image.shape[1:])
-    now = state.init(model, tx, shape, True, 0, mesh)
+    # From seed 0 a ReLU's input lies so near zero that rounding decides on which side, and on a percent of gradients.
+    now = state.init(model, tx, shape, True, 1, mesh)
     colours = {"brightness": 0.1, "noise": 0.1, "hue": 0.1}
     compiled = step.compile_step(
         lambda axis: step.make_train_step(model, task, tx, RGB, colours, 0, 0.9, axis), mesh, mode, donate=True
@@ -90,10 +91,23 @@ def test_jit_pmap_and_one_device_agree(task_mode, settings):
     for other in (four, mapped):
         paths = jax.tree_util.tree_leaves_with_path(one)
         for (path, a), b in zip(paths, jax.tree.leaves(other), strict=True):
-            np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5, err_msg=jax.tree_util.keystr(path))
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=jax.tree_util.keystr(path))
     assert one[0].batch_stats and one[0].ema["batch_stats"]
     first = run_steps("jit", 1, 8, task_mode, steps=1, **settings)
     assert one[1]["loss"] < first[1]["loss"]
+
+
+def test_auxiliary_logits_add_their_share():
+    spec = DatasetSpec(("a", "b", "c"))
+    main, aux = (jax.random.normal(jax.random.key(i), (2, size, size, 3)) for i, size in ((0, 8), (1, 4)))
+    label = np.random.default_rng(0).integers(0, 3, (2, 16, 16)).astype(np.uint8)
+    label[:, :5] = 255
+    label = jnp.asarray(label)
+    loss = tasks.create(spec, aux=0.3, dice=0.5).loss
+    total, terms = loss({"logits": main, "aux": aux}, {"label": label})
+    alone, beside = (loss({"logits": logits}, {"label": label})[0] for logits in (main, aux))
+    np.testing.assert_allclose(total, alone + 0.3 * beside, rtol=1e-6)
+    np.testing.assert_allclose(terms["aux"], beside, rtol=1e-6)
 
 
 def test_moving_average_follows_its_formula():
@@ -322,7 +336,7 @@ def test_refuses_the_workdir_of_another_model(tmp_path):
     config.model.widths = (8, 16)
     with pytest.raises(UserError, match=r"another model: model.widths: \[4, 8\] -> \[8, 16\]"):
         train_and_evaluate(config, str(tmp_path / "run"))
-    config.init.allow_changed = True
+    config.resume.allow_changed = True
     with pytest.raises(UserError, match=r"Checkpoint 4 .* does not fit"):
         train_and_evaluate(config, str(tmp_path / "run"))
     config.model.widths = (4, 8)

@@ -23,6 +23,7 @@ REQUIRED = (
 EXTRAS = {  # extra -> (modules, what they are for)
     "tf": (("tensorflow", "array_record"), "TFDS sources and the tf.data loader"),
     "brain": (("nilearn", "nibabel"), "the brain source"),
+    "weights": (("safetensors", "huggingface_hub"), "published weights"),
     "tensorboard": (("tensorboardX",), "TensorBoard"),
     "wandb": (("wandb",), "Weights & Biases"),
 }

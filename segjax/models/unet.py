@@ -7,10 +7,12 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from segjax.config import check_choice
+from segjax.models.network import Network
+from segjax.nn import backbones
+from segjax.nn.layers import Conv, ConvNorm, Style
 from segjax.nn.ops import UpConv2x2, max_pool_2x2
-from segjax.nn.resize import resize
-
-HE = nn.initializers.he_normal()  # section 3: standard deviation sqrt(2 / N), N inputs of a neuron
+from segjax.nn.resize import match, nearest, resize
+from segjax.spec import UserError
 
 
 class ConvBlock(nn.Module):
@@ -19,59 +21,40 @@ class ConvBlock(nn.Module):
     Attributes:
         features: channels of the result.
         padding: "same" or "valid"; valid trims two pixels from each side.
-        norm: "batch", "group" (at most 32 groups) or "none".
-        momentum: share of the old batch statistics that is kept each step.
-        dtype: compute dtype.
-        axis_name: pmap axis over which batch statistics are taken.
+        style: norm and dtype.
     """
 
     features: int
     padding: str
-    norm: str
-    momentum: float
-    dtype: str
-    axis_name: str | None
+    style: Style
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b i j f"]:
         """Applies the block to maps [b, h, w, c]."""
-        for _ in range(2):
-            x = nn.Conv(
-                self.features,
-                (3, 3),
-                padding=self.padding.upper(),
-                use_bias=self.norm == "none",
-                kernel_init=HE,
-                dtype=self.dtype,
-            )(x)
-            # Norms work in float32 whatever the compute dtype; XLA fuses the casts into them.
-            if self.norm == "batch":
-                norm = nn.BatchNorm(not train, momentum=self.momentum, axis_name=self.axis_name)
-                x = norm(x.astype(jnp.float32)).astype(self.dtype)
-            elif self.norm == "group":
-                x = nn.GroupNorm(math.gcd(32, self.features))(x.astype(jnp.float32)).astype(self.dtype)
-            x = nn.relu(x)
-        return x
+        padding = (0, 0) if self.padding == "valid" else None
+        x = ConvNorm(self.features, self.style, padding=padding, name="conv1")(x, train)
+        return ConvNorm(self.features, self.style, padding=padding, name="conv2")(x, train)
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """Contracting and expanding paths joined by skips at every level.
 
-    Any input size will do: same padding fills up to the network's stride at the bottom and right and crops back.
-    Valid padding is the paper's network: each side loses `margin` pixels (92 at five levels: 572 -> 388), which
-    the caller supplies as context around the label.
+    The contracting path is the paper's, "plain", or a backbone, with the expanding path of segmentation_models.pytorch.
+    Any input size will do: the plain network with same padding fills up to its stride at the bottom and right and
+    crops back; on a backbone each level is enlarged to the size of its skip. Valid padding is the paper's network:
+    each side loses `margin` pixels (92 at five levels: 572 -> 388), which the caller supplies as context around the
+    label.
 
     Attributes:
-        channels: logits a pixel.
-        widths: channels of each level, full resolution first; their number is the depth.
+        backbone: "plain", or a key of `segjax.nn.backbones.BACKBONES`.
+        widths: channels of each level, full resolution first: of both paths in the plain network, where their number
+            is the depth, and of the expanding path on a backbone, where there are five. () for (32, 64, 128, 256) and
+            (16, 32, 64, 128, 256).
         padding: "same", or "valid" as in the paper.
-        norm: "batch", "group" or "none" (the paper's).
-        upsampling: "transposed" 2x2 convolution (the paper's), or bilinear "resize" and a 3x3 convolution.
+        upsampling: "transposed" 2x2 convolution (the paper's), bilinear "resize" and a 3x3 convolution, or "nearest"
+            pixel; "auto" is the first, or the last on a backbone.
         dropout: rate at the end of the contracting path (section 3.1).
-        momentum: share of the old batch statistics that is kept each step.
-        dtype: compute dtype, "float32" or "bfloat16"; parameters, statistics and logits are float32.
-        remat: recompute each block's activations in the backward pass.
-        axis_name: pmap axis over which batch statistics are taken.
+        norm, momentum, dtype, remat, axis_name: see `segjax.models.network.Network`.
 
     Example:
         >>> import jax
@@ -82,23 +65,27 @@ class UNet(nn.Module):
         (1, 15, 20, 2)
     """
 
-    channels: int
-    widths: tuple[int, ...] = (32, 64, 128, 256)
+    backbone: str = "plain"
+    widths: tuple[int, ...] = ()
     padding: str = "same"
-    norm: str = "batch"
-    upsampling: str = "transposed"
+    upsampling: str = "auto"
     dropout: float = 0.0
-    momentum: float = 0.9
-    dtype: str = "float32"
-    remat: bool = False
-    axis_name: str | None = None
 
     def __post_init__(self):
         """Checks the choices."""
         check_choice("model.padding", self.padding, ("same", "valid"))
-        check_choice("model.norm", self.norm, ("batch", "group", "none"))
-        check_choice("model.upsampling", self.upsampling, ("transposed", "resize"))
-        check_choice("model.dtype", self.dtype, ("float32", "bfloat16"))
+        check_choice("model.upsampling", self.upsampling, ("auto", "transposed", "resize", "nearest"))
+        if self.backbone != "plain":
+            backbones.check(self.backbone)
+        if not self.widths:
+            self.widths = (32, 64, 128, 256) if self.backbone == "plain" else (16, 32, 64, 128, 256)
+        if self.upsampling == "auto":
+            self.upsampling = "transposed" if self.backbone == "plain" else "nearest"
+        if self.backbone != "plain" and (self.padding == "valid" or len(self.widths) != 5):
+            raise UserError(
+                f"On the backbone {self.backbone!r} model.padding must be 'same', and model.widths five numbers, the "
+                "channels at strides 1, 2, 4, 8 and 16, or () for (16, 32, 64, 128, 256)."
+            )
         super().__post_init__()
 
     @property
@@ -117,33 +104,45 @@ class UNet(nn.Module):
         Returns:
             {"logits": float32 [b, h - 2 margin, w - 2 margin, channels]}, stride 1.
         """
-        block = nn.remat(ConvBlock, static_argnums=(2,)) if self.remat else ConvBlock
-
-        def convolve(name, features, x):
-            settings = (features, self.padding, self.norm, self.momentum, self.dtype, self.axis_name)
-            return block(*settings, name=name)(x, train)
-
         height, width = (n - 2 * self.margin for n in images.shape[1:3])
-        bottom, right = (self._padded(n) - n for n in images.shape[1:3])
-        x = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
-
-        skips = []
-        for level, features in enumerate(self.widths):
-            x = convolve(f"down_{level}", features, max_pool_2x2(x) if level else x)
-            skips.append(x)
+        plain = self.backbone == "plain"
+        skips = self._contract(images, train) if plain else self._encode(images, train)
+        block = self.style.block(ConvBlock)
         x = nn.Dropout(self.dropout)(skips.pop(), deterministic=not train)
         for level, skip in reversed(list(enumerate(skips))):
             features = self.widths[level]
-            if self.upsampling == "transposed":
-                x = UpConv2x2(features, dtype=self.dtype, name=f"enlarge_{level}")(x)
-            else:
-                x = resize(x, (2 * x.shape[1], 2 * x.shape[2]))
-                x = nn.Conv(features, (3, 3), kernel_init=HE, dtype=self.dtype, name=f"enlarge_{level}")(x)
+            x = self._enlarge(x, skip.shape[1:3], features, level)
             top, left = (skip.shape[1] - x.shape[1]) // 2, (skip.shape[2] - x.shape[2]) // 2
             skip = skip[:, top : top + x.shape[1], left : left + x.shape[2]]
-            x = convolve(f"up_{level}", features, jnp.concatenate([skip, x], axis=-1))
-        logits = nn.Conv(self.channels, (1, 1), dtype=jnp.float32, kernel_init=HE, name="head")(x)
+            x = block(features, self.padding, self.style, name=f"up_{level}")(jnp.concatenate([x, skip], -1), train)
+        logits = Conv(self.channels, 1 if plain else 3, use_bias=True, name="head")(x)
         return {"logits": logits[:, :height, :width]}
+
+    def _contract(self, images, train):
+        """Maps of each level of the paper's contracting path."""
+        bottom, right = (self._padded(n) - n for n in images.shape[1:3])
+        x = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
+        block, maps = self.style.block(ConvBlock), []
+        for level, features in enumerate(self.widths):
+            x = max_pool_2x2(x) if level else x
+            x = block(features, self.padding, self.style, name=f"down_{level}")(x, train)
+            maps.append(x)
+        return maps
+
+    def _encode(self, images, train):
+        """Maps of the backbone at strides 2 to 32, behind maps without channels at stride 1."""
+        features = backbones.create(self.backbone, self.style, name="backbone")(images, train)
+        return [images[..., :0].astype(self.dtype), *(features[f"c{k}"] for k in range(1, 6))]
+
+    def _enlarge(self, x, size, features, level):
+        """Doubles the maps; to the size of the skip where a backbone rounded an odd size."""
+        if self.upsampling == "transposed":
+            x = UpConv2x2(features, dtype=self.dtype, name=f"enlarge_{level}")(x)
+            return x if self.backbone == "plain" else match(x, size)
+        size = size if self.padding == "same" else (2 * x.shape[1], 2 * x.shape[2])
+        if self.upsampling == "nearest":
+            return nearest(x, size)
+        return Conv(features, use_bias=True, dtype=self.dtype, name=f"enlarge_{level}")(resize(x, size))
 
     @property
     def _stride(self) -> int:

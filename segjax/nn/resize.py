@@ -1,7 +1,8 @@
-"""The one alignment rule: half-pixel centres, no antialiasing, edges clamped."""
+"""The one alignment rule: half-pixel centres, no antialiasing, edges clamped; others for weights that need them."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
@@ -12,8 +13,14 @@ def _weights(source: int, target: int, length: jax.Array, shown: jax.Array) -> j
     return jnp.maximum(0.0, 1.0 - jnp.abs(centre[:, None] - jnp.arange(source, dtype=jnp.float32)[None, :]))
 
 
-def resize(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b y x c"]:
-    """Bilinear resize with half-pixel centres, without antialiasing: torch's align_corners=False.
+def _corner_weights(source: int, target: int) -> jax.Array:
+    """Bilinear weights [target, source] that put the outermost sample centres upon each other."""
+    centre = jnp.arange(target, dtype=jnp.float32) * ((source - 1) / max(target - 1, 1))
+    return jnp.maximum(0.0, 1.0 - jnp.abs(centre[:, None] - jnp.arange(source, dtype=jnp.float32)[None, :]))
+
+
+def resize(x: Float[Array, "b h w c"], size: tuple[int, int], align_corners: bool = False) -> Float[Array, "b y x c"]:
+    """Bilinear resize with half-pixel centres, without antialiasing.
 
     Two small matrix products, which the MXU of a TPU runs faster than gathers; an axis that keeps its length
     is left alone.
@@ -21,6 +28,8 @@ def resize(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b
     Args:
         x: float maps [b, h, w, c].
         size: rows and columns of the result.
+        align_corners: put the centres of the corner pixels upon each other instead, as segmentation_models.pytorch
+            does in its DeepLab decoders.
 
     Returns:
         Maps [b, *size, c] of the same dtype.
@@ -29,14 +38,64 @@ def resize(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b
         >>> resize(jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1), (1, 4)).ravel()
         Array([0.  , 0.25, 0.75, 1.  ], dtype=float32)
     """
-    (h, w), (y, u) = x.shape[1:3], size
-    if y != h:
-        rows = _weights(h, y, jnp.float32(h), jnp.float32(y)).astype(x.dtype)
-        x = jnp.einsum("yh,bhwc->bywc", rows, x, precision="highest")
-    if u != w:
-        columns = _weights(w, u, jnp.float32(w), jnp.float32(u)).astype(x.dtype)
-        x = jnp.einsum("xw,bywc->byxc", columns, x, precision="highest")
+
+    def weights(source, target):
+        if align_corners:
+            return _corner_weights(source, target).astype(x.dtype)
+        return _weights(source, target, jnp.float32(source), jnp.float32(target)).astype(x.dtype)
+
+    for axis, equation in ((1, "yh,bhwc->bywc"), (2, "xw,bywc->byxc")):
+        source, target = x.shape[axis], size[axis - 1]
+        if source == 1:
+            x = jnp.repeat(x, target, axis)
+        elif source != target:
+            x = jnp.einsum(equation, weights(source, target), x, precision="highest")
     return x
+
+
+def nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b y x c"]:
+    """Repeats pixels: row i of the result is row floor(i * h / y) of the maps, PyTorch's "nearest".
+
+    Args:
+        x: maps [b, h, w, c].
+        size: rows and columns of the result.
+
+    Returns:
+        Maps [b, *size, c].
+
+    Example:
+        >>> nearest(jnp.arange(2.0).reshape(1, 1, 2, 1), (1, 5)).ravel()
+        Array([0., 0., 0., 1., 1.], dtype=float32)
+    """
+    for axis, target in enumerate(size, 1):
+        source = x.shape[axis]
+        if target % source == 0:
+            x = jnp.repeat(x, target // source, axis)
+        else:
+            x = jnp.take(x, np.arange(target) * source // target, axis)
+    return x
+
+
+def match(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b y x c"]:
+    """Crops maps, or repeats their last row and column, where rounding made them differ from others by a pixel or two.
+
+    Args:
+        x: maps [b, h, w, c].
+        size: rows and columns of the result.
+
+    Returns:
+        Maps [b, *size, c], each pixel where it was.
+
+    Example:
+        >>> match(jnp.arange(2.0).reshape(1, 1, 2, 1), (1, 3)).ravel()
+        Array([0., 1., 1.], dtype=float32)
+    """
+    for axis, target in enumerate(size, 1):
+        missing = target - x.shape[axis]
+        if missing > 0:
+            last = jax.lax.slice_in_dim(x, x.shape[axis] - 1, None, axis=axis)
+            x = jnp.concatenate([x, jnp.repeat(last, missing, axis)], axis)
+    return x[:, : size[0], : size[1]]
 
 
 def fit(

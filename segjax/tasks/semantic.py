@@ -25,6 +25,7 @@ def create(
     dice_smooth: float = 1.0,
     class_weights: Sequence[float] = (),
     label_smoothing: float = 0.0,
+    aux: float = 0.4,
 ) -> Task:
     """Makes the task; `mode` sets head, loss, activation and metric together.
 
@@ -33,7 +34,8 @@ def create(
         binary       1        binary cross-entropy      logit above 0
         multilabel   k        binary cross-entropy      each logit above 0
 
-    and the loss is cross_entropy * that + dice * soft Dice of the softmax or sigmoid.
+    and the loss is cross_entropy * that + dice * soft Dice of the softmax or sigmoid. The same loss of an auxiliary
+    head's logits, where the model has one, is added `aux` times.
 
     Args:
         spec: the data set, as its source describes it.
@@ -44,6 +46,7 @@ def create(
         dice_smooth: added to numerator and denominator of Dice, in pixels.
         class_weights: weight of each class in the cross-entropy; empty for equal ones.
         label_smoothing: share of the target that is spread evenly over the classes.
+        aux: weight of the auxiliary head's loss; 0.4 in PSPNet, section 5.2 (arXiv:1612.01105).
 
     Returns:
         The task.
@@ -57,16 +60,23 @@ def create(
         raise UserError(
             f"task.mode={mode!r} does not fit the data set, whose labels are {spec.mode}: set task.mode={spec.mode!r}."
         )
-    if cross_entropy < 0 or dice < 0 or cross_entropy + dice == 0:
-        raise UserError("task.cross_entropy and task.dice must not be negative, and one must be positive.")
+    if min(cross_entropy, dice, aux) < 0 or cross_entropy + dice == 0:
+        raise UserError("task.cross_entropy, task.dice and task.aux must not be negative, nor the first two both 0.")
     if class_weights and len(class_weights) != len(spec.classes):
         raise UserError(f"task.class_weights has {len(class_weights)} values for {len(spec.classes)} classes.")
     spec = dataclasses.replace(spec, mode=mode)
     classes = len(spec.classes)
 
     def loss(outputs, batch, axis_name=None):
+        total, terms = loss_of(outputs["logits"], batch, axis_name)
+        if "aux" in outputs:
+            terms["aux"], _ = loss_of(outputs["aux"], batch, axis_name)
+            total += aux * terms["aux"]
+        return total, terms
+
+    def loss_of(logits, batch, axis_name):
         label, valid = losses.split_ignore(batch["label"], spec.ignore)
-        logits = resize(outputs["logits"], label.shape[1:3])
+        logits = resize(logits, label.shape[1:3])
         if mode == "multiclass":
             values = losses.cross_entropy(logits, label, label_smoothing=label_smoothing)
             probabilities, target = jax.nn.softmax(logits), jax.nn.one_hot(label, classes, dtype=bool)

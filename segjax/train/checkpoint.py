@@ -39,7 +39,7 @@ def compare(workdir: str, config: ConfigDict, spec: DatasetSpec, *, allow_change
     if fixed and not allow_changed:
         raise UserError(
             f"The workdir {workdir} belongs to another model: {'; '.join(fixed)}. Choose another --workdir, "
-            f"or set --config.init.allow_changed=True if its checkpoints still fit."
+            f"or set --config.resume.allow_changed=True if its checkpoints still fit."
         )
     return changed
 

@@ -145,7 +145,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None)
     run = call(durations, "run", config.run, train.count, train.batch_size)
     tx, schedule = call(optimizer.make, "optimizer", config.optimizer, run.total, run.warmup)
     mode, ema, shape = config.parallel.mode, config.ema, train.shapes["image"][0]
-    changed = call(checkpoint.compare, "init", config.init, workdir, config, task.spec)
+    changed = call(checkpoint.compare, "resume", config.resume, workdir, config, task.spec)
 
     def make_train(axis):
         return step.make_train_step(model, task, tx, preprocess, dict(config.augment), config.seed, ema.decay, axis)
@@ -161,11 +161,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None)
         start = checkpoints.latest() or 0
         if start:
             now = checkpoints.restore(start, state.abstract(model, tx, shape, ema.decay > 0), mesh)
+            origin = f"resumed at step {start}" + (", so init.weights is not read" if config.init.weights else "")
         else:
             now = state.init(model, tx, shape, ema.decay > 0, config.seed, mesh)
+            now, origin = call(state.start_from, "init", config.init, now, model, preprocess)
         checkpoint.record(workdir, config, task.spec)
         log.truncate(start)
-        log.message(describe(mesh, mode, train, test, now.params, start, changed))
+        log.message(describe(mesh, mode, train, test, now.params, origin, changed))
         previous = (start, time.monotonic())
         for i, batch in enumerate(train.batches(start, run.total), start + 1):
             now, scalars = train_step(now, parallel.put_batch(mesh, batch, mode))
@@ -276,7 +278,7 @@ def _hosts() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def describe(mesh, mode, train, test, params, start, changed) -> str:
+def describe(mesh, mode, train, test, params, origin, changed) -> str:
     """What a run is about to do, in a few lines."""
     device = mesh.devices.flat[0]
     count = sum(x.size for x in jax.tree.leaves(params))
@@ -284,6 +286,6 @@ def describe(mesh, mode, train, test, params, start, changed) -> str:
         f"{mode} on {mesh.devices.size} x {device.device_kind} (hosts: {jax.process_count()})",
         f"{len(train.source)} training and {len(test.source)} test images, {len(train.spec.classes)} classes, "
         f"{count:,} parameters",
-        f"resumed at step {start}" if start else "from scratch",
+        origin,
     ]
     return "\n".join(lines + [f"changed since the last run here: {line}" for line in changed])

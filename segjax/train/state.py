@@ -4,11 +4,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
 
 from segjax import parallel
+from segjax import weights as pretrained
+from segjax.spec import Preprocess, UserError
 
 
 @struct.dataclass
@@ -76,6 +79,63 @@ def init(
     """
     make = jax.jit(lambda: _init(model, tx, (1, *shape[1:]), averaged, seed), out_shardings=parallel.replicated(mesh))
     return make()
+
+
+def start_from(
+    state: State,
+    model: nn.Module,
+    preprocess: Preprocess,
+    *,
+    weights: str | None = None,
+    layout: str = "torchvision",
+    strict: bool = True,
+    check_inputs: bool = True,
+) -> tuple[State, str]:
+    """Puts weights that exist already into a first state.
+
+    Args:
+        state: from `init`.
+        model: the model.
+        preprocess: how the run's pixels become inputs.
+        weights: file, or "hf://organisation/name", see `segjax.weights.load`; None leaves the state as it is.
+        layout: whose names the weights have: "torchvision", "timm" or "smp".
+        strict: whether a missing or misshapen tensor, or a model that is set otherwise than theirs, is an error.
+        check_inputs: whether means and deviations other than the weights' are an error.
+
+    Returns:
+        The state, and where it comes from in words.
+
+    Raises:
+        UserError: weights that cannot be read or do not fit.
+    """
+    if weights is None:
+        return state, "from scratch"
+    variables, report = pretrained.load(weights, jax.device_get(state.variables(False)), layout, strict=strict)
+    wanted = report.preprocess
+    if check_inputs and wanted:
+        pairs = ((wanted.mean, preprocess.mean), (wanted.std, preprocess.std))
+        if any(len(a) != len(b) or not np.allclose(a, b, atol=0.5) for a, b in pairs):
+            raise UserError(
+                f"init.weights={weights!r} expect other inputs: set preprocess.mean={wanted.mean} and "
+                f"preprocess.std={wanted.std}, or init.check_inputs=False if yours are right."
+            )
+    other = {key: value for key, value in report.settings.items() if getattr(model, key, value) != value}
+    if strict and other:
+        raise UserError(
+            f"init.weights={weights!r} are those of another network: set "
+            f"{', '.join(f'model.{key}={value!r}' for key, value in other.items())}, or init.strict=False to go on "
+            "with your own."
+        )
+
+    def place(new, old):
+        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: np.asarray(new)[index])
+
+    def put(old):
+        return jax.tree.map(place, variables, old)
+
+    placed = put(state.variables(False))
+    ema = put(state.ema) if state.ema else state.ema
+    return state.replace(params=placed["params"], batch_stats=placed["batch_stats"], ema=ema), f"{weights}: {report}"
 
 
 def _init(model, tx, shape, averaged, seed):

@@ -1,0 +1,179 @@
+"""DeepLabV3 (Chen et al., 2017, arXiv:1706.05587) and DeepLabV3+ (2018, arXiv:1802.02611)."""
+
+import math
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from segjax.config import check_choice
+from segjax.models.network import HEAD, Network, auxiliary
+from segjax.nn import backbones
+from segjax.nn.aspp import ASPP, SeparableConv
+from segjax.nn.layers import Conv, ConvNorm
+from segjax.nn.resize import resize
+from segjax.spec import UserError
+
+
+class _DeepLab(Network):
+    """What both have in common: a dilated backbone and atrous spatial pyramid pooling."""
+
+    backbone: str = "resnet50"
+    output_stride: int = 16
+    atrous_rates: tuple[int, ...] = ()
+    width: int = 256
+    separable: bool = False
+    pooling: tuple[int, ...] = ()
+    multi_grid: tuple[int, ...] = (1, 1, 1)
+    dropout: float = 0.5
+    convention: str = "atrous"
+
+    def __post_init__(self):
+        """Checks the choices, and fills in what follows from others."""
+        backbones.check(self.backbone, self.output_stride, tuple(self.multi_grid))
+        if not self.atrous_rates:
+            self.atrous_rates = tuple(rate * 16 // self.output_stride for rate in (6, 12, 18))
+        if min(self.atrous_rates) < 1 or len(self.pooling) not in (0, 2) or min(self.pooling, default=1) < 1:
+            raise UserError(
+                f"model.atrous_rates={self.atrous_rates} must be positive, and model.pooling={self.pooling} () or two "
+                "positive numbers, rows and columns."
+            )
+        super().__post_init__()
+
+    def _features(self, images, train):
+        """Features of the backbone, and of the pyramid on top of them."""
+        stride = self.output_stride
+        backbone = backbones.create(
+            self.backbone, self.style, stride, tuple(self.multi_grid), self.convention, name="backbone"
+        )
+        features = backbone(images, train)
+        pyramid = ASPP(
+            self.width,
+            self.style,
+            rates=tuple(self.atrous_rates),
+            window=tuple(math.ceil(size / stride) for size in self.pooling),
+            separable=self.separable,
+            dropout=self.dropout,
+            convention=self.convention,
+            name="aspp",
+        )
+        return features, pyramid(features["c5"], train)
+
+    def _head(self, x):
+        return Conv(self.channels, 1, use_bias=True, kernel_init=HEAD, name="head")(x)
+
+
+class DeepLabV3(_DeepLab):
+    """Atrous spatial pyramid pooling on a dilated backbone, a 3x3 convolution and scores at the output stride.
+
+    Attributes:
+        backbone: a key of `segjax.nn.backbones.BACKBONES`.
+        output_stride: of the backbone: 8, 16 or 32.
+        atrous_rates: dilations of the pyramid's 3x3 convolutions; () for (6, 12, 18) at stride 16, and twice or half
+            of these at 8 and 32 (V3, section 3.3).
+        width: channels of the pyramid and of what follows.
+        separable: depthwise separable convolutions in the pyramid and after it (V3+, section 3.1).
+        pooling: rows and columns, in pixels of the images, of the window whose mean is the pyramid's image feature;
+            () for the whole image. Give the training crop to evaluate larger images as was trained.
+        multi_grid: factors of the dilations of a ResNet's last three blocks; V3, section 3.2.1, takes (1, 2, 4).
+        dropout: rate after the pyramid.
+        convention: "atrous" or "torchvision", see `segjax.nn.backbones.create`.
+        norm, momentum, dtype, remat, axis_name: see `segjax.models.network.Network`.
+        aux: features, "c3" or "c4", whose scores are a second output for the loss; "" for none.
+
+    Example:
+        >>> import jax
+        >>> net = DeepLabV3(channels=2, backbone="resnet_micro", width=8)
+        >>> images = jnp.zeros((1, 33, 65, 3))
+        >>> variables = jax.eval_shape(lambda: net.init(jax.random.key(0), images, train=False))
+        >>> jax.eval_shape(lambda v: net.apply(v, images, train=False), variables)["logits"].shape
+        (1, 3, 5, 2)
+    """
+
+    aux: str = ""
+    conventions = ("atrous", "torchvision")
+
+    def __post_init__(self):
+        """Checks the choices."""
+        check_choice("model.aux", self.aux, ("", "c3", "c4"))
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, Float[Array, "b _ _ k"]]:
+        """Maps normalised images to logits.
+
+        Args:
+            images: float32 [b, h, w, c].
+            train: use (and update) batch statistics, and drop out.
+
+        Returns:
+            {"logits": float32 [b, h / s, w / s, channels]} at the output stride s, sizes as the backbone rounds; with
+            `aux` also "aux", logits at the stride of those features.
+        """
+        features, x = self._features(images, train)
+        x = ConvNorm(self.width, self.style, name="conv")(x, train)
+        return {"logits": self._head(x)} | auxiliary(self.aux, features, self.channels, self.style, train)
+
+
+class DeepLabV3Plus(_DeepLab):
+    """The pyramid's features, enlarged and joined with those of stride 4.
+
+    Attributes:
+        backbone: a key of `segjax.nn.backbones.BACKBONES`.
+        output_stride: of the backbone: 8, 16 or 32.
+        atrous_rates: dilations of the pyramid's 3x3 convolutions; () for (6, 12, 18) at stride 16, and twice or half
+            of these at 8 and 32 (V3, section 3.3).
+        width: channels of the pyramid and of what follows.
+        separable: depthwise separable convolutions in the pyramid and after it (V3+, section 3.1).
+        pooling: rows and columns, in pixels of the images, of the window whose mean is the pyramid's image feature;
+            () for the whole image. Give the training crop to evaluate larger images as was trained.
+        multi_grid: factors of the dilations of a ResNet's last three blocks; V3, section 3.2.1, takes (1, 2, 4).
+        dropout: rate after the pyramid.
+        convention: "atrous", or "smp": that package dilates otherwise, see `segjax.nn.backbones.create`, has norm and
+            ReLU after the second half of a separable convolution only, and enlarges with align_corners.
+        norm, momentum, dtype, remat, axis_name: see `segjax.models.network.Network`.
+        low_width: channels that the features of stride 4 are reduced to (V3+, section 4.1).
+        refine: 3x3 convolutions before the join; segmentation_models.pytorch has one.
+        fuse: 3x3 convolutions after the join; the paper has two, segmentation_models.pytorch one.
+
+    Example:
+        >>> import jax
+        >>> net = DeepLabV3Plus(channels=2, backbone="resnet_micro", width=8)
+        >>> images = jnp.zeros((1, 33, 65, 3))
+        >>> variables = jax.eval_shape(lambda: net.init(jax.random.key(0), images, train=False))
+        >>> jax.eval_shape(lambda v: net.apply(v, images, train=False), variables)["logits"].shape
+        (1, 9, 17, 2)
+    """
+
+    separable: bool = True
+    conventions = ("atrous", "smp")
+    low_width: int = 48
+    refine: int = 0
+    fuse: int = 2
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, Float[Array, "b _ _ k"]]:
+        """Maps normalised images to logits.
+
+        Args:
+            images: float32 [b, h, w, c].
+            train: use (and update) batch statistics, and drop out.
+
+        Returns:
+            {"logits": float32 [b, h / 4, w / 4, channels]}, sizes as the backbone rounds.
+        """
+        features, x = self._features(images, train)
+        x = self._convolve("refine", self.refine, x, train)
+        low = ConvNorm(self.low_width, self.style, 1, name="low")(features["c2"], train)
+        x = resize(x, low.shape[1:3], align_corners=self.convention == "smp")
+        x = self._convolve("fuse", self.fuse, jnp.concatenate([x, low], axis=-1), train)
+        return {"logits": self._head(x)}
+
+    def _convolve(self, name, count, x, train):
+        for i in range(count):
+            if self.separable:
+                layer = SeparableConv(self.width, self.style, convention=self.convention, name=f"{name}_{i}")
+            else:
+                layer = ConvNorm(self.width, self.style, name=f"{name}_{i}")
+            x = layer(x, train)
+        return x

@@ -1,0 +1,128 @@
+"""Fully convolutional networks: Long, Shelhamer and Darrell, 2015 (arXiv:1411.4038), and a head on dilated ResNets."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from segjax.config import check_choice
+from segjax.models.network import HEAD, Network, auxiliary
+from segjax.nn import backbones
+from segjax.nn.layers import Conv, ConvNorm
+from segjax.nn.resize import match
+from segjax.spec import UserError
+
+SKIPS = {"32s": (), "16s": ("c4",), "8s": ("c4", "c3")}
+
+
+def bilinear(key: jax.Array | None, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Float[Array, "4 4 k k"]:
+    """Kernel of a transposed 4x4 convolution of stride 2 that enlarges each channel bilinearly (section 3.3).
+
+    Args:
+        key: unused; kernels are initialised with (key, shape, dtype).
+        shape: 4, 4, channels, channels.
+        dtype: of the kernel.
+
+    Returns:
+        The kernel.
+
+    Example:
+        >>> bilinear(None, (4, 4, 1, 1))[:, 0, 0, 0] / 0.25
+        Array([0.25, 0.75, 0.75, 0.25], dtype=float32)
+    """
+    line = jnp.array([0.25, 0.75, 0.75, 0.25], dtype)
+    return jnp.einsum("y,x,ij->yxij", line, line, jnp.eye(shape[2], dtype=dtype))
+
+
+class FCN(Network):
+    """A backbone, and scores of its coarse features.
+
+    head "32s", "16s" and "8s" are the paper's: the classifier's two dense layers as convolutions, and scores of finer
+    features added on the way up through transposed convolutions that start as bilinear interpolation. Their last one,
+    which the paper keeps fixed, is the bilinear resize of whoever uses the logits; and where Caffe's version puts 100
+    pixels around the image, so that the 7x7 layer loses none, that layer is padded. head "conv" is a 3x3 convolution
+    on a dilated backbone, as torchvision has it.
+
+    Attributes:
+        backbone: a key of `segjax.nn.backbones.BACKBONES`; the paper's is "vgg16".
+        head: "conv", "32s", "16s" or "8s".
+        output_stride: of the backbone; 0 for 8, or 32 with the paper's heads.
+        width: channels before the scores; 0 for a quarter of the backbone's, or 4096 in the paper's heads.
+        dropout: rate before the scores; the paper's is 0.5.
+        aux: features, "c3" or "c4", whose scores are a second output for the loss; "" for none.
+        convention: "atrous" or "torchvision", see `segjax.nn.backbones.create`.
+        norm, momentum, dtype, remat, axis_name: see `segjax.models.network.Network`.
+
+    Example:
+        >>> net = FCN(channels=2, backbone="vgg_micro", head="8s", width=16)
+        >>> images = jnp.zeros((1, 70, 64, 3))
+        >>> variables = jax.eval_shape(lambda: net.init(jax.random.key(0), images, train=False))
+        >>> jax.eval_shape(lambda v: net.apply(v, images, train=False), variables)["logits"].shape
+        (1, 8, 8, 2)
+    """
+
+    backbone: str = "resnet50"
+    head: str = "conv"
+    output_stride: int = 0
+    width: int = 0
+    dropout: float = 0.1
+    aux: str = ""
+    convention: str = "atrous"
+    conventions = ("atrous", "torchvision")
+
+    def __post_init__(self):
+        """Checks the choices."""
+        check_choice("model.head", self.head, ("conv", *SKIPS))
+        check_choice("model.aux", self.aux, ("", "c3", "c4"))
+        if not self.output_stride:
+            self.output_stride = 8 if self.head == "conv" else 32
+        if SKIPS.get(self.head) and self.output_stride != 32:
+            raise UserError(
+                f"model.head={self.head!r} adds scores of strides 32, 16 and 8: set model.output_stride=32, or "
+                "model.head='conv'."
+            )
+        backbones.check(self.backbone, self.output_stride)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, Float[Array, "b _ _ k"]]:
+        """Maps normalised images to logits.
+
+        Args:
+            images: float32 [b, h, w, c].
+            train: use (and update) batch statistics, and drop out.
+
+        Returns:
+            {"logits": float32 [b, h / s, w / s, channels]}, sizes as the backbone rounds, with stride s: the backbone's
+            for "conv" and "32s", 16 or 8 for the others. With `aux` also "aux", logits at the stride of those features.
+        """
+        style = self.style
+        stride = self.output_stride
+        backbone = backbones.create(self.backbone, style, stride, convention=self.convention, name="backbone")
+        features = backbone(images, train)
+        x = features["c5"]
+        if self.head == "conv":
+            width = self.width or x.shape[-1] // 4
+            x = ConvNorm(width, style, name="conv")(x, train)
+            x = nn.Dropout(self.dropout)(x, deterministic=not train)
+            outputs = {"logits": Conv(self.channels, 1, use_bias=True, kernel_init=HEAD, name="head")(x)}
+        else:
+            outputs = {"logits": self._scores(features, train)}
+        return outputs | auxiliary(self.aux, features, self.channels, style, train)
+
+    def _scores(self, features, train):
+        """The paper's head: sections 3.1 (dense layers as convolutions) and 4.2 (skips)."""
+        x = features["c5"]
+        for name, size in (("fc6", 7), ("fc7", 1)):
+            x = nn.relu(Conv(self.width or 4096, size, use_bias=True, dtype=self.dtype, name=name)(x))
+            x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        # Section 4.3: class scores start at zero, upsampling as bilinear interpolation.
+        zeros = nn.initializers.zeros
+        x = Conv(self.channels, 1, use_bias=True, kernel_init=zeros, name="head")(x)
+        for tap in SKIPS[self.head]:
+            scores = Conv(self.channels, 1, use_bias=True, kernel_init=zeros, name=f"head_{tap}")(features[tap])
+            up = nn.ConvTranspose(self.channels, (4, 4), (2, 2), use_bias=False, kernel_init=bilinear, name=f"up_{tap}")
+            x = match(up(x), scores.shape[1:3]) + scores
+        return x

@@ -1,0 +1,96 @@
+"""Residual networks: He et al., 2016 (arXiv:1512.03385), with the stride of a bottleneck on its 3x3 convolution."""
+
+import jax
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from segjax.nn.layers import ConvNorm, Style
+from segjax.nn.ops import max_pool
+
+
+class Block(nn.Module):
+    """Residual block: two 3x3 convolutions, or 1x1, 3x3 and 1x1 as a bottleneck, added to the input.
+
+    Attributes:
+        features: channels within the block; four times as many leave a bottleneck.
+        bottleneck: the kind of block.
+        stride: of the result.
+        dilations: of the block's 3x3 convolutions: one for a bottleneck, otherwise two.
+        style: norm and dtype.
+    """
+
+    features: int
+    bottleneck: bool
+    stride: int
+    dilations: tuple[int, ...]
+    style: Style
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b i j f"]:
+        """Applies the block to maps [b, h, w, c]."""
+        f, style, out = self.features, self.style, self.features * (4 if self.bottleneck else 1)
+        if self.bottleneck:
+            y = ConvNorm(f, style, 1, name="conv1")(x, train)
+            y = ConvNorm(f, style, 3, self.stride, self.dilations[0], name="conv2")(y, train)
+            y = ConvNorm(out, style, 1, activation=None, name="conv3")(y, train)
+        else:
+            y = ConvNorm(f, style, 3, self.stride, self.dilations[0], name="conv1")(x, train)
+            y = ConvNorm(f, style, 3, 1, self.dilations[1], activation=None, name="conv2")(y, train)
+        if self.stride > 1 or x.shape[-1] != out:
+            x = ConvNorm(out, style, 1, self.stride, activation=None, name="downsample")(x, train)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """A stem of stride 4 and four stages of residual blocks.
+
+    Attributes:
+        style: norm and dtype.
+        output_stride: 8, 16 or 32; later stages keep their resolution and dilate their 3x3 convolutions instead.
+        multi_grid: factors of the last stage's dilations, one a block (DeepLabV3, section 3.2.1).
+        convention: what the convolution of a dilated stage that would have had the stride does: keeps the dilation of
+            the stage before it ("atrous", "torchvision"), or not ("smp").
+        blocks: number of blocks of each stage.
+        bottleneck: the kind of block.
+        width: channels of the first stage's blocks; each stage doubles it.
+        stem: "plain", a 7x7 convolution, or "deep", three 3x3 ones of 64, 64 and 128 channels (DeepLab's "beta").
+    """
+
+    style: Style
+    output_stride: int = 32
+    multi_grid: tuple[int, ...] = (1, 1, 1)
+    convention: str = "atrous"
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    bottleneck: bool = True
+    width: int = 64
+    stem: str = "plain"
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, jax.Array]:
+        """Maps images [b, h, w, c] to {"c1" .. "c5"} at strides 2, 4, 8, 16, 32, none above `output_stride`."""
+        style, width = self.style, self.width
+        if self.stem == "plain":
+            x = ConvNorm(width, style, 7, 2, name="conv1")(images, train)
+        else:
+            x = images
+            for i, features in enumerate((width, width, 2 * width)):
+                x = ConvNorm(features, style, 3, 1 if i else 2, name=f"conv1_{i}")(x, train)
+        features = {"c1": x}
+        x = max_pool(x, 3, 2, 1, (1, 1))
+        block = style.block(Block)
+        stride, dilation = 4, 1
+        for stage, count in enumerate(self.blocks, 1):
+            step = 1 if stage == 1 or stride == self.output_stride else 2
+            previous = dilation
+            stride, dilation = stride * step, dilation * (2 if stage > 1 and step == 1 else 1)
+            grid = self.multi_grid if stage == 4 else (1,)
+            for i in range(count):
+                # With multi-grid the rates are unit rate times grid in all blocks (DeepLabV3, section 3.2.1).
+                first = i == 0 and self.convention != "smp" and set(grid) == {1}
+                rate = (previous if first else dilation) * grid[i % len(grid)]
+                rates = (rate,) if self.bottleneck else (rate, dilation * grid[i % len(grid)])
+                x = block(
+                    width * 2 ** (stage - 1), self.bottleneck, 1 if i else step, rates, style, name=f"layer{stage}_{i}"
+                )(x, train)
+            features[f"c{stage + 1}"] = x
+        return features

@@ -1,0 +1,60 @@
+"""VGG: Simonyan and Zisserman, 2015 (arXiv:1409.1556), configuration D, without its fully connected layers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from segjax.nn.layers import ConvNorm, Style
+from segjax.nn.ops import max_pool_2x2
+
+
+def _pool_in_place(x: Float[Array, "b h w c"], dilation: int) -> Float[Array, "b h w c"]:
+    """Largest of each pixel and those `dilation` below and beside it: 2x2 pooling that keeps the resolution.
+
+    As slices, because JAX has no reverse derivative of a dilated pooling window.
+    """
+    for axis in (1, 2):
+        behind = [(0, dilation if i == axis else 0) for i in range(4)]
+        shifted = jax.lax.slice_in_dim(x, dilation, None, axis=axis)
+        x = jnp.maximum(x, jnp.pad(shifted, behind, constant_values=-jnp.inf))
+    return x
+
+
+class VGG(nn.Module):
+    """Five stages of 3x3 convolutions, each ended by a 2x2 max-pooling that drops an odd last row and column.
+
+    `c_k` is what the k-th pooling gives.
+
+    Attributes:
+        style: norm and dtype.
+        output_stride: 8, 16 or 32; later poolings have stride 1, and what follows them is dilated instead.
+        convention: has no effect here: no convolution ever had a stride.
+        widths: channels of each stage's convolutions.
+        normalised: whether the style's norm follows each convolution; without it they have biases, as in the paper.
+    """
+
+    style: Style
+    output_stride: int = 32
+    convention: str = "atrous"
+    widths: tuple[tuple[int, ...], ...] = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
+    normalised: bool = True
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, jax.Array]:
+        """Maps images [b, h, w, c] to {"c1" .. "c5"} at strides 2, 4, 8, 16, 32, none above `output_stride`."""
+        style = self.style if self.normalised else dataclasses.replace(self.style, norm="none")
+        layer = style.block(ConvNorm)
+        x, features, dilation = images, {}, 1
+        for stage, widths in enumerate(self.widths, 1):
+            for i, width in enumerate(widths):
+                x = layer(width, style, dilation=dilation, name=f"conv{stage}_{i}")(x, train)
+            if 2**stage <= self.output_stride:
+                x = max_pool_2x2(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
+            else:
+                x = _pool_in_place(x, dilation)
+                dilation *= 2
+            features[f"c{stage}"] = x
+        return features

@@ -1,0 +1,134 @@
+"""Convolution and norm as every network here uses them."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from segjax.nn.ops import convolution
+
+HE = nn.initializers.he_normal()
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """What all layers of a network have in common.
+
+    Attributes:
+        norm: "batch", "group" (at most 32 groups) or "none".
+        momentum: share of the old batch statistics that is kept each step.
+        epsilon: added to the variance.
+        dtype: compute dtype; parameters and statistics are float32.
+        remat: recompute each block's activations in the backward pass.
+        axis_name: pmap axis over which batch statistics are taken.
+    """
+
+    norm: str = "batch"
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: str = "float32"
+    remat: bool = False
+    axis_name: str | None = None
+
+    def block(self, module: type[nn.Module]) -> type[nn.Module]:
+        """Wraps a block `(x, train)` so that it is recomputed where the network says so."""
+        return nn.remat(module, static_argnums=(2,)) if self.remat else module
+
+
+class Conv(nn.Module):
+    """Square convolution with the same padding on all sides, so that pixel i of the result lies over pixel i * stride.
+
+    XLA's own "SAME" puts more padding behind than before when the stride is 2 and the size even, PyTorch and the
+    published weights do not.
+
+    Attributes:
+        features: channels of the result.
+        kernel: rows and columns of the kernel.
+        stride: of the result.
+        dilation: distance between the kernel's elements, in pixels.
+        groups: of channels that are convolved apart; as many as channels for a depthwise convolution.
+        padding: zeros (before, after) both axes; None for dilation * (kernel - 1) / 2 on each side.
+        use_bias: add a bias.
+        dtype: compute dtype.
+        kernel_init: initialiser of the kernel.
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    padding: tuple[int, int] | None = None
+    use_bias: bool = False
+    dtype: str = "float32"
+    kernel_init: Callable = HE
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j f"]:
+        """Convolves maps [b, h, w, c]."""
+        shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        reach = self.dilation * (self.kernel - 1)
+        padding = (reach // 2, reach // 2) if self.padding is None else self.padding
+        y = convolution(x, kernel, self.stride, self.dilation, self.groups, padding)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
+        return y
+
+
+class ConvNorm(nn.Module):
+    """Convolution, norm, activation; the convolution has a bias where there is no norm.
+
+    Attributes:
+        features: channels of the result.
+        style: norm and dtype.
+        kernel: rows and columns of the kernel.
+        stride: of the result.
+        dilation: distance between the kernel's elements, in pixels.
+        groups: of channels that are convolved apart.
+        padding: zeros (before, after) both axes; None for dilation * (kernel - 1) / 2 on each side.
+        activation: None leaves it out.
+    """
+
+    features: int
+    style: Style
+    kernel: int = 3
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    padding: tuple[int, int] | None = None
+    activation: Callable[[jax.Array], jax.Array] | None = nn.relu
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b i j f"]:
+        """Applies the layer to maps [b, h, w, c]."""
+        style = self.style
+        x = Conv(
+            self.features, self.kernel, self.stride, self.dilation, self.groups, self.padding,
+            use_bias=style.norm == "none", dtype=style.dtype, name="conv",
+        )(x)  # fmt: skip
+        # Norms work in float32 whatever the compute dtype; XLA fuses the casts into them.
+        if style.norm == "batch":
+            norm = nn.BatchNorm(
+                not train,
+                momentum=style.momentum,
+                epsilon=style.epsilon,
+                axis_name=style.axis_name,
+                # Over a few numbers, as the pyramid's means of images, E[x^2] - E[x]^2 would be mostly rounding.
+                use_fast_variance=math.prod(x.shape[1:3]) > 1,
+                name="norm",
+            )
+            x = norm(x.astype(jnp.float32)).astype(style.dtype)
+        elif style.norm == "group":
+            groups = math.gcd(32, self.features)
+            # One channel a group would be an instance norm, which takes each channel's mean out of the network.
+            groups = max(1, groups // 2) if groups == self.features else groups
+            norm = nn.GroupNorm(groups, epsilon=style.epsilon, name="norm")
+            x = norm(x.astype(jnp.float32)).astype(style.dtype)
+        return self.activation(x) if self.activation else x

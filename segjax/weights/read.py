@@ -1,0 +1,198 @@
+"""State dicts: tensors by name, from files, from the Hugging Face hub, or given."""
+
+import json
+import os
+import pathlib
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from segjax.spec import Preprocess, UserError
+
+FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository on the hub, in order of preference
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys of checkpoints that hold more than the weights
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of parallel and compiled modules, and of Lightning's
+MEND = 'pip install "segjax[weights]"'
+
+
+class Source(NamedTuple):
+    """Tensors and what is known about them.
+
+    Attributes:
+        name: what to call them in messages.
+        tensors: by name; NumPy, JAX or PyTorch.
+        settings: contents of the config.json beside them.
+    """
+
+    name: str
+    tensors: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+
+def read(source: Mapping[str, Any] | str | os.PathLike) -> Source:
+    """Reads a state dict.
+
+    Args:
+        source: the dict, a path to a .safetensors, .pth, .pt or .bin file, or "hf://organisation/name" with an optional
+            "@revision".
+
+    Returns:
+        Its tensors, without the prefixes and other contents that training scripts add.
+
+    Raises:
+        UserError: a file that is not there, cannot be read or holds no tensors, or a package that is missing.
+    """
+    if isinstance(source, Mapping):
+        return Source("the state dict", _unwrap(source, "the state dict"), {})
+    name = os.fspath(source)
+    path = _download(name.removeprefix("hf://")) if name.startswith("hf://") else name
+    if not os.path.isfile(path):
+        raise UserError(f"There is no file {path}: give the path of a .safetensors or .pth file.")
+    suffix = pathlib.Path(path).suffix
+    if suffix not in READERS:
+        raise UserError(f"{path}: {suffix or 'a name without ending'} is not one of {', '.join(READERS)}.")
+    settings = _settings(pathlib.Path(path).with_name("config.json"))
+    return Source(name, _unwrap(READERS[suffix](path), name), settings)
+
+
+def array(tensor: Any) -> np.ndarray:
+    """A tensor as a float32 array.
+
+    Args:
+        tensor: NumPy, JAX or PyTorch, of any dtype and on any device.
+
+    Returns:
+        Its values.
+
+    Example:
+        >>> array(np.ones(2, np.float16)).dtype
+        dtype('float32')
+    """
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().float().cpu().numpy()
+    return np.asarray(tensor, np.float32)
+
+
+def preprocess(settings: Mapping[str, Any]) -> Preprocess | None:
+    """The preprocessing that a config.json states.
+
+    Args:
+        settings: its contents; timm has `pretrained_cfg`, others have `preprocessing` or the values at the top.
+
+    Returns:
+        Mean and standard deviation in grey levels; None where it states none.
+
+    Example:
+        >>> preprocess({"pretrained_cfg": {"mean": [0.5], "std": [0.2]}}).mean
+        (127.5,)
+    """
+    for part in (settings, settings.get("pretrained_cfg"), settings.get("preprocessing")):
+        if isinstance(part, Mapping) and part.get("mean") and part.get("std"):
+            scale = 255 / (part.get("input_range") or (0, 1))[1]
+            return Preprocess(
+                *(tuple(round(scale * float(value), 4) for value in part[key]) for key in ("mean", "std"))
+            )
+    return None
+
+
+def resize(settings: Mapping[str, Any]) -> str:
+    """How a config.json says that images were brought to size.
+
+    Args:
+        settings: its contents; timm has `pretrained_cfg`.
+
+    Returns:
+        Size, cropped share and interpolation in words; "" where it says nothing.
+
+    Example:
+        >>> resize({"pretrained_cfg": {"input_size": [3, 224, 224], "crop_pct": 0.875, "interpolation": "bicubic"}})
+        'input_size=[3, 224, 224], crop_pct=0.875, interpolation=bicubic'
+    """
+    part = settings.get("pretrained_cfg")
+    keys = ("input_size", "crop_pct", "interpolation")
+    return ", ".join(f"{key}={part[key]}" for key in keys if part.get(key)) if isinstance(part, Mapping) else ""
+
+
+def _unwrap(found: Any, name: str) -> Mapping[str, Any]:
+    """The tensors of a checkpoint, whatever stands around them."""
+    while isinstance(found, Mapping) and (keys := [key for key in WRAPPERS if isinstance(found.get(key), Mapping)]):
+        found = found[keys[0]]
+    items = found.items() if isinstance(found, Mapping) else ()
+    tensors = {key: value for key, value in items if isinstance(key, str) and hasattr(value, "shape")}
+    if not tensors:
+        raise UserError(f"{name} holds no tensors by name: save the network's state_dict().")
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), None):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
+
+
+def _settings(path: pathlib.Path) -> Mapping[str, Any]:
+    """Contents of a config.json; nothing where there is none, or another program's."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _safetensors(path: str) -> Mapping[str, Any]:
+    try:
+        import safetensors
+    except ImportError:
+        raise UserError(f"{path} needs safetensors: {MEND}.") from None
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file, or not all of one: {error}") from error
+
+
+def _torch(path: str) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{path} needs PyTorch: pip install torch, or convert the file to safetensors.") from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        first = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path} cannot be read as a file of tensors ({first}). If the file is whole, it holds more than tensors: "
+            "save the network's state_dict() alone."
+        ) from error
+
+
+READERS: dict[str, Callable[[str], Any]] = {
+    ".safetensors": _safetensors,
+    ".pth": _torch,
+    ".pt": _torch,
+    ".bin": _torch,
+}
+
+
+def _download(name: str) -> str:
+    """Path of the weights of a repository on the hub, with its config.json beside them where it has one."""
+    try:
+        import huggingface_hub
+        from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError:
+        raise UserError(f"hf://{name} needs huggingface_hub: {MEND}.") from None
+    repository, _, revision = name.partition("@")
+
+    def fetch(file):
+        try:
+            return huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
+        except LocalEntryNotFoundError as error:
+            raise UserError(f"hf://{name} is not in the cache and the hub cannot be reached: {error}") from error
+        except EntryNotFoundError:
+            return None
+        except (OSError, ValueError) as error:  # no such repository or revision, no access, no connection
+            raise UserError(f"hf://{name} cannot be fetched: {error}") from error
+
+    for file in FILES:
+        if path := fetch(file):
+            fetch("config.json")  # goes into the same folder of the cache
+            return path
+    raise UserError(f"hf://{name} has neither {' nor '.join(FILES)}: give the path of a file.")

@@ -1,0 +1,193 @@
+"""Public data sets in their usual layouts on disk, read through the configurations that come with the package."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segjax.cli.setup import read_config_file
+from segjax.spec import UserError, voc_colours
+from segjax.train import loop
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+
+
+def write(root, image, mask, raw, grey, palette=None):
+    """An image of one grey level and a mask of raw ids."""
+    picture = Image.fromarray(raw.astype(np.uint8))
+    if palette:
+        picture.putpalette(sum(palette, ()))
+    for path, content in ((root / image, Image.new("RGB", raw.shape[::-1], (grey,) * 3)), (root / mask, picture)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content.save(path)
+
+
+def check(source, expected):
+    """Expected is the grey level and the label of each name, in order."""
+    assert [source.name(i) for i in range(len(source))] == list(expected)
+    for i, (grey, label) in enumerate(expected.values()):
+        sample = source.read(i)
+        assert sample["label"].dtype == np.uint8 and source.size(i) == label.shape
+        np.testing.assert_array_equal(sample["label"], label)
+        np.testing.assert_array_equal(sample["image"], np.full((*label.shape, 3), grey, np.uint8))
+
+
+def check_spec(spec, count, things, names, colours=()):
+    """Some of the class names and colours, by index."""
+    assert len(spec.classes) == count and spec.ignore == 255 and spec.things == tuple(things)
+    assert {k: spec.classes[k] for k in names} == names
+    assert {k: spec.colours[k] for k in colours} == dict(colours)
+
+
+# Raw ids 0 .. 33, and the train ids of cityscapesScripts, helpers/labels.py.
+CITYSCAPES = np.array(
+    [
+        [255, 255, 255, 255, 255, 255, 255, 0, 1, 255, 255, 2, 3, 4, 255, 255, 255],
+        [5, 255, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 255, 255, 16, 17, 18],
+    ],
+    np.uint8,
+)
+CITIES = {
+    "train": ["aachen/aachen_000000_000019", "aachen/aachen_000001_000019", "hamburg/hamburg_000000_000042"],
+    "val": ["frankfurt/frankfurt_000000_000294", "munster/munster_000000_000019"],
+}
+
+
+@pytest.fixture(params=["cityscapes_deeplabv3plus", "cityscapes_lraspp"])
+def cityscapes(request, tmp_path, monkeypatch):
+    """The configuration, the folder of the set, and what each split holds."""
+    monkeypatch.setenv("SEGJAX_DATA", str(tmp_path))
+    root, expected = tmp_path / "cityscapes", {"train": {}, "val": {}}
+    raw = np.arange(34).reshape(2, 17)
+    for split, names in CITIES.items():
+        for k, name in enumerate(names):
+            truth = f"gtFine/{split}/{name}_gtFine"
+            write(root, f"leftImg8bit/{split}/{name}_leftImg8bit.png", f"{truth}_labelIds.png", np.roll(raw, k, 1), k)
+            for other in ("color", "instanceIds", "labelTrainIds"):
+                Image.new("L", (17, 2), 254).save(root / f"{truth}_{other}.png")
+            (root / f"{truth}_polygons.json").write_text("{}")
+            expected[split][name] = k, np.roll(CITYSCAPES, k, 1)
+    return read_config_file(f"{CONFIGS}/{request.param}.py"), root, expected
+
+
+def test_cityscapes(cityscapes):
+    config, _, expected = cityscapes
+    assert (config.splits.train, config.splits.test) == ("train", "val")
+    for split in ("train", "val"):
+        source = loop.open_split(config, split)
+        check(source, expected[split])
+        names = {0: "road", 5: "pole", 6: "traffic light", 10: "sky", 16: "train", 18: "bicycle"}
+        colours = {0: (128, 64, 128), 5: (153, 153, 153), 10: (70, 130, 180), 13: (0, 0, 142), 18: (119, 11, 32)}
+        check_spec(source.spec, 19, range(11, 19), names, colours)
+
+
+def test_cityscapes_faults(cityscapes, monkeypatch):
+    config, root, _ = cityscapes
+    truth = root / f"gtFine/train/{CITIES['train'][1]}_gtFine_labelIds.png"
+    Image.new("L", (17, 2), 34).save(truth)
+    with pytest.raises(UserError, match=r"aachen_000001_000019_gtFine_labelIds\.png holds ids .*: 34 \(34 pixels\)"):
+        loop.open_split(config, "train").read(1)
+    truth.unlink()
+    with pytest.raises(UserError, match=r"1 of 3 images have no mask at .*gtFine.*: aachen/aachen_000001_000019\."):
+        loop.open_split(config, "train")
+    with pytest.raises(UserError, match=r"no image at .*leftImg8bit/minival.* for split 'minival'"):
+        loop.open_split(config, "minival")
+    monkeypatch.delenv("SEGJAX_DATA")
+    with pytest.raises(UserError, match=r"SEGJAX_DATA, which is not set"):
+        loop.open_split(config, "train")
+
+
+VOC = np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 255], [10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20]], np.uint8)
+
+
+@pytest.fixture
+def voc(tmp_path, monkeypatch):
+    """VOC2012 with palette masks of the official images, and SegmentationClassAug in grey with one more."""
+    monkeypatch.setenv("SEGJAX_DATA", str(tmp_path))
+    root, expected = tmp_path / "VOCdevkit/VOC2012", {}
+    for k, name in enumerate(("2007_000032", "2007_000039", "2007_000033", "2008_000002")):
+        image, label = f"JPEGImages/{name}.jpg", np.roll(VOC, k, 1)
+        write(root, image, f"SegmentationClassAug/{name}.png", label, 50 * k)
+        if name != "2008_000002":
+            write(root, image, f"SegmentationClass/{name}.png", label, 50 * k, voc_colours(256))
+        expected[name] = 50 * k, label
+    Image.new("RGB", (5, 5)).save(root / "JPEGImages/2012_004331.jpg")  # most images have no mask
+    lists = root / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_000032\n2007_000039\n")
+    (lists / "trainaug.txt").write_text("2008_000002\n2007_000032\n2007_000039\n")
+    (lists / "val.txt").write_text("2007_000033\n")
+    return root, expected
+
+
+@pytest.mark.parametrize(
+    ("argument", "train"),
+    [("", ["2007_000032", "2007_000039"]), (":trainaug", ["2008_000002", "2007_000032", "2007_000039"])],
+)
+def test_voc(voc, argument, train):
+    _, expected = voc
+    config = read_config_file(f"{CONFIGS}/voc_deeplabv3plus.py{argument}")
+    for split, stems in ((config.splits.train, train), (config.splits.test, ["2007_000033"])):
+        source = loop.open_split(config, split)
+        check(source, {stem: expected[stem] for stem in stems})
+        names = {0: "background", 1: "aeroplane", 15: "person", 20: "tvmonitor"}
+        colours = {0: (0, 0, 0), 1: (128, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
+        check_spec(source.spec, 21, range(1, 21), names, colours)
+
+
+def test_voc_faults(voc):
+    root, _ = voc
+    config = read_config_file(f"{CONFIGS}/voc_deeplabv3plus.py")
+    Image.new("L", (11, 2), 21).save(root / "SegmentationClass/2007_000039.png")
+    with pytest.raises(UserError, match=r"2007_000039\.png holds ids .*: 21 \(22 pixels\)"):
+        loop.open_split(config, "train").read(1)
+    (root / "SegmentationClass/2007_000039.png").unlink()
+    with pytest.raises(UserError, match=r"1 of 2 images have no mask at .*SegmentationClass/.*: 2007_000039\."):
+        loop.open_split(config, "train")
+    (root / "JPEGImages/2007_000032.jpg").unlink()
+    with pytest.raises(UserError, match=r"train\.txt.*'2007_000032' has no image"):
+        loop.open_split(config, "train")
+    (root / "ImageSets/Segmentation/trainaug.txt").unlink()
+    with pytest.raises(UserError, match=r"source\.lists: .*trainaug\.txt cannot be read"):
+        loop.open_split(read_config_file(f"{CONFIGS}/voc_deeplabv3plus.py:trainaug"), "trainaug")
+
+
+@pytest.fixture
+def ade20k(tmp_path, monkeypatch):
+    """The configuration and the folder of the set, with images of several sizes."""
+    monkeypatch.setenv("SEGJAX_DATA", str(tmp_path))
+    root = tmp_path / "ADEChallengeData2016"
+    raw = np.arange(151).reshape(1, 151)
+    for split, short, count in (("training", "train", 2), ("validation", "val", 1)):
+        for k in range(count):
+            name = f"{split}/ADE_{short}_{k + 1:08d}"
+            write(root, f"images/{name}.jpg", f"annotations/{name}.png", np.repeat(raw, k + 1, 0), 100 * k)
+    Image.new("L", (151, 1), 100).save(root / "images/validation/ADE_val_00000001.jpg")  # some are grey
+    return read_config_file(f"{CONFIGS}/ade20k_deeplabv3.py"), root
+
+
+def test_ade20k(ade20k):
+    config, _ = ade20k
+    label = np.array([[255, *range(150)]], np.uint8)
+    source = loop.open_split(config, config.splits.train)
+    check(source, {"ADE_train_00000001": (0, label), "ADE_train_00000002": (100, np.repeat(label, 2, 0))})
+    check(loop.open_split(config, config.splits.test), {"ADE_val_00000001": (100, label)})
+    # objectInfo150.txt counts from 1.
+    names = {0: "wall", 12: "person", 49: "fireplace", 75: "swivel chair", 99: "buffet", 130: "screen", 149: "flag"}
+    check_spec(source.spec, 150, (), names)
+
+
+def test_ade20k_faults(ade20k):
+    config, root = ade20k
+    mask = root / "annotations/training/ADE_train_00000002.png"
+    Image.new("L", (151, 2), 151).save(mask)
+    with pytest.raises(UserError, match=r"ADE_train_00000002\.png holds ids .*: 151 \(302 pixels\)"):
+        loop.open_split(config, "training").read(1)
+    mask.unlink()
+    with pytest.raises(
+        UserError, match=r"1 of 2 images have no mask at .*annotations/training.*: ADE_train_00000002\."
+    ):
+        loop.open_split(config, "training")
+    with pytest.raises(UserError, match=r"no image at .*images/train/.* for split 'train'"):
+        loop.open_split(config, "train")

@@ -1,0 +1,265 @@
+"""What every model must do; a new one is a line in MODELS."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from segjax import models, parallel, tasks
+from segjax.spec import DatasetSpec, Preprocess, UserError
+from segjax.train import optimizer, state, step
+
+SPEC = DatasetSpec(("a", "b", "c"))
+# name -> (settings, stride of each output, features of the backbone that it uses)
+MODELS = {
+    "unet": ({"name": "unet", "widths": (8, 16, 32)}, {"logits": 1}, ()),
+    "unet_resnet": (
+        {"name": "unet", "backbone": "resnet_micro", "widths": (8, 8, 8, 8, 8)}, {"logits": 1},
+        ("c1", "c2", "c3", "c4", "c5"),
+    ),
+    "fcn": (
+        {"name": "fcn", "backbone": "resnet_micro", "aux": "c4"}, {"logits": 8, "aux": 8}, ("c4", "c5"),
+    ),
+    "fcn_8s": ({"name": "fcn", "backbone": "vgg_micro", "head": "8s", "width": 16}, {"logits": 8}, ("c3", "c4", "c5")),
+    "fcn_16s": ({"name": "fcn", "backbone": "vgg_micro", "head": "16s", "width": 16}, {"logits": 16}, ("c4", "c5")),
+    "fcn_32s": ({"name": "fcn", "backbone": "vgg_micro", "head": "32s", "width": 16}, {"logits": 32}, ("c5",)),
+    "deeplabv3": (
+        {"name": "deeplabv3", "backbone": "resnet_micro", "width": 16, "aux": "c3", "multi_grid": (1, 2, 4)},
+        {"logits": 16, "aux": 8}, ("c3", "c5"),
+    ),
+    "deeplabv3plus": (
+        {"name": "deeplabv3plus", "backbone": "mobilenet_v2_micro", "width": 16}, {"logits": 4}, ("c2", "c5"),
+    ),
+    "deeplabv3plus_smp": (
+        {"name": "deeplabv3plus", "backbone": "resnet_micro", "width": 16, "convention": "smp", "refine": 1, "fuse": 1},
+        {"logits": 4}, ("c2", "c5"),
+    ),
+    "deeplabv3plus_convnext": (
+        {"name": "deeplabv3plus", "backbone": "convnext_micro", "width": 16, "separable": False, "pooling": (32, 32)},
+        {"logits": 4}, ("c2", "c5"),
+    ),
+    "lraspp": ({"name": "lraspp", "backbone": "mobilenet_v3_micro", "width": 16}, {"logits": 8}, ("c3", "c5")),
+}  # fmt: skip
+TRAINED = [case for case in MODELS if case not in ("fcn_16s", "fcn_32s")]  # these two are parts of fcn_8s
+ODD = (61, 79)
+
+
+def make(case, **changes):
+    return models.create(spec=SPEC, **(MODELS[case][0] | changes))
+
+
+def images(size=ODD, count=2):
+    return jax.random.normal(jax.random.key(1), (count, *size, 3))
+
+
+def randomised(model, size=ODD):
+    """Variables without zeros: some layers start at zero and would hide what lies before them."""
+    variables = jax.jit(lambda: model.init(jax.random.key(0), images(size), train=False))()
+    leaves, tree = jax.tree_util.tree_flatten_with_path(variables)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+
+    def value(path, x, key):
+        name = path[-1].key
+        if name in ("scale", "var"):
+            return jax.random.uniform(key, x.shape, minval=0.5, maxval=1.5)
+        return x if name == "kernel" and jnp.any(x != 0) else 0.1 * jax.random.normal(key, x.shape)
+
+    return jax.tree.unflatten(tree, [value(path, x, key) for (path, x), key in zip(leaves, keys, strict=True)])
+
+
+@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("size", [(64, 96), ODD])
+def test_outputs_have_their_stride(case, size):
+    model, strides = make(case), MODELS[case][1]
+    out = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images(size), train=False))[0]
+    assert out.keys() == strides.keys()
+    backbone = MODELS[case][0].get("backbone", "")
+    rounded = np.floor if backbone in ("vgg_micro", "convnext_micro") else np.ceil
+    for key, stride in strides.items():
+        assert out[key].shape == (2, *(int(rounded(n / stride)) for n in size), 3) and out[key].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_gradient_reaches_every_parameter(case):
+    model = make(case)
+    variables = randomised(model)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        # With fixed statistics: batch statistics cancel a bias that only feeds a norm, and leave rounding noise.
+        out = model.apply(variables | {"params": params}, images(), train=False)
+        return sum(jnp.sum(jnp.sin(x)) for x in out.values())
+
+    grads = jax.tree_util.tree_leaves_with_path(gradient(variables["params"]))
+    largest = [float(jnp.max(jnp.abs(g))) for _, g in grads]
+    for (path, g), value in zip(grads, largest, strict=True):
+        assert jnp.all(jnp.isfinite(g)) and value > 1e-4 * np.median(largest), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("backbone", ["vgg_micro", "convnext_micro", "resnet_micro"])
+@pytest.mark.parametrize("upsampling", ["transposed", "resize", "nearest"])
+def test_unet_on_a_backbone_keeps_odd_sizes(backbone, upsampling):
+    model = models.create("unet", SPEC, backbone=backbone, upsampling=upsampling)
+    out = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images(), train=False))[0]
+    assert out["logits"].shape == (2, *ODD, 3)
+
+
+def test_the_same_weights_at_every_output_stride():
+    """Output stride 8 or 16, subsampled, is output stride 32, and each has the rates that follow from it."""
+    size, outputs = (256, 320), {}
+    for stride in (8, 16, 32):
+        model = models.create("deeplabv3", SPEC, backbone="resnet_micro", width=8, output_stride=stride)
+        assert model.atrous_rates == tuple(rate * 16 // stride for rate in (6, 12, 18))
+        variables = randomised(model, size)
+        # The image's mean is over other pixels at each stride, and the last 3x3 convolution at another distance.
+        params = variables["params"]
+        params["aspp"]["pool"]["norm"] = jax.tree.map(jnp.zeros_like, params["aspp"]["pool"]["norm"])
+        middle = np.zeros((3, 3, 1, 1), np.float32)
+        middle[1, 1] = 1
+        params["conv"]["conv"]["kernel"] *= middle
+        out = jax.jit(lambda v, model=model: model.apply(v, images(size, 1), train=False))(variables)["logits"]
+        outputs[stride] = np.asarray(out)[:, :: 32 // stride, :: 32 // stride]
+    # Rates 3, 6, 9 at stride 32 reach 9 pixels; columns and rows closer to the border see other padding.
+    assert outputs[32].shape == (1, 8, 10, 3)
+    for stride in (8, 16):
+        np.testing.assert_allclose(outputs[stride], outputs[32], atol=1e-4 * np.ptp(outputs[32]))
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_every_branch_and_skip_changes_the_output(case):
+    """Zeroing a layer's result, or a feature of the backbone, is seen; features that are not used are not."""
+    model = make(case)
+    variables, x = randomised(model), images((64, 64), 1)
+    params = variables["params"]
+    layers = sorted({(a, b)[: 2 if a == "aspp" else 1] for a in params for b in params[a] if a != "backbone"})
+    taps = [("backbone", f"c{k}") for k in range(1, 6)] if "backbone" in params else []
+
+    @jax.jit
+    def run(gates):
+        gates = dict(zip((*layers, *taps), gates, strict=True))
+
+        def intercept(call, args, kwargs, context):
+            result, path = call(*args, **kwargs), context.module.path
+            if context.method_name == "__call__" and path == ("backbone",):
+                return {tap: value * gates["backbone", tap] for tap, value in result.items()}
+            return result * gates[path] if context.method_name == "__call__" and path in gates else result
+
+        with nn.intercept_methods(intercept):
+            return model.apply(variables, x, train=False)
+
+    before = run(np.ones(len(layers) + len(taps), np.float32))
+    for i, name in enumerate((*layers, *taps)):
+        after = run(1 - np.eye(len(layers) + len(taps), dtype=np.float32)[i])
+        change = max(float(jnp.max(jnp.abs(before[key] - after[key])) / jnp.ptp(before[key])) for key in before)
+        assert (change > 1e-3) == (name in layers or name[1] in MODELS[case][2]), name
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_evaluation_is_deterministic_and_leaves_statistics(case):
+    """And bfloat16 stays near float32."""
+    model = make(case)
+    variables, x = randomised(model), images()
+
+    @functools.partial(jax.jit, static_argnums=(0, 2))
+    def run(model, variables, train):
+        return model.apply(variables, x, train=train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
+
+    (a, same), (b, _), (_, trained) = (run(model, variables, train) for train in (False, False, True))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    for old, kept, new in zip(
+        *(jax.tree.leaves(v.get("batch_stats", {})) for v in (variables, same, trained)), strict=True
+    ):
+        np.testing.assert_array_equal(old, kept)
+        assert not np.allclose(old, new)
+    half, _ = run(make(case, dtype="bfloat16"), variables, False)
+    for key in a:
+        assert half[key].dtype == jnp.float32
+        assert 0 < jnp.max(jnp.abs(a[key] - half[key])) < 0.03 * jnp.ptp(a[key])
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_devices_modes_and_recomputing_agree(case, monkeypatch):
+    """The same step on one device, on four that recompute activations, and on four under pmap.
+
+    Loss and statistics agree for every batch, but for the rounding that batch norm over few pixels enlarges. Gradients
+    do where no ReLU's input is rounded to the other side of zero, which takes a pixel's gradient along: so for one of
+    four batches. Dropout is left out: under pmap each device draws its own.
+    """
+    monkeypatch.setattr(nn.Dropout, "__call__", lambda self, x, deterministic: x)
+    task = tasks.create(SPEC, dice=0.5)
+    tx, _ = optimizer.make(10, 0, name="sgd", learning_rate=0.1)
+    rgb = Preprocess(mean=(127.5,) * 3, std=(64.0,) * 3)
+    images = np.random.default_rng(0).integers(0, 256, (4, 4, 40, 48, 3), np.uint8)
+    index = np.arange(4, dtype=np.int32)
+
+    def run(mode, devices, remat=False):
+        """(loss, statistics, change of all parameters) of a step on each of four batches."""
+        mesh = parallel.make_mesh(mode=mode, devices=devices)
+        model = make(case, remat=remat)
+        old = state.init(model, tx, images.shape[1:], False, 0, mesh)
+        batches = [
+            {"image": image, "label": image.argmax(-1).astype(np.uint8), "index": index, "position": index}
+            for image in images
+        ]
+        batches = [parallel.put_batch(mesh, batch, mode) for batch in batches]
+        compiled = step.compile_step(
+            lambda axis: step.make_train_step(model, task, tx, rgb, {}, 0, 0.0, axis), mesh, mode, donate=False
+        )
+        if mode == "jit" and devices == 4:
+            compiled = compiled.lower(old, batches[0]).compile()
+            text = compiled.as_text()
+            assert "/checkpoint/" in text or "/rematted_computation/" in text
+            assert "all-reduce" in text
+            assert "all-gather" not in text and "all-to-all" not in text and "collective-permute" not in text
+        for batch in batches:
+            new, scalars = jax.device_get(compiled(old, batch))
+            change = jax.tree.map(lambda a, b: np.ravel(a - b), new.params, jax.device_get(old.params))
+            yield scalars["loss"], new.batch_stats, np.concatenate(jax.tree.leaves(change))
+
+    one, *others = (list(run(*args)) for args in (("jit", 1), ("jit", 4, True), ("pmap", 4)))
+    for other in others:
+        for (loss, stats, _), (other_loss, other_stats, _) in zip(one, other, strict=True):
+            np.testing.assert_allclose(loss, other_loss, rtol=1e-3)
+            jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), stats, other_stats)
+        distances = [np.linalg.norm(a - b) / np.linalg.norm(a) for (*_, a), (*_, b) in zip(one, other, strict=True)]
+        assert min(distances) < 0.01, distances
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_full_size_shapes_cost_no_memory(name):
+    model = models.create(name, SPEC)
+    before = len(jax.live_arrays())
+    counted = models.cost(model, (1024, 2048))
+    assert len(jax.live_arrays()) == before
+    assert counted.strides == {"unet": {"logits": 1}, "fcn": {"logits": 8}, "deeplabv3": {"logits": 16},
+                               "deeplabv3plus": {"logits": 4}, "lraspp": {"logits": 8}}[name]  # fmt: skip
+    small = models.cost(model, (512, 512))
+    # XLA leaves out the products with padding, of which larger images have a smaller share.
+    assert small.parameters == counted.parameters and 8 < counted.flops / small.flops < 9
+
+
+def test_mistakes_name_the_mend():
+    with pytest.raises(UserError, match=r"model\.width\b.*model\.widths"):
+        models.create("unet", SPEC, width=(8,))
+    with pytest.raises(UserError, match="unet"):
+        models.create("unett", SPEC)
+    for name, settings, message in [
+        ("unet", {"backbone": "resnet_micro", "padding": "valid"}, "model.padding must be 'same'"),
+        ("unet", {"backbone": "resnet_micro", "widths": (8, 8)}, "model.widths five numbers"),
+        ("unet", {"backbone": "resnet_34"}, r"model.backbone='resnet_34'.*'resnet34'"),
+        ("fcn", {"head": "8s", "output_stride": 16}, r"model.head='8s'.*model.output_stride=32"),
+        ("fcn", {"convention": "smp"}, r"model.convention='smp'"),
+        ("deeplabv3", {"output_stride": 4}, "model.output_stride=4"),
+        ("deeplabv3plus", {"pooling": (64,)}, r"model.pooling=\(64,\)"),
+        ("deeplabv3plus", {"multi_grid": (1, 2)}, r"model.multi_grid=\(1, 2\) must be 3"),
+        ("lraspp", {"backbone": "mobilenet"}, "model.backbone='mobilenet'"),
+        ("fcn", {"head": "4s"}, r"model.head='4s'"),
+        ("deeplabv3", {"aux": "c2"}, r"model.aux='c2'"),
+        ("deeplabv3", {"norm": "layer"}, r"model.norm='layer'"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            models.create(name, SPEC, **settings)

@@ -1,0 +1,699 @@
+"""State dicts made here, in the names of their packages; the packages themselves are in test_parity.py."""
+
+import json
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from segjax import models, parallel, weights
+from segjax.config import base
+from segjax.data.sources.arrays import arrays
+from segjax.nn import backbones
+from segjax.nn.layers import Style
+from segjax.spec import DatasetSpec, Preprocess, UserError
+from segjax.train import checkpoint, loop, optimizer, state
+from segjax.weights import read
+from segjax.weights.match import match
+
+SPEC = DatasetSpec(("sky", "road", "car"))
+COUNTS, WIDTH = (1, 1, 2, 3), 8  # of resnet_micro
+
+
+def normal(shapes):
+    random = np.random.default_rng(0)
+    return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def conv(name, out, inputs, size):
+    return {f"{name}.weight": (out, inputs, size, size)}
+
+
+def norm(name, features):
+    return {f"{name}.{leaf}": (features,) for leaf in ("weight", "bias", "running_mean", "running_var")} | {
+        f"{name}.num_batches_tracked": ()
+    }
+
+
+def resnet(counts=COUNTS, prefix=""):
+    """Names and shapes of PyTorch's bottleneck ResNets."""
+    shapes = conv("conv1", WIDTH, 3, 7) | norm("bn1", WIDTH)
+    inputs = WIDTH
+    for stage, count in enumerate(counts, 1):
+        width = WIDTH * 2 ** (stage - 1)
+        for i in range(count):
+            block = f"layer{stage}.{i}"
+            shapes |= conv(f"{block}.conv1", width, inputs, 1) | norm(f"{block}.bn1", width)
+            shapes |= conv(f"{block}.conv2", width, width, 3) | norm(f"{block}.bn2", width)
+            shapes |= conv(f"{block}.conv3", 4 * width, width, 1) | norm(f"{block}.bn3", 4 * width)
+            if i == 0:
+                shapes |= conv(f"{block}.downsample.0", 4 * width, inputs, 1) | norm(f"{block}.downsample.1", 4 * width)
+            inputs = 4 * width
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def classifier():
+    return normal(resnet() | {"fc.weight": (10, 256), "fc.bias": (10,)})
+
+
+def fcn(classes=3):
+    """torchvision's FCN with its auxiliary head."""
+    shapes = resnet(prefix="backbone.")
+    for name, width in (("classifier", 256), ("aux_classifier", 128)):
+        shapes |= conv(f"{name}.0", width // 4, width, 3) | norm(f"{name}.1", width // 4)
+        shapes |= conv(f"{name}.4", classes, width // 4, 1) | {f"{name}.4.bias": (classes,)}
+    return normal(shapes)
+
+
+def unet(classes=3):
+    """segmentation_models.pytorch's Unet."""
+    shapes = resnet(prefix="encoder.")
+    inputs = 256
+    for i, (skip, width) in enumerate(((128, 256), (64, 128), (32, 64), (8, 32), (0, 16))):
+        for j, size in ((1, inputs + skip), (2, width)):
+            shapes |= conv(f"decoder.blocks.{i}.conv{j}.0", width, size, 3) | norm(
+                f"decoder.blocks.{i}.conv{j}.1", width
+            )
+        inputs = width
+    return normal(shapes | conv("segmentation_head.0", classes, 16, 3) | {"segmentation_head.0.bias": (classes,)})
+
+
+def blank(net, size=(64, 64)):
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False))
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, 7, leaf.dtype), shapes)
+
+
+def network(name="fcn", **options):
+    options = {"backbone": "resnet_micro"} | ({"aux": "c4"} if name == "fcn" else {}) | options
+    return blank(models.create(name, SPEC, **options))
+
+
+def backbone(name="resnet_micro"):
+    return blank(backbones.create(name, Style()))
+
+
+def leaf(variables, path):
+    for key in path.split("/"):
+        variables = variables[key]
+    return variables
+
+
+def untouched(variables, path):
+    return np.all(leaf(variables, path) == 7)
+
+
+def test_every_kind_of_tensor():
+    """Kernels are transposed, norms renamed, and nothing but the values changes."""
+    theirs, before = fcn(), network()
+    variables, report = weights.load(theirs, before)
+    assert jax.tree.structure(variables) == jax.tree.structure(before)
+    assert all(np.all(x == 7) for x in jax.tree.leaves(before))
+    assert not any(np.any(x == 7) for x in jax.tree.leaves(variables))
+    assert all(type(x) is np.ndarray and x.dtype == np.float32 for x in jax.tree.leaves(variables))
+    for path, name in {
+        "params/backbone/layer3_1/conv2/conv/kernel": "backbone.layer3.1.conv2.weight",
+        "params/backbone/layer4_0/downsample/conv/kernel": "backbone.layer4.0.downsample.0.weight",
+        "params/head/kernel": "classifier.4.weight",
+    }.items():
+        np.testing.assert_array_equal(leaf(variables, path), theirs[name].transpose(2, 3, 1, 0))
+    for path, name in {
+        "params/backbone/conv1/norm/scale": "backbone.bn1.weight",
+        "params/backbone/conv1/norm/bias": "backbone.bn1.bias",
+        "batch_stats/backbone/conv1/norm/mean": "backbone.bn1.running_mean",
+        "batch_stats/backbone/conv1/norm/var": "backbone.bn1.running_var",
+        "batch_stats/aux_conv/norm/var": "aux_classifier.1.running_var",
+        "params/aux_head/bias": "aux_classifier.4.bias",
+    }.items():
+        np.testing.assert_array_equal(leaf(variables, path), theirs[name])
+    assert len(report.loaded) == len(jax.tree.leaves(before))
+    assert (report.missing, report.unused, report.mismatched, report.reinitialised, report.classes) == ((),) * 4 + (
+        None,
+    )
+    assert report.preprocess == weights.IMAGENET and np.allclose(
+        report.preprocess.mean, 255 * np.array([0.485, 0.456, 0.406])
+    )
+    assert (report.layout, report.settings, report.align_corners) == (
+        "torchvision",
+        {"convention": "torchvision", "output_stride": 8},
+        False,
+    )
+    with pytest.raises(AttributeError):
+        report.layout = "timm"
+
+
+def test_leaves_stay_where_they_are():
+    """JAX's leaves keep their dtype and their place on the devices, and do not share memory with the source."""
+    mesh = Mesh(np.array(jax.devices()), "data")
+    placed = NamedSharding(mesh, PartitionSpec())
+    before = jax.tree.map(lambda x: jax.device_put(x.astype(jnp.bfloat16), placed), backbone())
+    theirs = normal(resnet())
+    variables, _ = weights.load(theirs, before)
+    assert all(x.dtype == jnp.bfloat16 and x.sharding == placed for x in jax.tree.leaves(variables))
+    theirs, before = normal(resnet()), jax.tree.map(jnp.asarray, backbone())
+    variables, _ = weights.load(theirs, before)
+    expected = np.array(variables["params"]["conv1"]["norm"]["bias"])
+    theirs["bn1.bias"] += 1
+    np.testing.assert_array_equal(variables["params"]["conv1"]["norm"]["bias"], expected)
+
+
+def test_classifier_fills_the_backbone():
+    variables, report = weights.load(classifier(), network())
+    assert untouched(variables, "params/head/kernel") and not untouched(variables, "params/backbone/conv1/conv/kernel")
+    assert {name.partition("/")[0] for name in report.missing} == {"conv", "head", "aux_conv", "aux_head"}
+    assert report.unused == ("fc.weight", "fc.bias")
+    assert not report.settings
+    text = str(report)
+    assert f"loaded {len(report.loaded)} of {len(jax.tree.leaves(variables))} tensors, layout torchvision" in text
+    for count in ("conv (5)", "head (2)", "aux_conv (5)", "aux_head (2)"):
+        assert f" {count}" in text
+    assert "not used: fc (2)" in text and "preprocess.mean=(123.675, 116.28, 103.53)" in text
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "timm", "smp"])
+def test_encoders_without_prefix(layout):
+    """The three packages name a ResNet's modules alike; smp's encoders are published without a prefix."""
+    _, report = weights.load(classifier(), network("unet"), layout)
+    assert all(name.startswith(("up_", "head/")) for name in report.missing)
+    assert report.preprocess == (None if layout == "timm" else weights.IMAGENET)
+
+
+def test_decoder_of_another_kind_is_left_alone():
+    """The backbone of a published segmentation network serves a network that the layout does not have."""
+    variables, report = weights.load(fcn(), network("unet"))
+    assert untouched(variables, "params/up_0/conv1/conv/kernel") and "classifier.0.weight" in report.unused
+    assert not report.settings
+
+
+def test_unet():
+    theirs = unet()
+    variables, report = weights.load(theirs, network("unet"), "smp")
+    assert not (report.missing or report.unused)
+    expected = theirs["decoder.blocks.0.conv1.0.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(variables["params"]["up_4"]["conv1"]["conv"]["kernel"], expected)
+
+
+def test_another_number_of_classes():
+    """Heads alone keep their values, and the report says so."""
+    theirs = fcn(21)
+    variables, report = weights.load(theirs, network())
+    assert set(report.reinitialised) == {"head/kernel", "head/bias", "aux_head/kernel", "aux_head/bias"}
+    assert report.classes == (21, 3) and not report.mismatched and not report.missing
+    assert all(untouched(variables, f"params/{name}") for name in report.reinitialised)
+    assert not untouched(variables, "params/conv/conv/kernel")
+    assert "made anew for 3 classes instead of 21: " in str(report) and "aux_head/kernel" in str(report)
+
+
+def test_a_head_of_another_width_is_a_mismatch():
+    theirs = fcn(21)
+    theirs["classifier.4.weight"] = np.zeros((21, 5, 1, 1), np.float32)
+    with pytest.raises(UserError, match=r"head/kernel \(1, 1, 64, 3\) <- classifier.4.weight \(21, 5, 1, 1\)"):
+        weights.load(theirs, network())
+
+
+def test_missing_tensors():
+    theirs = fcn()
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        del theirs[f"backbone.layer2.0.bn1.{name}"]
+    with pytest.raises(UserError) as error:
+        weights.load(theirs, network())
+    text = str(error.value)
+    assert "4 of our tensors are missing (backbone/layer2_0/conv1/norm/" in text and ", ...)" in text
+    assert "<- backbone.layer2.0.bn1." in text and "layout='torchvision'" in text and "strict=False" in text
+    variables, report = weights.load(theirs, network(), strict=False)
+    assert len(report.missing) == 4 and untouched(variables, "params/backbone/layer2_0/conv1/norm/scale")
+    assert "not among the weights: backbone (4)" in str(report)
+
+
+def test_missing_part_of_a_decoder():
+    """An auxiliary head that the weights do not have is named; the decoder is there, so it is no classifier."""
+    theirs = {name: x for name, x in fcn().items() if not name.startswith("aux")}
+    with pytest.raises(
+        UserError, match=r"7 of our tensors are missing \(aux_conv/norm/mean <- aux_classifier.1.running"
+    ):
+        weights.load(theirs, network())
+    assert weights.load(theirs, network(aux=""))[1].missing == ()
+
+
+def test_mismatched_tensors():
+    theirs = classifier()
+    theirs["conv1.weight"] = theirs["conv1.weight"][:, :1]
+    with pytest.raises(UserError) as error:
+        weights.load(theirs, network())
+    assert "1 have another shape (backbone/conv1/conv/kernel (7, 7, 3, 8) <- conv1.weight (8, 1, 7, 7))" in str(
+        error.value
+    )
+    variables, report = weights.load(theirs, network(), strict=False)
+    assert report.mismatched == (
+        weights.Mismatch("backbone/conv1/conv/kernel", "conv1.weight", (7, 7, 3, 8), (8, 1, 7, 7)),
+    )
+    assert untouched(variables, "params/backbone/conv1/conv/kernel")
+    assert "the shapes differ: backbone/conv1/conv/kernel" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "options", "left"),
+    [
+        (normal(resnet((1, 1, 2, 4))), {}, "layer4.3.conv1.weight"),
+        (normal(resnet()), {"norm": "group"}, "bn1.running_mean"),
+        (unet() | {"decoder.blocks.0.attention1.attention.cSE.1.weight": np.zeros(3)}, {"name": "unet"}, "attention1"),
+    ],
+)
+def test_tensors_that_are_left_over(theirs, options, left):
+    """A deeper network, other norms or more layers: everything of ours is there, and yet it is another network."""
+    layout = "smp" if "name" in options else "torchvision"
+    with pytest.raises(UserError, match=rf"of its tensors have no place here.*{left}"):
+        weights.load(theirs, network(**options), layout)
+    report = weights.load(theirs, network(**options), layout, strict=False)[1]
+    assert any(left in name for name in report.unused)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "name", "layout", "right"),
+    [
+        (fcn(), "fcn", "smp", "torchvision"),
+        (fcn(), "fcn", "timm", "torchvision"),
+        (unet(), "unet", "torchvision", "smp"),
+    ],
+)
+def test_wrong_layout_is_told_from_the_right_one(theirs, name, layout, right):
+    for strict in (True, False):
+        with pytest.raises(UserError) as error:
+            weights.load(theirs, network(name), layout, strict=strict)
+        assert f"none of its {len(theirs)} tensors fits" in str(error.value)
+        count = len(jax.tree.leaves(network(name)))
+        assert f"layout={right!r} would fit {count} of {count}." in str(error.value)
+
+
+def test_layouts_have_names():
+    with pytest.raises(UserError, match="layout='keras' is not one of"):
+        weights.load(fcn(), network(), "keras")
+
+
+def test_nothing_fits():
+    for strict in (True, False):
+        with pytest.raises(UserError, match=r"none of its 1 tensors fits, \S+ is looked for\.$"):
+            weights.load({"x": np.zeros(3)}, network(), strict=strict)
+
+
+def test_networks_without_published_weights():
+    with pytest.raises(UserError, match=r"set model.backbone"):
+        weights.load(classifier(), blank(models.create("unet", SPEC, widths=(4, 8))))
+    with pytest.raises(UserError, match="it has no convnext networks"):
+        weights.load(classifier(), backbone("convnext_micro"), "timm", strict=False)
+    with pytest.raises(UserError, match="another network is looked for"):
+        weights.load(classifier(), backbone("mobilenet_v3_micro"), "timm")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite(value):
+    theirs = classifier()
+    theirs["layer2.0.bn1.weight"][3] = value
+    with pytest.raises(UserError, match=r"layer2.0.bn1.weight holds values that are not finite"):
+        weights.load(theirs, network(), strict=False)
+    theirs = classifier()
+    theirs["fc.bias"][0] = value
+    assert weights.load(theirs, network())[1].loaded
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_other_dtypes(dtype):
+    theirs = {name: x.astype(dtype) for name, x in classifier().items()}
+    kernel = leaf(weights.load(theirs, network())[0], "params/backbone/conv1/conv/kernel")
+    assert kernel.dtype == np.float32
+    np.testing.assert_array_equal(kernel, theirs["conv1.weight"].astype(np.float32).transpose(2, 3, 1, 0))
+
+
+NAMES = {  # layout, network: our leaf, their tensor
+    ("torchvision", "resnet34"): {"layer2_3/conv2/norm/var": "layer2.3.bn2.running_var"},
+    ("torchvision", "vgg16"): {
+        "conv1_1/conv/bias": "features.2.bias",
+        "conv2_0/conv/kernel": "features.5.weight",
+        "conv5_2/conv/kernel": "features.28.weight",
+    },
+    ("torchvision", "vgg16_bn"): {
+        "conv1_0/norm/scale": "features.1.weight",
+        "conv3_2/conv/kernel": "features.20.weight",
+        "conv5_2/norm/mean": "features.41.running_mean",
+    },
+    ("torchvision", "mobilenet_v2"): {
+        "stem/conv/kernel": "features.0.0.weight",
+        "block_0/depthwise/conv/kernel": "features.1.conv.0.0.weight",
+        "block_0/project/conv/kernel": "features.1.conv.1.weight",
+        "block_1/expand/norm/scale": "features.2.conv.0.1.weight",
+        "block_16/project/norm/bias": "features.17.conv.3.bias",
+        "last/norm/var": "features.18.1.running_var",
+    },
+    ("torchvision", "mobilenet_v3_large"): {
+        "block_0/project/norm/mean": "features.1.block.1.1.running_mean",
+        "block_3/squeeze/reduce/kernel": "features.4.block.2.fc1.weight",
+        "block_3/squeeze/expand/bias": "features.4.block.2.fc2.bias",
+        "block_3/project/conv/kernel": "features.4.block.3.0.weight",
+        "block_6/project/conv/kernel": "features.7.block.2.0.weight",
+        "last/conv/kernel": "features.16.0.weight",
+    },
+    ("torchvision", "mobilenet_v3_small"): {
+        "block_0/squeeze/reduce/bias": "features.1.block.1.fc1.bias",
+        "last/conv/kernel": "features.12.0.weight",
+    },
+    ("torchvision", "convnext_small"): {
+        "stem/norm/scale": "features.0.1.weight",
+        "stage1_2/depthwise/bias": "features.1.2.block.0.bias",
+        "stage3_26/expand/kernel": "features.5.26.block.3.weight",
+        "stage4_0/scale": "features.7.0.layer_scale",
+        "downsample2/norm/bias": "features.2.0.bias",
+        "downsample4/conv/kernel": "features.6.1.weight",
+    },
+    ("timm", "resnet50_deep"): {
+        "conv1_0/norm/scale": "conv1.1.weight",
+        "conv1_1/conv/kernel": "conv1.3.weight",
+        "conv1_2/conv/kernel": "conv1.6.weight",
+        "conv1_2/norm/var": "bn1.running_var",
+        "layer1_0/downsample/conv/kernel": "layer1.0.downsample.0.weight",
+    },
+    ("timm", "mobilenet_v3_large"): {
+        "stem/norm/bias": "bn1.bias",
+        "block_0/project/conv/kernel": "blocks.0.0.conv_pw.weight",
+        "block_0/project/norm/scale": "blocks.0.0.bn2.weight",
+        "block_5/squeeze/reduce/kernel": "blocks.2.2.se.conv_reduce.weight",
+        "block_14/project/conv/kernel": "blocks.5.2.conv_pwl.weight",
+        "last/conv/kernel": "blocks.6.0.conv.weight",
+    },
+    ("timm", "mobilenet_v3_small"): {
+        "block_10/depthwise/norm/var": "blocks.4.2.bn2.running_var",
+        "last/norm/var": "blocks.5.0.bn1.running_var",
+    },
+    ("smp", "resnet50"): {"layer4_2/conv3/norm/scale": "encoder.layer4.2.bn3.weight"},
+}
+
+
+@pytest.mark.parametrize(("layout", "name"), NAMES)
+def test_names(layout, name):
+    """Every leaf of a published backbone asks for a tensor of its own, by the name that the package has for it."""
+    variables = backbone(name)
+    shapes = {
+        "/".join(key.key for key in path[1:]): x.shape for path, x in jax.tree_util.tree_leaves_with_path(variables)
+    }
+    some = next(iter(NAMES[layout, name].values()))
+    wanted = match({some: np.zeros(1)}, shapes, variables["params"], layout).wanted
+    assert set(wanted) == set(shapes) and len(set(wanted.values())) == len(wanted)
+    assert {ours: wanted[ours] for ours in NAMES[layout, name]} == NAMES[layout, name]
+
+
+def test_epsilon_of_timm():
+    """The sum of variance and epsilon is what a norm sees: timm's MobileNetV3 adds 1e-5, ours 1e-3."""
+    before = backbone("mobilenet_v3_small")
+    theirs = {"conv_stem.weight": np.zeros((16, 3, 3, 3)), "bn1.running_var": np.array([1e-7, 2.0] * 8)}
+    variables, _ = weights.load(theirs, before, "timm", strict=False)
+    var = variables["batch_stats"]["stem"]["norm"]["var"]
+    np.testing.assert_allclose(var + 1e-3, theirs["bn1.running_var"] + 1e-5, rtol=1e-4)
+    theirs = {"features.0.1.running_var": theirs["bn1.running_var"]}
+    variables, _ = weights.load(theirs, before, strict=False)
+    np.testing.assert_allclose(variables["batch_stats"]["stem"]["norm"]["var"], [1e-7, 2.0] * 8)
+
+
+def test_bias_before_a_batch_norm():
+    """torchvision's VGG has both; a norm takes off its mean what the bias added, so ours has it in the mean."""
+    theirs = normal(conv("features.0", 64, 3, 3) | {"features.0.bias": (64,)} | norm("features.1", 64))
+    variables, report = weights.load(theirs, backbone("vgg16_bn"), strict=False)
+    mean = theirs["features.1.running_mean"] - theirs["features.0.bias"]
+    np.testing.assert_allclose(variables["batch_stats"]["conv1_0"]["norm"]["mean"], mean)
+    assert report.unused == ()
+
+
+def test_dense_layers_of_vgg():
+    """A dense layer that took all pixels becomes a convolution of their size."""
+    theirs = normal(
+        {"features.0.weight": (64, 3, 3, 3), "classifier.0.weight": (6, 512 * 49), "classifier.3.weight": (6, 6)}
+    )
+    variables, report = weights.load(theirs, network(backbone="vgg16", head="8s", width=6, aux=""), strict=False)
+    kernel = theirs["classifier.0.weight"].reshape(6, 512, 7, 7).transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(variables["params"]["fc6"]["kernel"], kernel)
+    np.testing.assert_array_equal(variables["params"]["fc7"]["kernel"][0, 0], theirs["classifier.3.weight"].T)
+    assert {"fc6/bias", "fc7/bias", "head/kernel", "up_c4/kernel"} <= set(report.missing)
+
+
+def save(path, tensors):
+    pytest.importorskip("safetensors.numpy").save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.module."])
+def test_safetensors(tmp_path, prefix):
+    path = save(tmp_path / "x.safetensors", {prefix + name: x for name, x in classifier().items()})
+    for each in (path, str(path)):
+        variables, report = weights.load(each, network())
+        assert report.unused == ("fc.bias", "fc.weight") or report.unused == ("fc.weight", "fc.bias")
+        kernel = leaf(variables, "params/backbone/conv1/conv/kernel")
+        np.testing.assert_array_equal(kernel, classifier()["conv1.weight"].transpose(2, 3, 1, 0))
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(ml_dtypes.bfloat16, "BF16"), (np.float16, "F16")])
+def test_half_precision_safetensors(tmp_path, dtype, name):
+    """Written by hand: header length, header, data."""
+    pytest.importorskip("safetensors")
+    x = classifier()["conv1.weight"].astype(dtype)
+    entry = {"dtype": name, "shape": x.shape, "data_offsets": [0, x.nbytes]}
+    header = json.dumps({"conv1.weight": entry}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + x.tobytes())
+    variables, _ = weights.load(tmp_path / "x.safetensors", network(), strict=False)
+    kernel = leaf(variables, "params/backbone/conv1/conv/kernel")
+    np.testing.assert_array_equal(kernel, x.astype(np.float32).transpose(2, 3, 1, 0))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 9, None])
+def test_damaged_safetensors(tmp_path, content):
+    path = save(tmp_path / "x.safetensors", classifier())
+    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(UserError, match=r"x\.safetensors is no safetensors file, or not all of one"):
+        weights.load(path, network())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("x.pth", "no file"), ("x.h5", r"\.h5 is not one of"), ("x", "without ending")]
+)
+def test_paths_that_are_no_weights(tmp_path, name, words):
+    if name != "x.pth":
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=words):
+        weights.load(tmp_path / name, network())
+
+
+@pytest.mark.parametrize("source", [{}, {"a": 1}, {"state_dict": {}}, {"model": {"a": "b"}}])
+def test_dicts_without_tensors(source):
+    with pytest.raises(UserError, match=r"the state dict holds no tensors by name: save the network's state_dict\(\)"):
+        weights.load(source, network())
+
+
+@pytest.mark.parametrize(
+    ("package", "file", "mend"),
+    [
+        ("safetensors", "x.safetensors", r'pip install "segjax\[weights\]"'),
+        ("torch", "x.pth", "pip install torch"),
+        ("huggingface_hub", "hf://someone/something", r'pip install "segjax\[weights\]"'),
+    ],
+)
+def test_packages_that_are_missing(tmp_path, monkeypatch, package, file, mend):
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / file.rpartition("/")[2]).write_bytes(b"x")
+    with pytest.raises(UserError, match=mend):
+        weights.load(file if file.startswith("hf:") else tmp_path / file, network())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+def test_torch_files(tmp_path, suffix):
+    """State dicts of PyTorch, alone or in what a training script saves, in any dtype; not those with more in them."""
+    torch = pytest.importorskip("torch")
+    tensors = {f"module.{name}": torch.from_numpy(x).bfloat16() for name, x in classifier().items()}
+    for saved in (tensors, {"model": tensors, "epoch": 3, "optimizer": {"state": {}}}, {"state_dict": tensors}):
+        torch.save(saved, tmp_path / f"x{suffix}")
+        variables, report = weights.load(tmp_path / f"x{suffix}", network())
+        kernel = leaf(variables, "params/backbone/conv1/conv/kernel")
+        expected = classifier()["conv1.weight"].astype(ml_dtypes.bfloat16).astype(np.float32)
+        np.testing.assert_array_equal(kernel, expected.transpose(2, 3, 1, 0))
+        assert report.unused == ("fc.weight", "fc.bias")
+    parameters = {name: torch.nn.Parameter(torch.from_numpy(x)) for name, x in classifier().items()}
+    assert weights.load(parameters, network())[1].loaded
+
+
+def test_torch_files_that_cannot_be_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "x.pth"
+    torch.save({"model": {"conv1.weight": torch.zeros(3)}, "args": types.SimpleNamespace(x=1)}, path)
+    with pytest.raises(UserError, match=r"x.pth cannot be read as a file of tensors .* it holds more than tensors"):
+        weights.load(path, network())
+    whole = path.read_bytes()
+    for content in (b"", b"garbage", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"x.pth cannot be read as a file of tensors"):
+            weights.load(path, network())
+    torch.save(torch.zeros(3), path)
+    with pytest.raises(UserError, match="holds no tensors by name"):
+        weights.load(path, network())
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hugging Face hub whose one repository is a folder; what is asked for is recorded."""
+
+    class EntryNotFoundError(Exception):
+        pass
+
+    class LocalEntryNotFoundError(EntryNotFoundError, FileNotFoundError):
+        pass
+
+    asked = []
+
+    def hf_hub_download(repository, file, revision=None):
+        asked.append((repository, file, revision))
+        if repository == "far/away":
+            raise LocalEntryNotFoundError("no connection")
+        if repository != "someone/something":
+            raise OSError("404 Client Error: repository not found")
+        if not (tmp_path / file).exists():
+            raise EntryNotFoundError(file)
+        return str(tmp_path / file)
+
+    errors = types.ModuleType("huggingface_hub.utils")
+    errors.EntryNotFoundError, errors.LocalEntryNotFoundError = EntryNotFoundError, LocalEntryNotFoundError
+    package = types.ModuleType("huggingface_hub")
+    package.hf_hub_download, package.utils, package.asked = hf_hub_download, errors, asked
+    monkeypatch.setitem(sys.modules, "huggingface_hub", package)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", errors)
+    return package
+
+
+def test_hub(hub, tmp_path):
+    """Weights and preprocessing of a repository, safetensors first, at a revision."""
+    save(tmp_path / "model.safetensors", classifier())
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25, 0.5, 1]}}))
+    report = weights.load("hf://someone/something@v1", network(), "timm")[1]
+    assert hub.asked == [("someone/something", file, "v1") for file in ("model.safetensors", "config.json")]
+    assert report.preprocess == Preprocess((127.5,) * 3, (63.75, 127.5, 255.0))
+    assert report.loaded and "preprocess.mean=(127.5, 127.5, 127.5)" in str(report)
+
+
+def test_hub_without_safetensors(hub, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({name: torch.from_numpy(x) for name, x in classifier().items()}, tmp_path / "pytorch_model.bin")
+    report = weights.load("hf://someone/something", network(), "timm")[1]
+    assert report.loaded and report.preprocess is None
+    assert [file for _, file, revision in hub.asked if revision is None] == [*read.FILES, "config.json"]
+
+
+def test_hub_faults(hub):
+    with pytest.raises(UserError, match=r"something has neither model.safetensors nor pytorch_model.bin"):
+        weights.load("hf://someone/something", network())
+    with pytest.raises(UserError, match="hf://no/body cannot be fetched: 404"):
+        weights.load("hf://no/body", network())
+    with pytest.raises(UserError, match="hub cannot be reached: no connection"):
+        weights.load("hf://far/away", network())
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"pretrained_cfg": {"mean": [0, 0, 0], "std": [1, 1, 1]}}, ((0.0,) * 3, (255.0,) * 3)),
+        ({"preprocessing": {"mean": [0.5], "std": [0.2]}}, ((127.5,), (51.0,))),
+        (
+            {"mean": [104, 117, 123], "std": [1, 1, 1], "input_range": [0, 255]},
+            ((104.0, 117.0, 123.0), (1.0, 1.0, 1.0)),
+        ),
+        ({"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}, (weights.IMAGENET.mean, weights.IMAGENET.std)),
+        ({"model": {"name": "unet"}}, None),
+        ([1, 2], None),
+        ("{", None),
+    ],
+)
+def test_preprocessing_beside_a_file(tmp_path, settings, expected):
+    """A config.json beside the weights says what images they expect; that of another program says nothing."""
+    path = save(tmp_path / "x.safetensors", classifier())
+    (tmp_path / "config.json").write_text(settings if isinstance(settings, str) else json.dumps(settings))
+    report = weights.load(path, network(), "timm")[1]
+    assert report.preprocess == (None if expected is None else Preprocess(*expected))
+
+
+def test_tensorflow_padding_is_refused(tmp_path):
+    path = save(tmp_path / "x.safetensors", classifier())
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "tf_mobilenetv3_large_100"}))
+    with pytest.raises(UserError, match="tf_ networks have TensorFlow's padding"):
+        weights.load(path, network(), "timm", strict=False)
+
+
+def test_settings_of_smp_deeplab():
+    """What makes our network theirs is in the report, and in the error where the network is another one."""
+    shapes = resnet(prefix="encoder.") | conv("decoder.block1.0", 48, 32, 1)
+    ours = network("deeplabv3plus", width=8)
+    report = weights.load(normal(shapes), ours, "smp", strict=False)[1]
+    assert report.align_corners and report.settings["convention"] == "smp" and "align_corners" in str(report)
+    with pytest.raises(
+        UserError, match=r"model.convention='smp', .*model.atrous_rates=\(12, 24, 36\), model.refine=1, model.fuse=1"
+    ):
+        weights.load(normal(shapes), ours, "smp")
+
+
+def test_a_run_starts_from_weights(tmp_path):
+    """Parameters, statistics and averages are the weights'; other inputs or another convention are refused."""
+    safetensors = pytest.importorskip("safetensors.numpy")
+    path = str(tmp_path / "fcn.safetensors")
+    safetensors.save_file(fcn(classes=10), path)
+    imagenet = Preprocess((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+
+    def start(preprocess=imagenet, convention="torchvision", **settings):
+        model = models.create("fcn", SPEC, backbone="resnet_micro", aux="c4", convention=convention)
+        tx, _ = optimizer.make(10, 0)
+        first = state.init(model, tx, (1, 64, 64, 3), True, 0, parallel.make_mesh())
+        return first, *state.start_from(first, model, preprocess, **settings)
+
+    first, now, origin = start()
+    assert now is first and origin == "from scratch"
+    first, now, origin = start(weights=path)
+    assert "made anew for 3 classes instead of 10: " in origin and path in origin
+    kernel = fcn(10)["backbone.conv1.weight"].transpose(2, 3, 1, 0)
+    for params in (now.params, now.ema["params"]):
+        np.testing.assert_array_equal(params["backbone"]["conv1"]["conv"]["kernel"], kernel)
+        np.testing.assert_array_equal(params["head"]["kernel"], first.params["head"]["kernel"])
+    assert not np.allclose(now.batch_stats["backbone"]["conv1"]["norm"]["mean"], 0)
+    assert jax.tree.map(lambda x: x.sharding, now) == jax.tree.map(lambda x: x.sharding, first)
+    other = Preprocess((127.5,) * 3, (64.0,) * 3)
+    with pytest.raises(UserError, match=r"set preprocess.mean=\(123.675, .*or init.check_inputs=False"):
+        start(other, weights=path)
+    with pytest.raises(UserError, match=r"init\.check_inputs=False"):
+        start(Preprocess((127.5,), (64.0,)), weights=path)
+    with pytest.raises(UserError, match=r"set .*convention='?torchvision.*or init.strict=False"):
+        start(convention="atrous", weights=path)
+    assert "loaded" in start(other, "atrous", weights=path, strict=False, check_inputs=False)[2]
+
+
+def test_resume_comes_before_weights_and_weights_before_scratch(tmp_path, capsys):
+    """A run says where it starts from, and does."""
+    safetensors = pytest.importorskip("safetensors.numpy")
+    path = tmp_path / "fcn.safetensors"
+    safetensors.save_file(fcn(classes=10), str(path))
+    image = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    data = {"train": {"image": image, "label": image.argmax(-1).astype(np.uint8)}}
+    source = arrays("train", data=data, classes=("a", "b", "c"))
+
+    def run(steps):
+        config = base(source="arrays", model="fcn")
+        config.preprocess.mean, config.preprocess.std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+        config.model.backbone, config.model.aux, config.model.convention = "resnet_micro", "c4", "torchvision"
+        config.data.crop, config.data.batch_size, config.eval.batch_size = (32, 32), 4, 4
+        config.optimizer.learning_rate, config.optimizer.weight_decay = 0.0, 0.0
+        config.init.weights, config.loading.loader, config.log.tensorboard = str(path), "threads", False
+        config.run.total = steps
+        loop.train_and_evaluate(config, str(tmp_path / "run"), {"train": source, "test": source})
+        out = capsys.readouterr()
+        return out.out + out.err
+
+    assert f"{path}: loaded" in run(1)
+    config, spec = checkpoint.read_config(str(tmp_path / "run"))
+    _, now, _ = loop.restore(config, spec, str(tmp_path / "run"))
+    kernel = fcn(10)["backbone.conv1.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(now.params["backbone"]["conv1"]["conv"]["kernel"], kernel)
+    path.unlink()
+    assert "resumed at step 1, so init.weights is not read" in run(2)

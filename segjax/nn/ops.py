@@ -464,7 +464,7 @@ class UpConv2x2(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
 
-        def convolution(x, kernel):
+        def transposed(x, kernel):
             return lax.conv_transpose(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
         def matrix_product(x, kernel):
@@ -475,7 +475,7 @@ class UpConv2x2(nn.Module):
             blocks = blocks.reshape(b, h, w, 2, 2, self.features)
             return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.features)
 
-        y = lax.platform_dependent(x, kernel, cpu=matrix_product, default=convolution)
+        y = lax.platform_dependent(x, kernel, cpu=matrix_product, default=transposed)
         return y + bias.reshape(1, 1, 1, -1)
 
 

@@ -3,24 +3,11 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from segjax.nn.layers import ConvNorm, Style
-from segjax.nn.ops import max_pool_2x2
-
-
-def _pool_in_place(x: Float[Array, "b h w c"], dilation: int) -> Float[Array, "b h w c"]:
-    """Largest of each pixel and those `dilation` below and beside it: 2x2 pooling that keeps the resolution.
-
-    As slices, because JAX has no reverse derivative of a dilated pooling window.
-    """
-    for axis in (1, 2):
-        behind = [(0, dilation if i == axis else 0) for i in range(4)]
-        shifted = jax.lax.slice_in_dim(x, dilation, None, axis=axis)
-        x = jnp.maximum(x, jnp.pad(shifted, behind, constant_values=-jnp.inf))
-    return x
+from segjax.nn.ops import max_pool, max_pool_2x2
 
 
 class VGG(nn.Module):
@@ -54,7 +41,7 @@ class VGG(nn.Module):
             if 2**stage <= self.output_stride:
                 x = max_pool_2x2(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
             else:
-                x = _pool_in_place(x, dilation)
+                x = max_pool(x, 2, 1, dilation, (0, dilation))
                 dilation *= 2
             features[f"c{stage}"] = x
         return features

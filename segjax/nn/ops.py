@@ -125,7 +125,7 @@ def _on_cpu(x, kernel, groups, window):
         passes = _pointwise(window)
     elif 1 < groups == c == f:
         passes = _depthwise(window)
-    elif groups == 1 and window.stride == 1 and 0 < _share(x.shape, window) < 0.8:
+    elif groups == 1 and window.stride == 1 and _share(x.shape, window) < 0.8:
         passes = _overlaps(window)
     elif groups == 1 and window.size <= 3 and window.result(x.shape[2]) >= 256:
         passes = plain._replace(dk=_row_by_row(window))
@@ -288,7 +288,7 @@ def _overlaps(window):
             jnp.einsum("bhwi,bhwf->if", x[:, row : row + m, column : column + n], g[:, top : top + m, left : left + n])
             for (_, top, row, m), (_, left, column, n) in itertools.product(spans(x.shape[1]), spans(x.shape[2]))
         ]
-        return _filled(jnp.stack(elements), x, kernel, window)
+        return _filled(jnp.stack(elements), x, kernel, window) if elements else jnp.zeros_like(kernel)
 
     return _by_vjp(forward)._replace(dk=dk)
 

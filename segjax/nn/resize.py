@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from segjax.nn.ops import resample
+
 
 def _weights(source: int, target: int, length: jax.Array, shown: jax.Array) -> jax.Array:
     """Bilinear weights [target, source] that stretch the first `length` source samples over `shown` targets."""
@@ -44,13 +46,11 @@ def resize(x: Float[Array, "b h w c"], size: tuple[int, int], align_corners: boo
             return _corner_weights(source, target).astype(x.dtype)
         return _weights(source, target, jnp.float32(source), jnp.float32(target)).astype(x.dtype)
 
-    for axis, equation in ((1, "yh,bhwc->bywc"), (2, "xw,bywc->byxc")):
-        source, target = x.shape[axis], size[axis - 1]
-        if source == 1:
-            x = jnp.repeat(x, target, axis)
-        elif source != target:
-            x = jnp.einsum(equation, weights(source, target), x, precision="highest")
-    return x
+    for axis in (1, 2):
+        if x.shape[axis] == 1:
+            x = jnp.repeat(x, size[axis - 1], axis)
+    rows, columns = (weights(a, b) if a != b else None for a, b in zip(x.shape[1:3], size, strict=True))
+    return resample(x, rows, columns)
 
 
 def nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b y x c"]:
@@ -118,7 +118,6 @@ def fit(
     def one(image, part):
         rows = _weights(height, size[0], part[0] * (height / canvas[0]), part[2])
         columns = _weights(width, size[1], part[1] * (width / canvas[1]), part[3])
-        image = jnp.einsum("yh,hwc->ywc", rows.astype(image.dtype), image, precision="highest")
-        return jnp.einsum("xw,ywc->yxc", columns.astype(image.dtype), image, precision="highest")
+        return resample(image[None], rows.astype(image.dtype), columns.astype(image.dtype))[0]
 
     return jax.vmap(one)(x, content.astype(jnp.float32))

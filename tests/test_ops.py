@@ -10,7 +10,7 @@ import pytest
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from segjax.nn.ops import UpConv2x2, convolution, max_pool, max_pool_2x2, resample
+from segjax.nn.ops import UpConv2x2, convolution, max_pool, resample
 
 # What `convolution` is to be, and the kind of formulation: (maps, features, kernel, stride, dilation, groups, padding).
 CONVOLUTIONS = {
@@ -167,9 +167,9 @@ def test_dilated_max_pool_has_a_gradient():
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 
-def test_max_pool_2x2_is_a_window():
+def test_max_pool_is_undilated_and_unpadded_by_default():
     x = normal(2, 6, 4, 3)
-    np.testing.assert_array_equal(max_pool_2x2(x), reduce_window(x, 2, 2, 1, (0, 0)))
+    np.testing.assert_array_equal(max_pool(x, 2, 2), reduce_window(x, 2, 2, 1, (0, 0)))
 
 
 def test_transposed_convolution_is_xlas():

@@ -5,7 +5,7 @@ import pytest
 from flax import linen as nn
 
 from segjax import models
-from segjax.nn.ops import UpConv2x2, max_pool_2x2
+from segjax.nn.ops import UpConv2x2, max_pool
 from segjax.nn.resize import fit, resize
 from segjax.spec import DatasetSpec
 
@@ -103,7 +103,7 @@ def test_he_initialisation():
 
 def test_platform_forms_agree():
     x = jax.random.normal(jax.random.key(0), (2, 6, 10, 5))
-    np.testing.assert_array_equal(max_pool_2x2(x), nn.max_pool(x, (2, 2), (2, 2)))
+    np.testing.assert_array_equal(max_pool(x, 2, 2), nn.max_pool(x, (2, 2), (2, 2)))
     up = UpConv2x2(7)
     variables = up.init(jax.random.key(1), x)
     reference = nn.ConvTranspose(7, (2, 2), (2, 2), padding="VALID")

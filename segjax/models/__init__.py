@@ -71,10 +71,9 @@ def cost(model: nn.Module, size: tuple[int, int], channels: int = 3) -> Cost:
     """
     image = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
-    outputs = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, image)
     traced = jax.jit(lambda v, x: model.apply(v, x, train=False)).trace(variables, image)
     return Cost(
         parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(variables["params"])),
         flops=traced.lower(lowering_platforms=("tpu",)).cost_analysis()["flops"],
-        strides={name: round((size[0] - 2 * model.margin) / out.shape[1]) for name, out in outputs.items()},
+        strides={name: round((size[0] - 2 * model.margin) / out.shape[1]) for name, out in traced.out_info.items()},
     )

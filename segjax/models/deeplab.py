@@ -119,16 +119,7 @@ class DeepLabV3Plus(_DeepLab):
     """The pyramid's features, enlarged and joined with those of stride 4.
 
     Attributes:
-        backbone: a key of `segjax.nn.backbones.BACKBONES`.
-        output_stride: of the backbone: 8, 16 or 32.
-        atrous_rates: dilations of the pyramid's 3x3 convolutions; () for (6, 12, 18) at stride 16, and twice or half
-            of these at 8 and 32 (V3, section 3.3).
-        width: channels of the pyramid and of what follows.
-        separable: depthwise separable convolutions in the pyramid and after it (V3+, section 3.1).
-        pooling: rows and columns, in pixels of the images, of the window whose mean is the pyramid's image feature;
-            () for the whole image. Give the training crop to evaluate larger images as was trained.
-        multi_grid: factors of the dilations of a ResNet's last three blocks; V3, section 3.2.1, takes (1, 2, 4).
-        dropout: rate after the pyramid.
+        backbone, output_stride, atrous_rates, width, separable, pooling, multi_grid, dropout: see `DeepLabV3`.
         convention: "atrous", or "smp": that package dilates otherwise, see `segjax.nn.backbones.create`, has norm and
             ReLU after the second half of a separable convolution only, and enlarges with align_corners.
         norm, momentum, dtype, remat, axis_name: see `segjax.models.network.Network`.

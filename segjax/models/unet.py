@@ -10,7 +10,7 @@ from segjax.config import check_choice
 from segjax.models.network import Network
 from segjax.nn import backbones
 from segjax.nn.layers import Conv, ConvNorm, Style
-from segjax.nn.ops import UpConv2x2, max_pool_2x2
+from segjax.nn.ops import UpConv2x2, max_pool
 from segjax.nn.resize import match, nearest, resize
 from segjax.spec import UserError
 
@@ -124,7 +124,7 @@ class UNet(Network):
         x = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
         block, maps = self.style.block(ConvBlock), []
         for level, features in enumerate(self.widths):
-            x = max_pool_2x2(x) if level else x
+            x = max_pool(x, 2, 2) if level else x
             x = block(features, self.padding, self.style, name=f"down_{level}")(x, train)
             maps.append(x)
         return maps

@@ -61,6 +61,16 @@ class Window(NamedTuple):
         """Rows of the result from rows of the maps."""
         return (source + sum(self.padding) - self.dilation * (self.size - 1) - 1) // self.stride + 1
 
+    def spans(self, source: int) -> list[tuple[int, int, int, int]]:
+        """Rows of the kernel that meet pixels, at stride 1: (index, first row of the result, of the maps, count)."""
+        spans = []
+        for i in range(self.size):
+            first = i * self.dilation - self.padding[0]
+            start, stop = max(0, -first), min(self.result(source), source - first)
+            if start < stop:
+                spans.append((i, start, start + first, stop - start))
+        return spans
+
     def taps(self, source: int) -> tuple[list[tuple[int, int]], tuple[int, int, int]]:
         """Rows of the kernel that meet any pixel, as (index, first row of the padded maps), and that padding."""
         reach = (self.result(source) - 1) * self.stride
@@ -249,9 +259,7 @@ def _share(shape, window):
     """Share of the products of a convolution of stride 1 whose pixel is not padding."""
 
     def met(source):
-        target = window.result(source)
-        firsts = (i * window.dilation - window.padding[0] for i in range(window.size))
-        return sum(max(0, min(target, source - first) - max(0, -first)) for first in firsts) / (window.size * target)
+        return sum(count for *_, count in window.spans(source)) / (window.size * window.result(source))
 
     return met(shape[1]) * met(shape[2])
 
@@ -266,18 +274,10 @@ def _overlaps(window):
         here      48 34 51     21 21  30     10 10 17      40  41  66
     """
 
-    def spans(source):
-        """(index, first row of the result, first row of the maps, number of rows) of the kernel's rows."""
-        for i in range(window.size):
-            first = i * window.dilation - window.padding[0]
-            start, stop = max(0, -first), min(window.result(source), source - first)
-            if start < stop:
-                yield i, start, start + first, stop - start
-
     def forward(x, kernel):
         b, h, w, _ = x.shape
         y = jnp.zeros((b, window.result(h), window.result(w), kernel.shape[-1]), x.dtype)
-        for (i, top, row, m), (j, left, column, n) in itertools.product(spans(h), spans(w)):
+        for (i, top, row, m), (j, left, column, n) in itertools.product(window.spans(h), window.spans(w)):
             part = jnp.einsum("bhwi,if->bhwf", x[:, row : row + m, column : column + n], kernel[i, j])
             y += jnp.pad(part, ((0, 0), (top, y.shape[1] - top - m), (left, y.shape[2] - left - n), (0, 0)))
         return y
@@ -286,7 +286,7 @@ def _overlaps(window):
         # JAX would pad each element's gradient to the whole kernel, and add those up.
         elements = [
             jnp.einsum("bhwi,bhwf->if", x[:, row : row + m, column : column + n], g[:, top : top + m, left : left + n])
-            for (_, top, row, m), (_, left, column, n) in itertools.product(spans(x.shape[1]), spans(x.shape[2]))
+            for (_, top, row, m), (_, left, column, n) in itertools.product(*map(window.spans, x.shape[1:3]))
         ]
         return _filled(jnp.stack(elements), x, kernel, window) if elements else jnp.zeros_like(kernel)
 
@@ -350,7 +350,7 @@ def _transposed(shape, window, maps, term):
 
 
 def max_pool(
-    x: Float[Array, "b h w c"], window: int, stride: int, dilation: int, padding: Pads
+    x: Float[Array, "b h w c"], window: int, stride: int, dilation: int = 1, padding: Pads = (0, 0)
 ) -> Float[Array, "b i j c"]:
     """Largest value of each window; of several equal ones the first gets the gradient, as in XLA and PyTorch.
 
@@ -369,7 +369,11 @@ def max_pool(
         padding: pixels before and after, both axes, that are never the largest.
 
     Returns:
-        Maps [b, i, j, c].
+        Maps [b, i, j, c]; rows and columns that fill no window are left out.
+
+    Example:
+        >>> max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), 2, 2).ravel()
+        Array([3.], dtype=float32)
     """
     return _max_pool(x, Window(window, stride, dilation, padding))
 
@@ -421,22 +425,6 @@ def _pool_forward(x, window):
 
 
 _max_pool.defvjp(_pool_forward, _pool_backward)
-
-
-def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
-    """Largest value of each 2x2 window, stride 2.
-
-    Args:
-        x: maps [b, h, w, c]; h and w even.
-
-    Returns:
-        Maps [b, h / 2, w / 2, c].
-
-    Example:
-        >>> max_pool_2x2(jnp.arange(4.0).reshape(1, 2, 2, 1)).ravel()
-        Array([3.], dtype=float32)
-    """
-    return max_pool(x, 2, 2, 1, (0, 0))
 
 
 class UpConv2x2(nn.Module):

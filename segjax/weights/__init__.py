@@ -142,9 +142,9 @@ def load(
     paths, structure = jax.tree_util.tree_flatten_with_path(variables)
     ours = {"/".join(key.key for key in path[1:]): leaf for path, leaf in paths}
     shapes = {name: tuple(leaf.shape) for name, leaf in ours.items()}
-    fits = {each: match(found.tensors, shapes, variables["params"], each) for each in names.LAYOUTS}
-    fit = fits[layout]
+    fit = match(found.tensors, shapes, variables["params"], layout)
     if not fit.sources or (strict and not fit.sound):
+        fits = {each: match(found.tensors, shapes, variables["params"], each) for each in names.LAYOUTS}
         raise UserError(_refusal(found, layout, fits))
     leaves = [_value(found, fit, name, leaf) if name in fit.sources else leaf for name, leaf in ours.items()]
     network, stated = not fit.alone, read.preprocess(found.settings)

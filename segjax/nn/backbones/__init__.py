@@ -16,31 +16,31 @@ from segjax.nn.backbones.vgg import VGG
 from segjax.nn.layers import Style
 from segjax.spec import UserError
 
-_resnet = functools.partial(functools.partial, ResNet)
 # The paper does not give the norms' epsilon: this is torchvision's.
-_mobilenet_v3 = functools.partial(functools.partial, MobileNet, stem=16, activation=nn.hard_swish, epsilon=1e-3)
+_mobilenet_v3 = functools.partial(MobileNet, stem=16, activation=nn.hard_swish, epsilon=1e-3)
 BACKBONES = {
-    "resnet18": _resnet(blocks=(2, 2, 2, 2), bottleneck=False),
-    "resnet34": _resnet(blocks=(3, 4, 6, 3), bottleneck=False),
-    "resnet50": _resnet(blocks=(3, 4, 6, 3)),
-    "resnet101": _resnet(blocks=(3, 4, 23, 3)),
-    "resnet152": _resnet(blocks=(3, 8, 36, 3)),
-    "resnet50_deep": _resnet(blocks=(3, 4, 6, 3), stem="deep"),
-    "resnet101_deep": _resnet(blocks=(3, 4, 23, 3), stem="deep"),
+    "resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False),
+    "resnet34": functools.partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=False),
+    "resnet50": functools.partial(ResNet, blocks=(3, 4, 6, 3)),
+    "resnet101": functools.partial(ResNet, blocks=(3, 4, 23, 3)),
+    "resnet152": functools.partial(ResNet, blocks=(3, 8, 36, 3)),
+    "resnet50_deep": functools.partial(ResNet, blocks=(3, 4, 6, 3), stem="deep"),
+    "resnet101_deep": functools.partial(ResNet, blocks=(3, 4, 23, 3), stem="deep"),
     "vgg16": functools.partial(VGG, normalised=False),
     "vgg16_bn": functools.partial(VGG),
     "mobilenet_v2": functools.partial(MobileNet),
-    "mobilenet_v3_small": _mobilenet_v3(rows=V3_SMALL, last=576),
-    "mobilenet_v3_large": _mobilenet_v3(rows=V3_LARGE, last=960),
+    "mobilenet_v3_small": functools.partial(_mobilenet_v3, rows=V3_SMALL, last=576),
+    "mobilenet_v3_large": functools.partial(_mobilenet_v3, rows=V3_LARGE, last=960),
     "convnext_tiny": functools.partial(ConvNeXt),
     "convnext_small": functools.partial(ConvNeXt, blocks=(3, 3, 27, 3)),
-    "resnet_micro": _resnet(blocks=(1, 1, 2, 3), width=8),
+    "resnet_micro": functools.partial(ResNet, blocks=(1, 1, 2, 3), width=8),
     "vgg_micro": functools.partial(VGG, widths=((8,), (8,), (16,), (16, 16), (16, 16))),
     "mobilenet_v2_micro": functools.partial(
         MobileNet, rows=rows_v2(8, (1, 8, 1, 1), (2, 8, 1, 2), (2, 16, 1, 2), (2, 16, 2, 2), (2, 24, 2, 2)),
         stem=8, last=48,
     ),
-    "mobilenet_v3_micro": _mobilenet_v3(
+    "mobilenet_v3_micro": functools.partial(
+        _mobilenet_v3,
         rows=(
             Row(3, 16, 16, True, nn.relu, 2),
             Row(5, 32, 24, False, nn.relu, 2),

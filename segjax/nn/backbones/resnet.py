@@ -76,7 +76,7 @@ class ResNet(nn.Module):
             for i, features in enumerate((width, width, 2 * width)):
                 x = ConvNorm(features, style, 3, 1 if i else 2, name=f"conv1_{i}")(x, train)
         features = {"c1": x}
-        x = max_pool(x, 3, 2, 1, (1, 1))
+        x = max_pool(x, 3, 2, padding=(1, 1))
         block = style.block(Block)
         stride, dilation = 4, 1
         for stage, count in enumerate(self.blocks, 1):

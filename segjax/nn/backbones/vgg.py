@@ -7,7 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from segjax.nn.layers import ConvNorm, Style
-from segjax.nn.ops import max_pool, max_pool_2x2
+from segjax.nn.ops import max_pool
 
 
 class VGG(nn.Module):
@@ -39,7 +39,7 @@ class VGG(nn.Module):
             for i, width in enumerate(widths):
                 x = layer(width, style, dilation=dilation, name=f"conv{stage}_{i}")(x, train)
             if 2**stage <= self.output_stride:
-                x = max_pool_2x2(x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2])
+                x = max_pool(x, 2, 2)
             else:
                 x = max_pool(x, 2, 1, dilation, (0, dilation))
                 dilation *= 2

@@ -303,7 +303,7 @@ def convolutions(monkeypatch, name, **settings):
     ],
 )
 def test_dilations_of_the_last_stages(monkeypatch, settings, rates):
-    """Trap 5.4: output stride 16 dilates the last stage by 2, 8 by 4; multi-grid multiplies."""
+    """Output stride 16 dilates the last stage by 2, 8 by 4; multi-grid multiplies."""
     found = [dilation for shape, _, dilation in convolutions(monkeypatch, "resnet50", **settings) if shape[0] == 3]
     assert tuple(found[-9:]) == rates and set(found[:-9]) == {1}
 
@@ -315,7 +315,7 @@ def test_dilations_of_basic_blocks(monkeypatch):
 
 
 def test_deep_stem(monkeypatch):
-    """Trap 5.5: 64, 64 and 128 channels, the stride on the first, and a first block that takes 128."""
+    """It has 64, 64 and 128 channels, the stride on the first, and a first block that takes 128."""
     found = convolutions(monkeypatch, "resnet50_deep")
     stem = [((3, 3, 3, 64), 2, 1), ((3, 3, 64, 64), 1, 1), ((3, 3, 64, 128), 1, 1)]
     assert found[:4] == [*stem, ((1, 1, 128, 64), 1, 1)]
@@ -323,7 +323,7 @@ def test_deep_stem(monkeypatch):
 
 
 def test_stride_is_on_the_3x3_convolution(monkeypatch):
-    """Trap 5.6: beside the 7x7 stem, strides are on 3x3 convolutions and on the shortcuts around them."""
+    """Beside the 7x7 stem, strides are on 3x3 convolutions and on the shortcuts around them."""
     strided = [shape for shape, stride, _ in convolutions(monkeypatch, "resnet50") if stride == 2]
     assert strided == [
         (7, 7, 3, 64),
@@ -342,7 +342,7 @@ def windows(x, size, outside):
 @pytest.mark.parametrize("size", [(8, 10), (7, 9)])
 @pytest.mark.parametrize("kernel", [3, 7])
 def test_padding_is_symmetric_at_stride_2(kernel, size):
-    """Trap 5.1: "SAME" would pad an even size behind more than before."""
+    """XLA's "SAME" would pad an even size behind more than before."""
     draw = np.random.default_rng(0)
     x, weights = draw.normal(size=(*size, 4)), draw.normal(size=(kernel, kernel, 4, 5))
     maps = jnp.asarray(x[None], jnp.float32)

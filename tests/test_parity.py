@@ -350,14 +350,14 @@ def test_training_step(name):
 
 @pytest.mark.parametrize("size", [(9, 13), (7, 29), (20, 11), (1, 1), (14, 26)])
 @pytest.mark.parametrize("corners", [False, True])
-def test_trap_5_2_bilinear_resize(size, corners):
+def test_bilinear_resize(size, corners):
     """Half-pixel centres, or the corners' upon each other; never smoothed, where JAX does so when it shrinks."""
     x = np.random.default_rng(0).normal(size=(2, 7, 13, 3)).astype(np.float32)
     theirs = torch.nn.functional.interpolate(torched(x), size, mode="bilinear", align_corners=corners)
     np.testing.assert_allclose(resize(jnp.asarray(x), size, corners), channels_last(theirs), atol=2e-6)
 
 
-def test_trap_5_2_smoothing():
+def test_resize_does_not_smooth():
     """The resize of JAX is another one by default: it smooths when it shrinks."""
     x = np.random.default_rng(0).normal(size=(1, 16, 16, 1)).astype(np.float32)
     ours = resize(jnp.asarray(x), (7, 7))
@@ -366,14 +366,14 @@ def test_trap_5_2_smoothing():
 
 
 @pytest.mark.parametrize("size", [(14, 26), (15, 27), (13, 25), (5, 8), (7, 13)])
-def test_trap_5_2_nearest_resize(size):
+def test_nearest_resize(size):
     """PyTorch's "nearest" rounds down, where JAX's takes the nearest centre."""
     x = np.random.default_rng(0).normal(size=(2, 7, 13, 3)).astype(np.float32)
     theirs = torch.nn.functional.interpolate(torched(x), size, mode="nearest")
     np.testing.assert_array_equal(nearest(jnp.asarray(x), size), channels_last(theirs))
 
 
-def test_trap_5_3_batch_norm():
+def test_batch_norm():
     """Momentum is the share that is kept (PyTorch's is the other one), the variance the biased one."""
     x = np.random.default_rng(0).normal(1, 2, size=(2, 3, 4, 5)).astype(np.float32)
     images = jnp.asarray(x)
@@ -391,7 +391,7 @@ def test_trap_5_3_batch_norm():
     assert np.abs(stats["var"] - norm.running_var.numpy()).min() > 1e-3
 
 
-def test_trap_5_7_image_pooling():
+def test_image_pooling():
     """A window of the training crop's size is the whole image at that size, and stays that large on larger images."""
     options = {"backbone": "resnet_micro", "width": 8}
     whole = models.create("deeplabv3", SPEC, **options)
@@ -416,7 +416,7 @@ def transposed_kernel(weight):
     return weight.detach().numpy().transpose(2, 3, 0, 1)[::-1, ::-1]
 
 
-def test_trap_5_17_transposed_convolution():
+def test_transposed_convolution():
     """Kernels of PyTorch's transposed convolutions are reversed in ours: 2x2 of stride 2, and 4x4 with padding 1."""
     x = np.random.default_rng(0).normal(size=(2, 5, 7, 3)).astype(np.float32)
     torch.manual_seed(0)
@@ -431,7 +431,7 @@ def test_trap_5_17_transposed_convolution():
     np.testing.assert_allclose(up.apply({"params": params}, x), channels_last(peer(torched(x))), atol=1e-6)
 
 
-def test_trap_5_17_bilinear_upsampling():
+def test_bilinear_upsampling():
     """The FCN's upsampling starts as PyTorch's bilinear resize; it differs at the border, where it sees zeros."""
     x = np.random.default_rng(0).normal(size=(1, 5, 7, 3)).astype(np.float32)
     up = nn.ConvTranspose(3, (4, 4), (2, 2), use_bias=False)

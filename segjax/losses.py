@@ -52,13 +52,15 @@ def cross_entropy(
         >>> cross_entropy(jnp.zeros((1, 1, 1, 4)), jnp.zeros((1, 1, 1), jnp.int32)).item() == jnp.log(4.0).item()
         True
     """
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    # Not from jax.nn.log_softmax, whose result would lie in memory for two uses: the largest map of a training step.
+    logits = logits.astype(jnp.float32)
+    logits -= jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     # Picked by comparison: a gather along the minor axis is slow on TPU and its gradient is a scatter.
     is_truth = jax.nn.one_hot(label, logits.shape[-1], dtype=jnp.bool_)
-    loss = -jnp.where(is_truth, log_p, 0.0).sum(axis=-1)
+    picked = jnp.where(is_truth, logits, 0.0).sum(axis=-1)
     if label_smoothing:
-        loss = (1 - label_smoothing) * loss - label_smoothing * log_p.mean(axis=-1)
-    return loss
+        picked = (1 - label_smoothing) * picked + label_smoothing * logits.mean(axis=-1)
+    return jnp.log(jnp.exp(logits).sum(axis=-1)) - picked
 
 
 def binary_cross_entropy(

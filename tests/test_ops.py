@@ -1,16 +1,19 @@
 """Every formulation against XLA's own operation: values, gradients, what other platforms get, sharded batches."""
 
 import itertools
+import math
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from segjax.nn.ops import UpConv2x2, convolution, max_pool, resample
+from segjax.nn.convolution import convolution
+from segjax.nn.ops import UpConv2x2, max_pool, mean_pool, resample
 
 # What `convolution` is to be, and the kind of formulation: (maps, features, kernel, stride, dilation, groups, padding).
 CONVOLUTIONS = {
@@ -170,6 +173,26 @@ def test_dilated_max_pool_has_a_gradient():
 def test_max_pool_is_undilated_and_unpadded_by_default():
     x = normal(2, 6, 4, 3)
     np.testing.assert_array_equal(max_pool(x, 2, 2), reduce_window(x, 2, 2, 1, (0, 0)))
+
+
+@pytest.mark.parametrize("window", [(3, 4), (5, 2), (1, 1), (6, 7), (9, 9), (6, 3)])
+def test_mean_pool_is_xlas(window):
+    x = normal(2, 6, 7, 3)
+    size = min(window[0], 6), min(window[1], 7)
+    both = (
+        (lambda x: mean_pool(x, window)),
+        (lambda x: nn.pool(x, 0.0, jax.lax.add, size, (1, 1), "VALID") / math.prod(size)),
+    )
+    g = normal(*jax.eval_shape(both[1], x).shape)
+    assert_close(*(jax.jit(with_gradients(f))((x,), g) for f in both))
+    half = mean_pool(x.astype(jnp.bfloat16), window)
+    assert half.dtype == jnp.bfloat16
+    assert_close([half.astype(jnp.float32)], [both[1](x)], 2**-6)
+
+
+def test_tpu_takes_means_at_once():
+    found = operations(lowered(lambda x: mean_pool(x, (3, 4)), normal(2, 6, 7, 3)))
+    assert found.count("reduce_window") == 1
 
 
 def test_transposed_convolution_is_xlas():

@@ -1,13 +1,11 @@
 """Atrous spatial pyramid pooling: Chen et al., 2017, section 3.3 (arXiv:1706.05587)."""
 
-import math
-
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from segjax.nn.layers import Conv, ConvNorm, Style
+from segjax.nn.ops import mean_pool
 from segjax.nn.resize import resize
 
 
@@ -70,16 +68,7 @@ class ASPP(nn.Module):
             else:
                 branch = ConvNorm(f, style, 3, dilation=rate, name=f"conv_{i}")
             branches.append(branch(x, train))
-        pooled = ConvNorm(f, style, 1, name="pool")(_mean(x, self.window), train)
+        pooled = ConvNorm(f, style, 1, name="pool")(mean_pool(x, self.window or x.shape[1:3]), train)
         branches.append(resize(pooled, x.shape[1:3]))
         x = ConvNorm(f, style, 1, name="project")(jnp.concatenate(branches, axis=-1), train)
         return nn.Dropout(self.dropout)(x, deterministic=not train)
-
-
-def _mean(x: jax.Array, window: tuple[int, ...]) -> jax.Array:
-    """Mean of each window that fits into the maps, stride 1; of all pixels where the window is larger or ()."""
-    window = tuple(map(min, window, x.shape[1:3])) or x.shape[1:3]
-    if window == x.shape[1:3]:
-        return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
-    total = nn.pool(x.astype(jnp.float32), 0.0, jax.lax.add, window, (1, 1), "VALID")
-    return (total / math.prod(window)).astype(x.dtype)

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from segjax.nn.ops import convolution
+from segjax.config import check_choice
+from segjax.nn.convolution import convolution
+from segjax.spec import UserError
 
 HE = nn.initializers.he_normal()
 
@@ -33,6 +35,11 @@ class Style:
     dtype: str = "float32"
     remat: bool = False
     axis_name: str | None = None
+
+    def __post_init__(self):
+        """Checks the choices."""
+        check_choice("model.norm", self.norm, ("batch", "group", "none"))
+        check_choice("model.dtype", self.dtype, ("float32", "bfloat16"))
 
     def block(self, module: type[nn.Module]) -> type[nn.Module]:
         """Wraps a block `(x, train)` so that it is recomputed where the network says so."""
@@ -107,7 +114,11 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b i j f"]:
-        """Applies the layer to maps [b, h, w, c]."""
+        """Applies the layer to maps [b, h, w, c].
+
+        Raises:
+            UserError: batch norm in training over one value a channel, whose variance is 0.
+        """
         style = self.style
         x = Conv(
             self.features, self.kernel, self.stride, self.dilation, self.groups, self.padding,
@@ -115,6 +126,11 @@ class ConvNorm(nn.Module):
         )(x)  # fmt: skip
         # Norms work in float32 whatever the compute dtype; XLA fuses the casts into them.
         if style.norm == "batch":
+            if train and math.prod(x.shape[:3]) * self._devices() == 1:
+                raise UserError(
+                    "Batch norm over one value a channel, as of one image's mean in a DeepLab's pyramid, leaves "
+                    "nothing of it: train with data.batch_size of 2 or more, or with model.norm='group'."
+                )
             norm = nn.BatchNorm(
                 not train,
                 momentum=style.momentum,
@@ -132,3 +148,7 @@ class ConvNorm(nn.Module):
             norm = nn.GroupNorm(groups, epsilon=style.epsilon, name="norm")
             x = norm(x.astype(jnp.float32)).astype(style.dtype)
         return self.activation(x) if self.activation else x
+
+    def _devices(self):
+        """Devices whose pixels the batch statistics are taken over, where each sees its own share only (pmap)."""
+        return jax.lax.axis_size(self.style.axis_name) if self.style.axis_name else 1

@@ -1,16 +1,9 @@
-"""Operations whose best formulation depends on the platform: same numbers, chosen when the program is lowered.
+"""Pooling, doubling and resampling, in the formulation that is fastest on the platform they are lowered for.
 
-TPUs and GPUs run XLA's own operations. A CPU runs what is below: XLA's convolution there is a good match of PyTorch's
-where it is a large matrix product, and slow where it is not. Times are milliseconds on one core of a CPU with AVX-512,
-JAX 0.10.2, November 2026, float32, batch 2: of PyTorch 2.13 (oneDNN, channels last), of XLA's operation, and of
-the formulation here; each for the forward pass, the gradient of the maps and the gradient of the kernel. Convolutions
-and pooling have gradients in reverse mode only.
+See `segjax.nn.convolution`, also for what the tables of times are.
 """
 
 import functools
-import itertools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,335 +11,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-Pads = tuple[int, int]
-
-
-def convolution(
-    x: Float[Array, "b h w c"],
-    kernel: Float[Array, "kh kw i f"],
-    stride: int = 1,
-    dilation: int = 1,
-    groups: int = 1,
-    padding: Pads = (0, 0),
-) -> Float[Array, "b y x f"]:
-    """Convolution of maps with a kernel.
-
-    Args:
-        x: maps [b, h, w, c].
-        kernel: rows, columns, c / groups, channels of the result.
-        stride: of the result.
-        dilation: distance between the kernel's elements, in pixels.
-        groups: of channels that are convolved apart.
-        padding: zeros before and after, both axes.
-
-    Returns:
-        Maps [b, y, x, f] of the dtype of x.
-
-    Example:
-        >>> convolution(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), padding=(1, 1))[0, 1].ravel()
-        Array([6., 9., 6.], dtype=float32)
-    """
-    return _convolution(x, kernel, groups, Window(kernel.shape[0], stride, dilation, padding))
-
-
-class Window(NamedTuple):
-    """Where the elements of a square kernel lie: its rows, and stride, dilation and padding as of a convolution."""
-
-    size: int
-    stride: int
-    dilation: int
-    padding: Pads
-
-    def result(self, source: int) -> int:
-        """Rows of the result from rows of the maps."""
-        return (source + sum(self.padding) - self.dilation * (self.size - 1) - 1) // self.stride + 1
-
-    def spans(self, source: int) -> list[tuple[int, int, int, int]]:
-        """Rows of the kernel that meet pixels, at stride 1: (index, first row of the result, of the maps, count)."""
-        spans = []
-        for i in range(self.size):
-            first = i * self.dilation - self.padding[0]
-            start, stop = max(0, -first), min(self.result(source), source - first)
-            if start < stop:
-                spans.append((i, start, start + first, stop - start))
-        return spans
-
-    def taps(self, source: int) -> tuple[list[tuple[int, int]], tuple[int, int, int]]:
-        """Rows of the kernel that meet any pixel, as (index, first row of the padded maps), and that padding."""
-        reach = (self.result(source) - 1) * self.stride
-        taps = [(i, i * self.dilation - self.padding[0]) for i in range(self.size)]
-        taps = [(i, first) for i, first in taps if first < source and first + reach >= 0] or taps[:1]
-        low = max(0, -taps[0][1])
-        return [(i, first + low) for i, first in taps], (low, max(0, taps[-1][1] + reach + 1 - source), 0)
-
-    def phases(self, source: int) -> tuple[list[list[tuple[int, int]]], tuple[int, int, int]]:
-        """What `taps` has with maps and result swapped, for each remainder of a row of the maps by the stride."""
-        count, target = -(-source // self.stride), self.result(source)
-        phases = []
-        for phase in range(self.stride):
-            firsts = [(i, phase + self.padding[0] - i * self.dilation) for i in range(self.size)]
-            firsts = [(i, first // self.stride) for i, first in firsts if first % self.stride == 0]
-            phases.append([(i, first) for i, first in firsts if -count < first < target])
-        firsts = [first for taps in phases for _, first in taps] or [0]
-        low = max(0, -min(firsts))
-        padding = (low, max(0, max(firsts) + count - target), 0)
-        return [[(i, first + low) for i, first in taps] for taps in phases], padding
-
-
-class _Passes(NamedTuple):
-    """A formulation: the result from (x, kernel), the gradients of both from (x, kernel, gradient of the result)."""
-
-    forward: Callable
-    dx: Callable
-    dk: Callable
-
-
-def _by_vjp(forward):
-    """Formulation whose gradients are what JAX makes of the forward pass."""
-    return _Passes(
-        forward,
-        lambda x, kernel, g: jax.vjp(lambda x: forward(x, kernel), x)[1](g)[0],
-        lambda x, kernel, g: jax.vjp(lambda kernel: forward(x, kernel), kernel)[1](g)[0],
-    )
-
-
-def _plain(groups, window):
-    def forward(x, kernel):
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (window.stride, window.stride),
-            (window.padding, window.padding),
-            rhs_dilation=(window.dilation, window.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
-
-    return _by_vjp(forward)
-
-
-def _on_cpu(x, kernel, groups, window):
-    """The fastest known formulation of each pass."""
-    plain = _plain(groups, window)
-    c, f = x.shape[-1], kernel.shape[-1]
-    if kernel.shape[0] != kernel.shape[1] or min(map(window.result, x.shape[1:3])) < 1:
-        return plain
-    if groups == 1 and window.size == 1 and window.padding == (0, 0):
-        passes = _pointwise(window)
-    elif 1 < groups == c == f:
-        passes = _depthwise(window)
-    elif groups == 1 and window.stride == 1 and _share(x.shape, window) < 0.8:
-        passes = _overlaps(window)
-    elif groups == 1 and window.size <= 3 and window.result(x.shape[2]) >= 256:
-        passes = plain._replace(dk=_row_by_row(window))
-    else:
-        return plain
-    if x.dtype in (jnp.bfloat16, jnp.float16):
-        # The sums over a kernel and over pixels need more digits than the maps have.
-        return _Passes(*(_in_float32(f) for f in passes))
-    return passes
-
-
-def _in_float32(f):
-    return lambda *args: f(*(a.astype(jnp.float32) for a in args)).astype(args[0].dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolution(x, kernel, groups, window):
-    cpu, default = _on_cpu(x, kernel, groups, window), _plain(groups, window)
-    return lax.platform_dependent(x, kernel, cpu=cpu.forward, default=default.forward)
-
-
-def _backward(groups, window, residuals, g):
-    cpu, default = _on_cpu(*residuals, groups, window), _plain(groups, window)
-    return (
-        lax.platform_dependent(*residuals, g, cpu=cpu.dx, default=default.dx),
-        lax.platform_dependent(*residuals, g, cpu=cpu.dk, default=default.dk),
-    )
-
-
-_convolution.defvjp(lambda x, kernel, *static: (_convolution(x, kernel, *static), (x, kernel)), _backward)
-
-
-def _pointwise(window):
-    """A 1x1 convolution is a matrix product, and XLA has fast ones, but for tall narrow results: these are transposed.
-
-    256 -> 64 channels at 64x128, 1024 -> 256 at 16x32, 256 -> 512 with stride 2 at 64x128::
-
-        PyTorch   7.3  7.4  6.6     5.3  5.6  5.6    10.3 11.3 11.6
-        XLA       6.9  5.6 18.0     5.8  5.5 12.6    11.4 11.5 63.4
-        here      5.2  5.9  7.3     4.8  4.9  5.3    10.5 10.9 11.0
-    """
-    stride = window.stride
-
-    def forward(x, kernel):
-        return jnp.einsum("bhwi,if->bhwf", x[:, ::stride, ::stride], kernel[0, 0])
-
-    def dx(x, kernel, g):
-        dx = jnp.einsum("bhwf,if->bhwi", g, kernel[0, 0])
-        gaps = [(0, n - (m - 1) * stride - 1, stride - 1) for n, m in zip(x.shape[1:3], g.shape[1:3], strict=True)]
-        return lax.pad(dx, jnp.zeros((), dx.dtype), [(0, 0, 0), *gaps, (0, 0, 0)])
-
-    def dk(x, kernel, g):
-        x = x[:, ::stride, ::stride]
-        if x.shape[-1] <= g.shape[-1]:
-            return jnp.einsum("bhwi,bhwf->if", x, g)[None, None]
-        # Without the barrier XLA takes the transposition back.
-        return lax.optimization_barrier(jnp.einsum("bhwf,bhwi->fi", g, x)).T[None, None]
-
-    return _Passes(forward, dx, dk)
-
-
-def _depthwise(window):
-    """A depthwise convolution is a sum of shifted maps, which XLA compiles into one loop over vectors of channels.
-
-    3x3 on 64 channels with stride 2 at 128x256, 5x5 on 120 at 32x64, 3x3 with dilation 12 on 2048 at 16x32::
-
-        PyTorch   0.7   1.4  0.8     0.3  0.4  4.1     23   23    39
-        XLA      28   360   20      20   20   33       62   62  1190
-        here      1.8   1.0  3.9     0.6  0.6  2.2      4.9  4.7   3.7
-
-    The barriers keep the sum out of what follows, where it would be computed again for each use.
-    """
-
-    def forward(x, kernel):
-        return lax.optimization_barrier(sum(view * kernel[i, j][None, None] for (i, j), view in _views(x, window)))
-
-    def dx(x, kernel, g):
-        return _transposed(x.shape, window, [(g, 0.0)], lambda i, j, g: g * kernel[i, j][None, None])
-
-    def dk(x, kernel, g):
-        def add(row, sums):
-            line = lax.dynamic_slice_in_dim(g, row, 1, 1)[:, 0]
-            return [total + view * line for total, view in zip(sums, _line_views(x, row, window), strict=True)]
-
-        count = len(window.taps(x.shape[1])[0]) * len(window.taps(x.shape[2])[0])
-        sums = lax.fori_loop(0, g.shape[1], add, [jnp.zeros_like(g[:, 0])] * count)
-        return _filled(jnp.stack([total.sum((0, 1)) for total in sums]), x, kernel, window)
-
-    return _Passes(forward, dx, dk)
-
-
-def _row_by_row(window):
-    """Gradient of the kernel of a large map with few channels: one matrix product a row of the result.
-
-    A row's patches fit into the cache; XLA transposes all maps and convolves with a kernel of the size of the maps.
-    Kernels of 3x3, 32 -> 32 channels at 256x512, 64 -> 64 at 128x256, 3 -> 16 with stride 2 at 256x512::
-
-        PyTorch    46    50   0.6
-        XLA       163    89   8.1
-        here       70    63   2.0
-
-    A 7x7 kernel of stride 2 on 3 channels (28 for XLA's 18), and 128 -> 128 at 64x128 (54 for 55) gain nothing.
-    """
-
-    def dk(x, kernel, g):
-        def add(row, total):
-            line = lax.dynamic_slice_in_dim(g, row, 1, 1)[:, 0]
-            patches = jnp.concatenate(list(_line_views(x, row, window)), -1)
-            return total + jnp.einsum("bnf,bni->bfi", line, patches)
-
-        b, rows, _, f = g.shape
-        count = len(window.taps(x.shape[1])[0]) * len(window.taps(x.shape[2])[0])
-        # Images are summed last, so that a batch over several devices is reduced once.
-        total = lax.fori_loop(0, rows, add, jnp.zeros((b, f, count * x.shape[-1]), g.dtype))
-        return _filled(total.sum(0).T, x, kernel, window)
-
-    return dk
-
-
-def _share(shape, window):
-    """Share of the products of a convolution of stride 1 whose pixel is not padding."""
-
-    def met(source):
-        return sum(count for *_, count in window.spans(source)) / (window.size * window.result(source))
-
-    return met(shape[1]) * met(shape[2])
-
-
-def _overlaps(window):
-    """A widely dilated kernel on small maps, mostly on padding: one matrix product an element, of the pixels it meets.
-
-    3x3, 2048 -> 256 channels, batch 1: dilation 6, 12 and 18 at 16x32, 36 at 32x64::
-
-        PyTorch   32 34 48     21 22 123     14 15 93      41  46 354
-        XLA       54 62 55     59 61  60     83 62 63     466 227 511
-        here      48 34 51     21 21  30     10 10 17      40  41  66
-    """
-
-    def forward(x, kernel):
-        b, h, w, _ = x.shape
-        y = jnp.zeros((b, window.result(h), window.result(w), kernel.shape[-1]), x.dtype)
-        for (i, top, row, m), (j, left, column, n) in itertools.product(window.spans(h), window.spans(w)):
-            part = jnp.einsum("bhwi,if->bhwf", x[:, row : row + m, column : column + n], kernel[i, j])
-            y += jnp.pad(part, ((0, 0), (top, y.shape[1] - top - m), (left, y.shape[2] - left - n), (0, 0)))
-        return y
-
-    def dk(x, kernel, g):
-        # JAX would pad each element's gradient to the whole kernel, and add those up.
-        elements = [
-            jnp.einsum("bhwi,bhwf->if", x[:, row : row + m, column : column + n], g[:, top : top + m, left : left + n])
-            for (_, top, row, m), (_, left, column, n) in itertools.product(*map(window.spans, x.shape[1:3]))
-        ]
-        return _filled(jnp.stack(elements), x, kernel, window) if elements else jnp.zeros_like(kernel)
-
-    return _by_vjp(forward)._replace(dk=dk)
-
-
-def _views(x, window, value=0.0):
-    """The pixels [b, y, x, c] that each kernel element (i, j) meets; elements that meet padding only are left out."""
-    stride, y, n = window.stride, window.result(x.shape[1]), window.result(x.shape[2])
-    (rows, above), (columns, beside) = window.taps(x.shape[1]), window.taps(x.shape[2])
-    x = lax.pad(x, jnp.array(value, x.dtype), ((0, 0, 0), above, beside, (0, 0, 0)))
-    for (i, top), (j, left) in itertools.product(rows, columns):
-        yield (i, j), x[:, top : top + (y - 1) * stride + 1 : stride, left : left + (n - 1) * stride + 1 : stride]
-
-
-def _line_views(x, row, window):
-    """The pixels [b, x, c] of `_views` for one row of the result."""
-    stride, h, n = window.stride, x.shape[1], window.result(x.shape[2])
-    (rows, (above, _, _)), (columns, beside) = window.taps(h), window.taps(x.shape[2])
-    for _, top in rows:
-        source = row * stride + top - above
-        line = lax.dynamic_slice_in_dim(x, jnp.clip(source, 0, h - 1), 1, 1)[:, 0]
-        line = jnp.where((source >= 0) & (source < h), line, 0)
-        line = lax.pad(line, jnp.zeros((), x.dtype), ((0, 0, 0), beside, (0, 0, 0)))
-        for _, left in columns:
-            yield line[:, left : left + (n - 1) * stride + 1 : stride]
-
-
-def _filled(dk, x, kernel, window):
-    """Gradient of a kernel from that of its elements in the order of `_views`."""
-    rows, columns = (window.taps(n)[0] for n in x.shape[1:3])
-    edges = [(taps[0][0], window.size - 1 - taps[-1][0]) for taps in (rows, columns)]
-    return jnp.pad(dk.reshape(len(rows), len(columns), *kernel.shape[2:]), (*edges, (0, 0), (0, 0)))
-
-
-def _transposed(shape, window, maps, term):
-    """What `_views` takes apart put together: at each pixel the sum of term(i, j, *maps) over the elements it meets.
-
-    Args:
-        shape: [b, h, w, c] of the result.
-        window: of the kernel.
-        maps: pairs of maps [b, y, x, c] and the value outside them.
-        term: of a kernel element (i, j) and the maps' pixels that it meets.
-
-    Returns:
-        Maps of that shape.
-    """
-    stride, (b, h, w, c) = window.stride, shape
-    m, n = -(-h // stride), -(-w // stride)
-    (rows, above), (columns, beside) = window.phases(h), window.phases(w)
-    maps = [lax.pad(a, jnp.array(value, a.dtype), ((0, 0, 0), above, beside, (0, 0, 0))) for a, value in maps]
-    phases = []
-    for taps in itertools.product(rows, columns):
-        total = jnp.zeros((b, m, n, c), maps[0].dtype)
-        for (i, top), (j, left) in itertools.product(*taps):
-            total += term(i, j, *(a[:, top : top + m, left : left + n] for a in maps))
-        phases.append(total)
-    phases = lax.optimization_barrier(phases)
-    lines = [jnp.stack(phases[k : k + stride], 3) for k in range(0, stride * stride, stride)]
-    return jnp.stack(lines, 2).reshape(b, m * stride, n * stride, c)[:, :h, :w]
+from segjax.nn.windows import Pads, Window, transposed, views
 
 
 def max_pool(
@@ -380,10 +45,10 @@ def max_pool(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _max_pool(x, window):
-    def views(x):
-        return functools.reduce(jnp.maximum, (view for _, view in _views(x, window, -jnp.inf)))
+    def largest_view(x):
+        return functools.reduce(jnp.maximum, (view for _, view in views(x, window, -jnp.inf)))
 
-    return lax.platform_dependent(x, cpu=views, default=functools.partial(_reduce_window, window))
+    return lax.platform_dependent(x, cpu=largest_view, default=functools.partial(_reduce_window, window))
 
 
 def _reduce_window(window, x):
@@ -400,11 +65,11 @@ def _reduce_window(window, x):
 
 
 def _pool_backward(window, residuals, g):
-    def views(x, y, g):
+    def to_first(x, y, g):
         first = jnp.zeros(y.shape, jnp.int32)
-        for (i, j), view in reversed(list(_views(x, window, -jnp.inf))):
+        for (i, j), view in reversed(list(views(x, window, -jnp.inf))):
             first = jnp.where(view == y, i * window.size + j, first)
-        return _transposed(
+        return transposed(
             x.shape,
             window,
             [(g, 0.0), (first, -1)],
@@ -415,8 +80,8 @@ def _pool_backward(window, residuals, g):
         return jax.vjp(functools.partial(_reduce_window, window), x)[1](g)[0]
 
     # JAX has no gradient of dilated windows, so these have this one everywhere.
-    default = scatter if window.dilation == 1 else views
-    return (lax.platform_dependent(*residuals, g, cpu=views, default=default),)
+    default = scatter if window.dilation == 1 else to_first
+    return (lax.platform_dependent(*residuals, g, cpu=to_first, default=default),)
 
 
 def _pool_forward(x, window):
@@ -425,6 +90,40 @@ def _pool_forward(x, window):
 
 
 _max_pool.defvjp(_pool_forward, _pool_backward)
+
+
+def mean_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Array, "b i j c"]:
+    """Mean of each window that fits into the maps, stride 1; of all pixels where the window is larger.
+
+    On a CPU rows are added first, then columns: for windows of 32x64 on 64x128 maps of 2048 channels, batch 1, that is
+    0.11 s where XLA adds 2048 pixels for each result, in 33 s.
+
+    Args:
+        x: maps [b, h, w, c].
+        window: rows and columns.
+
+    Returns:
+        Means [b, i, j, c] of the dtype of x, taken in float32.
+
+    Example:
+        >>> mean_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), (1, 2)).ravel()
+        Array([0.5, 2.5], dtype=float32)
+    """
+    rows, columns = window = tuple(map(min, window, x.shape[1:3]))
+    if window == x.shape[1:3]:
+        return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+
+    def add(x, *window):
+        return nn.pool(x, 0.0, lax.add, window, (1, 1), "VALID")
+
+    def one_axis_each(x):
+        return add(add(x, rows, 1), 1, columns)
+
+    def at_once(x):
+        return add(x, rows, columns)
+
+    total = lax.platform_dependent(x.astype(jnp.float32), cpu=one_axis_each, default=at_once)
+    return (total / (rows * columns)).astype(x.dtype)
 
 
 class UpConv2x2(nn.Module):

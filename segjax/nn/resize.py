@@ -6,6 +6,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from segjax.nn.ops import resample
+from segjax.spec import UserError
+
+
+def _check(x: jax.Array) -> None:
+    """Raises a UserError where a backbone that rounds sizes down has left nothing of small images."""
+    if 0 in x.shape[1:3]:
+        raise UserError(
+            f"Maps of {x.shape[1]}x{x.shape[2]} pixels cannot be enlarged: the images are smaller than the network's "
+            "stride, use larger ones, or a backbone that rounds up, such as a ResNet."
+        )
 
 
 def _weights(source: int, target: int, length: jax.Array, shown: jax.Array) -> jax.Array:
@@ -36,10 +46,14 @@ def resize(x: Float[Array, "b h w c"], size: tuple[int, int], align_corners: boo
     Returns:
         Maps [b, *size, c] of the same dtype.
 
+    Raises:
+        UserError: maps without pixels.
+
     Example:
         >>> resize(jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1), (1, 4)).ravel()
         Array([0.  , 0.25, 0.75, 1.  ], dtype=float32)
     """
+    _check(x)
 
     def weights(source, target):
         if align_corners:
@@ -67,6 +81,7 @@ def nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "
         >>> nearest(jnp.arange(2.0).reshape(1, 1, 2, 1), (1, 5)).ravel()
         Array([0., 0., 0., 1., 1.], dtype=float32)
     """
+    _check(x)
     for axis, target in enumerate(size, 1):
         source = x.shape[axis]
         if target % source == 0:
@@ -90,6 +105,7 @@ def match(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b 
         >>> match(jnp.arange(2.0).reshape(1, 1, 2, 1), (1, 3)).ravel()
         Array([0., 1., 1.], dtype=float32)
     """
+    _check(x)
     for axis, target in enumerate(size, 1):
         missing = target - x.shape[axis]
         if missing > 0:
@@ -113,6 +129,7 @@ def fit(
     Returns:
         Maps [b, *size, c]; what lies outside an image's label repeats its edge.
     """
+    _check(x)
     height, width = x.shape[1:3]
 
     def one(image, part):

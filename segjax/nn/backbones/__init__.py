@@ -1,6 +1,7 @@
 """Backbones: (images, train) -> {"c1" .. "c5"}, maps at strides 2, 4, 8, 16 and 32, none above the output stride.
 
-The published networks and, for tests, a tiny one of each family: NAME_micro.
+The published networks and, for tests, a tiny one of each family: NAME_micro. The stem of NAME_deep is three 3x3
+convolutions in place of a 7x7 one, as DeepLab's ResNets have it.
 """
 
 import functools
@@ -18,14 +19,16 @@ from segjax.spec import UserError
 
 # The paper does not give the norms' epsilon: this is torchvision's.
 _mobilenet_v3 = functools.partial(MobileNet, stem=16, activation=nn.hard_swish, epsilon=1e-3)
-BACKBONES = {
+_RESNETS = {
     "resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False),
     "resnet34": functools.partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=False),
     "resnet50": functools.partial(ResNet, blocks=(3, 4, 6, 3)),
     "resnet101": functools.partial(ResNet, blocks=(3, 4, 23, 3)),
     "resnet152": functools.partial(ResNet, blocks=(3, 8, 36, 3)),
-    "resnet50_deep": functools.partial(ResNet, blocks=(3, 4, 6, 3), stem="deep"),
-    "resnet101_deep": functools.partial(ResNet, blocks=(3, 4, 23, 3), stem="deep"),
+}
+BACKBONES = {
+    **_RESNETS,
+    **{f"{name}_deep": functools.partial(network, stem="deep") for name, network in _RESNETS.items()},
     "vgg16": functools.partial(VGG, normalised=False),
     "vgg16_bn": functools.partial(VGG),
     "mobilenet_v2": functools.partial(MobileNet),

@@ -4,6 +4,7 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from segjax.config import check_choice
 from segjax.nn.layers import ConvNorm, Style
 from segjax.nn.ops import max_pool
 
@@ -69,6 +70,7 @@ class ResNet(nn.Module):
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, jax.Array]:
         """Maps images [b, h, w, c] to {"c1" .. "c5"} at strides 2, 4, 8, 16, 32, none above `output_stride`."""
         style, width = self.style, self.width
+        check_choice("stem", self.stem, ("plain", "deep"))
         if self.stem == "plain":
             x = ConvNorm(width, style, 7, 2, name="conv1")(images, train)
         else:

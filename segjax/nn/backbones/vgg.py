@@ -20,7 +20,8 @@ class VGG(nn.Module):
         output_stride: 8, 16 or 32; later poolings have stride 1, and what follows them is dilated instead.
         convention: has no effect here: no convolution ever had a stride.
         widths: channels of each stage's convolutions.
-        normalised: whether the style's norm follows each convolution; without it they have biases, as in the paper.
+        normalised: whether the style's norm follows each convolution; without it they have biases, as in the paper,
+            whatever the style says.
     """
 
     style: Style

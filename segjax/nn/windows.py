@@ -1,0 +1,148 @@
+"""The pixels that each element of a sliding window meets, for what is a sum or a maximum over them."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Pads = tuple[int, int]
+
+
+class Window(NamedTuple):
+    """Where the elements of a square kernel lie: its rows, and stride, dilation and padding as of a convolution."""
+
+    size: int
+    stride: int
+    dilation: int
+    padding: Pads
+
+    def result(self, source: int) -> int:
+        """Rows of the result from rows of the maps."""
+        return (source + sum(self.padding) - self.dilation * (self.size - 1) - 1) // self.stride + 1
+
+    def spans(self, source: int) -> list[tuple[int, int, int, int]]:
+        """The overlap of the maps with the result for each row of a kernel of stride 1.
+
+        Args:
+            source: rows of the maps.
+
+        Returns:
+            (row of the kernel, first row of the result, first row of the maps, number of rows); rows of the kernel that
+            meet padding only are left out.
+
+        Example:
+            >>> Window(3, 1, 2, (2, 2)).spans(5)  # the first row of the kernel lies two rows above
+            [(0, 2, 0, 3), (1, 0, 0, 5), (2, 0, 2, 3)]
+        """
+        spans = []
+        for i in range(self.size):
+            first = i * self.dilation - self.padding[0]
+            start, stop = max(0, -first), min(self.result(source), source - first)
+            if start < stop:
+                spans.append((i, start, start + first, stop - start))
+        return spans
+
+    def taps(self, source: int) -> tuple[list[tuple[int, int]], tuple[int, int, int]]:
+        """Where each row of the kernel begins: row r of the result meets row first + r * stride of the padded maps.
+
+        Args:
+            source: rows of the maps.
+
+        Returns:
+            (row of the kernel, first) of those that meet any pixel, at least one; and that padding, for `lax.pad`.
+
+        Example:
+            >>> Window(3, 2, 1, (1, 1)).taps(5)
+            ([(0, 0), (1, 1), (2, 2)], (1, 1, 0))
+        """
+        reach = (self.result(source) - 1) * self.stride
+        taps = [(i, i * self.dilation - self.padding[0]) for i in range(self.size)]
+        taps = [(i, first) for i, first in taps if first < source and first + reach >= 0] or taps[:1]
+        low = max(0, -taps[0][1])
+        return [(i, first + low) for i, first in taps], (low, max(0, taps[-1][1] + reach + 1 - source), 0)
+
+    def phases(self, source: int) -> tuple[list[list[tuple[int, int]]], tuple[int, int, int]]:
+        """What meets each row of the maps: row phase + m * stride of them, row first + m of the padded result.
+
+        Args:
+            source: rows of the maps.
+
+        Returns:
+            For each phase, the remainder of a row by the stride, (row of the kernel, first) of those that meet it; and
+            the padding of the result, for `lax.pad`.
+
+        Example:
+            >>> Window(3, 2, 1, (1, 1)).phases(5)  # even rows lie under the kernel's middle, odd ones under two others
+            ([[(1, 0)], [(0, 1), (2, 0)]], (0, 1, 0))
+        """
+        count, target = -(-source // self.stride), self.result(source)
+        phases = []
+        for phase in range(self.stride):
+            firsts = [(i, phase + self.padding[0] - i * self.dilation) for i in range(self.size)]
+            firsts = [(i, first // self.stride) for i, first in firsts if first % self.stride == 0]
+            phases.append([(i, first) for i, first in firsts if -count < first < target])
+        firsts = [first for taps in phases for _, first in taps] or [0]
+        low = max(0, -min(firsts))
+        padding = (low, max(0, max(firsts) + count - target), 0)
+        return [[(i, first + low) for i, first in taps] for taps in phases], padding
+
+
+def views(x: jax.Array, window: Window, value: float = 0.0) -> Iterator[tuple[tuple[int, int], jax.Array]]:
+    """The pixels [b, y, x, c] that each kernel element (i, j) meets; elements that meet padding only are left out."""
+    stride, y, n = window.stride, window.result(x.shape[1]), window.result(x.shape[2])
+    (rows, above), (columns, beside) = window.taps(x.shape[1]), window.taps(x.shape[2])
+    x = lax.pad(x, jnp.array(value, x.dtype), ((0, 0, 0), above, beside, (0, 0, 0)))
+    for (i, top), (j, left) in itertools.product(rows, columns):
+        yield (i, j), x[:, top : top + (y - 1) * stride + 1 : stride, left : left + (n - 1) * stride + 1 : stride]
+
+
+def line_views(x: jax.Array, row: jax.Array, window: Window) -> Iterator[jax.Array]:
+    """The pixels [b, x, c] of `views` for one row of the result."""
+    stride, h, n = window.stride, x.shape[1], window.result(x.shape[2])
+    (rows, (above, _, _)), (columns, beside) = window.taps(h), window.taps(x.shape[2])
+    for _, top in rows:
+        source = row * stride + top - above
+        line = lax.dynamic_slice_in_dim(x, jnp.clip(source, 0, h - 1), 1, 1)[:, 0]
+        line = jnp.where((source >= 0) & (source < h), line, 0)
+        line = lax.pad(line, jnp.zeros((), x.dtype), ((0, 0, 0), beside, (0, 0, 0)))
+        for _, left in columns:
+            yield line[:, left : left + (n - 1) * stride + 1 : stride]
+
+
+def filled(dk: jax.Array, x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """Gradient of a kernel from that of its elements in the order of `views`."""
+    rows, columns = (window.taps(n)[0] for n in x.shape[1:3])
+    edges = [(taps[0][0], window.size - 1 - taps[-1][0]) for taps in (rows, columns)]
+    return jnp.pad(dk.reshape(len(rows), len(columns), *kernel.shape[2:]), (*edges, (0, 0), (0, 0)))
+
+
+def transposed(
+    shape: tuple[int, ...], window: Window, maps: Sequence[tuple[jax.Array, float | int]], term: Callable
+) -> jax.Array:
+    """What `views` takes apart put together: at each pixel the sum of term(i, j, *maps) over the elements it meets.
+
+    Args:
+        shape: [b, h, w, c] of the result.
+        window: of the kernel.
+        maps: pairs of maps [b, y, x, c] and the value outside them.
+        term: of a kernel element (i, j) and the maps' pixels that it meets.
+
+    Returns:
+        Maps of that shape.
+    """
+    stride, (b, h, w, c) = window.stride, shape
+    m, n = -(-h // stride), -(-w // stride)
+    (rows, above), (columns, beside) = window.phases(h), window.phases(w)
+    maps = [lax.pad(a, jnp.array(value, a.dtype), ((0, 0, 0), above, beside, (0, 0, 0))) for a, value in maps]
+    phases = []
+    for taps in itertools.product(rows, columns):
+        total = jnp.zeros((b, m, n, c), maps[0].dtype)
+        for (i, top), (j, left) in itertools.product(*taps):
+            total += term(i, j, *(a[:, top : top + m, left : left + n] for a in maps))
+        phases.append(total)
+    phases = lax.optimization_barrier(phases)
+    lines = [jnp.stack(phases[k : k + stride], 3) for k in range(0, stride * stride, stride)]
+    return jnp.stack(lines, 2).reshape(b, m * stride, n * stride, c)[:, :h, :w]

@@ -64,12 +64,12 @@ NETWORK = {
 PYRAMID = NETWORK | {
     "backbone": "resnet50",  # see segjax/nn/backbones/__init__.py
     "output_stride": 16,  # 8 | 16 | 32: finest resolution that the backbone keeps
-    "atrous_rates": (),  # of the pyramid; (): 6, 12, 18 at output stride 16, twice that at 8
+    "atrous_rates": (6, 12, 18),  # of the pyramid at output stride 16; at 8 twice, at 32 half as large
     "width": 256,  # channels of the pyramid and of what follows
     "pooling": (),  # rows, columns in pixels of the pyramid's mean, such as the crop; (): the whole image
     "multi_grid": (1, 1, 1),  # factors of the dilations in the last three blocks of a ResNet
     "dropout": 0.5,  # rate after the pyramid
-    "convention": "atrous",  # atrous | torchvision | smp: whose dilations and details, for their weights
+    "convention": "atrous",  # or whose dilations and details, for their weights: torchvision (v3) | smp (v3+)
 }
 
 MODELS = {
@@ -89,7 +89,7 @@ MODELS = {
         "width": 0,  # channels before the scores; 0: a quarter of the backbone's, 4096 in the paper's heads
         "dropout": 0.1,  # rate before the scores
         "aux": "",  # c3 | c4: features that feed an auxiliary head; task.aux weighs its loss
-        "convention": "atrous",  # atrous | torchvision | smp: whose dilations, for their weights
+        "convention": "atrous",  # atrous | torchvision: whose dilations, for their weights
     },
     "deeplabv3": PYRAMID
     | {
@@ -108,7 +108,7 @@ MODELS = {
         "backbone": "mobilenet_v3_large",
         "output_stride": 16,  # 8 | 16 | 32
         "width": 128,  # channels of the last features
-        "convention": "torchvision",  # atrous | torchvision | smp: whose dilations and details, for their weights
+        "convention": "torchvision",  # torchvision | atrous: whose dilations and features, for their weights
     },
 }
 
@@ -223,8 +223,9 @@ def base(source: str = "shapes", model: str = "unet") -> ConfigDict:
         "init": {  # train.state.start_from
             "weights": None,  # .safetensors, .pth or hf://organisation/name; None: from scratch
             "layout": "torchvision",  # torchvision | timm | smp: whose names the weights have
-            "strict": True,  # a missing or misshapen tensor, or a model set otherwise than theirs, is an error
+            "strict": True,  # a missing or misshapen tensor is an error
             "check_inputs": True,  # means and deviations other than the weights' are an error
+            "check_settings": True,  # a model that is set otherwise than theirs, and so another function, is an error
         },
         "resume": {  # train.checkpoint.compare
             "allow_changed": False,  # resume although model, task or classes differ from the workdir's
@@ -255,7 +256,8 @@ def check_choice(key: str, value: Any, choices: Any) -> None:
     if value not in choices:
         near = difflib.get_close_matches(str(value), list(choices), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"{key}={value!r} is not one of {', '.join(choices)}.{hint}")
+        listed = ", ".join(str(choice) or "''" for choice in choices)
+        raise UserError(f"{key}={value!r} is not one of {listed}.{hint}")
 
 
 def choose(key: str, name: str, table: dict[str, Any]) -> Any:

@@ -42,8 +42,12 @@ MODELS = {
         {"logits": 4}, ("c2", "c5"),
     ),
     "lraspp": ({"name": "lraspp", "backbone": "mobilenet_v3_micro", "width": 16}, {"logits": 8}, ("c3", "c5")),
+    "deeplabv3_group": (
+        {"name": "deeplabv3", "backbone": "resnet_micro", "width": 16, "norm": "group"}, {"logits": 16}, ("c5",),
+    ),
 }  # fmt: skip
-TRAINED = [case for case in MODELS if case not in ("fcn_16s", "fcn_32s")]  # these two are parts of fcn_8s
+# Two have the layers of fcn_8s, and group norm takes no statistics over devices.
+TRAINED = [case for case in MODELS if case not in ("fcn_16s", "fcn_32s", "deeplabv3_group")]
 ODD = (61, 79)
 
 
@@ -82,7 +86,7 @@ def test_outputs_have_their_stride(case, size):
         assert out[key].shape == (2, *(int(rounded(n / stride)) for n in size), 3) and out[key].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("case", TRAINED)
+@pytest.mark.parametrize("case", MODELS)
 def test_gradient_reaches_every_parameter(case):
     model = make(case)
     variables = randomised(model)
@@ -108,28 +112,32 @@ def test_unet_on_a_backbone_keeps_odd_sizes(backbone, upsampling):
     assert out["logits"].shape == (2, *ODD, 3)
 
 
-def test_the_same_weights_at_every_output_stride():
-    """Output stride 8 or 16, subsampled, is output stride 32, and each has the rates that follow from it."""
+@pytest.mark.parametrize("case", ["deeplabv3", "fcn"])
+def test_the_same_weights_at_every_output_stride(case):
+    """Output stride 8 or 16, subsampled, is output stride 32, and the pyramid's rates follow from it.
+
+    The other models enlarge their features by another factor at each stride: for them test_backbones.py has this.
+    """
     size, outputs = (256, 320), {}
     for stride in (8, 16, 32):
-        model = models.create("deeplabv3", SPEC, backbone="resnet_micro", width=8, output_stride=stride)
-        assert model.atrous_rates == tuple(rate * 16 // stride for rate in (6, 12, 18))
+        name = MODELS[case][0]["name"]
+        model = models.create(name, SPEC, backbone="resnet_micro", width=8).clone(output_stride=stride)
+        assert case == "fcn" or model.rates == tuple(rate * 16 // stride for rate in (6, 12, 18))
         variables = randomised(model, size)
-        # The image's mean is over other pixels at each stride, and the last 3x3 convolution at another distance.
         params = variables["params"]
-        params["aspp"]["pool"]["norm"] = jax.tree.map(jnp.zeros_like, params["aspp"]["pool"]["norm"])
-        middle = np.zeros((3, 3, 1, 1), np.float32)
+        if case == "deeplabv3":  # the image's mean is over other pixels at each stride
+            params["aspp"]["pool"]["norm"] = jax.tree.map(jnp.zeros_like, params["aspp"]["pool"]["norm"])
+        middle = np.zeros((3, 3, 1, 1), np.float32)  # the last 3x3 convolution is not dilated at any stride
         middle[1, 1] = 1
         params["conv"]["conv"]["kernel"] *= middle
         out = jax.jit(lambda v, model=model: model.apply(v, images(size, 1), train=False))(variables)["logits"]
         outputs[stride] = np.asarray(out)[:, :: 32 // stride, :: 32 // stride]
-    # Rates 3, 6, 9 at stride 32 reach 9 pixels; columns and rows closer to the border see other padding.
     assert outputs[32].shape == (1, 8, 10, 3)
     for stride in (8, 16):
         np.testing.assert_allclose(outputs[stride], outputs[32], atol=1e-4 * np.ptp(outputs[32]))
 
 
-@pytest.mark.parametrize("case", TRAINED)
+@pytest.mark.parametrize("case", MODELS)
 def test_every_branch_and_skip_changes_the_output(case):
     """Zeroing a layer's result, or a feature of the backbone, is seen; features that are not used are not."""
     model = make(case)
@@ -158,7 +166,7 @@ def test_every_branch_and_skip_changes_the_output(case):
         assert (change > 1e-3) == (name in layers or name[1] in MODELS[case][2]), name
 
 
-@pytest.mark.parametrize("case", TRAINED)
+@pytest.mark.parametrize("case", MODELS)
 def test_evaluation_is_deterministic_and_leaves_statistics(case):
     """And bfloat16 stays near float32."""
     model = make(case)
@@ -186,7 +194,7 @@ def test_devices_modes_and_recomputing_agree(case, monkeypatch):
     """The same step on one device, on four that recompute activations, and on four under pmap.
 
     Loss and statistics agree for every batch, but for the rounding that batch norm over few pixels enlarges. Gradients
-    do where no ReLU's input is rounded to the other side of zero, which takes a pixel's gradient along: so for one of
+    do where no ReLU's input is rounded to the other side of zero, which takes a pixel's gradient along: so for most of
     four batches. Dropout is left out: under pmap each device draws its own.
     """
     monkeypatch.setattr(nn.Dropout, "__call__", lambda self, x, deterministic: x)
@@ -226,7 +234,7 @@ def test_devices_modes_and_recomputing_agree(case, monkeypatch):
             np.testing.assert_allclose(loss, other_loss, rtol=1e-3)
             jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), stats, other_stats)
         distances = [np.linalg.norm(a - b) / np.linalg.norm(a) for (*_, a), (*_, b) in zip(one, other, strict=True)]
-        assert min(distances) < 0.01, distances
+        assert np.median(distances) < 5e-4 and max(distances) < 0.05, distances
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -258,8 +266,48 @@ def test_mistakes_name_the_mend():
         ("deeplabv3plus", {"multi_grid": (1, 2)}, r"model.multi_grid=\(1, 2\) must be 3"),
         ("lraspp", {"backbone": "mobilenet"}, "model.backbone='mobilenet'"),
         ("fcn", {"head": "4s"}, r"model.head='4s'"),
-        ("deeplabv3", {"aux": "c2"}, r"model.aux='c2'"),
+        ("deeplabv3", {"aux": "c2"}, r"model.aux='c2' is not one of '', c3, c4"),
         ("deeplabv3", {"norm": "layer"}, r"model.norm='layer'"),
+        ("deeplabv3", {"dtype": "float16"}, r"model.dtype='float16'"),
+        ("deeplabv3", {"dropout": 1.0}, r"model.dropout=1.0 must be at least 0"),
+        ("deeplabv3", {"width": 0}, r"model.width=0 must be positive"),
+        (
+            "deeplabv3",
+            {"atrous_rates": (1, 2), "output_stride": 32},
+            r"model.atrous_rates=\(1, 2\) must be positive at",
+        ),
     ]:
         with pytest.raises(UserError, match=message):
             models.create(name, SPEC, **settings)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_batch_norm_over_one_value_is_refused(devices):
+    """The pyramid's mean of one image: its norm would leave the bias, and statistics that are of no use."""
+    task, rgb = tasks.create(SPEC), Preprocess(mean=(127.5,) * 3, std=(64.0,) * 3)
+    tx, _ = optimizer.make(10, 0, name="sgd", learning_rate=0.1)
+    mesh = parallel.make_mesh(mode="pmap", devices=devices)
+    index = np.arange(devices, dtype=np.int32)
+    batch = {"image": np.zeros((devices, 32, 32, 3), np.uint8), "label": np.zeros((devices, 32, 32), np.uint8)}
+    batch = parallel.put_batch(mesh, batch | {"index": index, "position": index}, "pmap")
+
+    def train(case):
+        model = make(case)
+        start = state.init(model, tx, (devices, 32, 32, 3), False, 0, mesh)
+        make_step = functools.partial(step.make_train_step, model, task, tx, rgb, {}, 0, 0.0)
+        return step.compile_step(make_step, mesh, "pmap", donate=False)(start, batch)[1]
+
+    if devices == 1:
+        with pytest.raises(UserError, match=r"data.batch_size of 2 or more, or with model.norm='group'"):
+            train("deeplabv3")
+    assert np.isfinite(train("deeplabv3_group" if devices == 1 else "deeplabv3")["loss"])
+
+
+@pytest.mark.parametrize("name", ["unet", "deeplabv3", "deeplabv3plus", "fcn", "lraspp"])
+def test_images_smaller_than_the_stride(name):
+    """A backbone that rounds down leaves nothing of them, which is said before anything is made of it."""
+    model, task = models.create(name, SPEC, backbone="convnext_micro"), tasks.create(SPEC)
+    x = images((7, 7), 1)
+    with pytest.raises(UserError, match="images are smaller than the network's stride"):
+        outputs = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x, train=False))[0]
+        jax.eval_shape(lambda o: task.predict(o, (7, 7), (7, 7), None), outputs)

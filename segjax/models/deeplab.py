@@ -20,7 +20,7 @@ class _DeepLab(Network):
 
     backbone: str = "resnet50"
     output_stride: int = 16
-    atrous_rates: tuple[int, ...] = ()
+    atrous_rates: tuple[int, ...] = (6, 12, 18)
     width: int = 256
     separable: bool = False
     pooling: tuple[int, ...] = ()
@@ -29,16 +29,21 @@ class _DeepLab(Network):
     convention: str = "atrous"
 
     def __post_init__(self):
-        """Checks the choices, and fills in what follows from others."""
+        """Checks the choices."""
         backbones.check(self.backbone, self.output_stride, tuple(self.multi_grid))
-        if not self.atrous_rates:
-            self.atrous_rates = tuple(rate * 16 // self.output_stride for rate in (6, 12, 18))
-        if min(self.atrous_rates) < 1 or len(self.pooling) not in (0, 2) or min(self.pooling, default=1) < 1:
+        if not self.rates or min(self.rates) < 1 or len(self.pooling) not in (0, 2) or min(self.pooling, default=1) < 1:
             raise UserError(
-                f"model.atrous_rates={self.atrous_rates} must be positive, and model.pooling={self.pooling} () or two "
-                "positive numbers, rows and columns."
+                f"model.atrous_rates={self.atrous_rates} must be positive at output stride {self.output_stride}, and "
+                f"model.pooling={self.pooling} () or two positive numbers, rows and columns."
             )
+        if self.width < 1:
+            raise UserError(f"model.width={self.width} must be positive.")
         super().__post_init__()
+
+    @property
+    def rates(self) -> tuple[int, ...]:
+        """Dilations of the pyramid at this output stride: at 8 twice `atrous_rates`, at 32 half of them."""
+        return tuple(rate * 16 // self.output_stride for rate in self.atrous_rates)
 
     def _features(self, images, train):
         """Features of the backbone, and of the pyramid on top of them."""
@@ -50,7 +55,7 @@ class _DeepLab(Network):
         pyramid = ASPP(
             self.width,
             self.style,
-            rates=tuple(self.atrous_rates),
+            rates=self.rates,
             window=tuple(math.ceil(size / stride) for size in self.pooling),
             separable=self.separable,
             dropout=self.dropout,
@@ -69,8 +74,8 @@ class DeepLabV3(_DeepLab):
     Attributes:
         backbone: a key of `segjax.nn.backbones.BACKBONES`.
         output_stride: of the backbone: 8, 16 or 32.
-        atrous_rates: dilations of the pyramid's 3x3 convolutions; () for (6, 12, 18) at stride 16, and twice or half
-            of these at 8 and 32 (V3, section 3.3).
+        atrous_rates: dilations of the pyramid's 3x3 convolutions at output stride 16; at 8 they are twice, at 32 half
+            as large, so that they reach as many pixels of the image (V3, section 3.3).
         width: channels of the pyramid and of what follows.
         separable: depthwise separable convolutions in the pyramid and after it (V3+, section 3.1).
         pooling: rows and columns, in pixels of the images, of the window whose mean is the pyramid's image feature;

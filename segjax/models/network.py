@@ -5,12 +5,13 @@ from flax import linen as nn
 
 from segjax.config import check_choice
 from segjax.nn.layers import Conv, ConvNorm, Style
+from segjax.spec import UserError
 
 HEAD = nn.initializers.normal(0.01)  # small scores: the first loss is that of equal probabilities
 
 
 class Network(nn.Module):
-    """Base of the networks `(images, train) -> {"logits": …}`.
+    """Base of the networks `(images, train) -> {"logits": …}`, which have derivatives in reverse mode only.
 
     Attributes:
         channels: logits a pixel.
@@ -31,8 +32,10 @@ class Network(nn.Module):
 
     def __post_init__(self):
         """Checks the choices."""
-        check_choice("model.norm", self.norm, ("batch", "group", "none"))
-        check_choice("model.dtype", self.dtype, ("float32", "bfloat16"))
+        _ = self.style  # checks norm and dtype
+        dropout = getattr(self, "dropout", 0.0)
+        if not 0 <= dropout < 1:
+            raise UserError(f"model.dropout={dropout} must be at least 0 and less than 1.")
         if self.conventions:
             check_choice("model.convention", self.convention, self.conventions)
         super().__post_init__()

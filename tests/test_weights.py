@@ -1,110 +1,34 @@
 """State dicts made here, in the names of their packages; the packages themselves are in test_parity.py."""
 
-import json
-import sys
-import types
-
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from state_dicts import (
+    SPEC,
+    backbone,
+    blank,
+    classifier,
+    conv,
+    fcn,
+    leaf,
+    network,
+    norm,
+    normal,
+    resnet,
+    unet,
+    untouched,
+)
 
 from segjax import models, parallel, weights
 from segjax.config import base
 from segjax.data.sources.arrays import arrays
-from segjax.nn import backbones
-from segjax.nn.layers import Style
-from segjax.spec import DatasetSpec, Preprocess, UserError
+from segjax.spec import Preprocess, UserError
 from segjax.train import checkpoint, loop, optimizer, state
-from segjax.weights import read
+from segjax.weights import names
 from segjax.weights.match import match
-
-SPEC = DatasetSpec(("sky", "road", "car"))
-COUNTS, WIDTH = (1, 1, 2, 3), 8  # of resnet_micro
-
-
-def normal(shapes):
-    random = np.random.default_rng(0)
-    return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-
-
-def conv(name, out, inputs, size):
-    return {f"{name}.weight": (out, inputs, size, size)}
-
-
-def norm(name, features):
-    return {f"{name}.{leaf}": (features,) for leaf in ("weight", "bias", "running_mean", "running_var")} | {
-        f"{name}.num_batches_tracked": ()
-    }
-
-
-def resnet(counts=COUNTS, prefix=""):
-    """Names and shapes of PyTorch's bottleneck ResNets."""
-    shapes = conv("conv1", WIDTH, 3, 7) | norm("bn1", WIDTH)
-    inputs = WIDTH
-    for stage, count in enumerate(counts, 1):
-        width = WIDTH * 2 ** (stage - 1)
-        for i in range(count):
-            block = f"layer{stage}.{i}"
-            shapes |= conv(f"{block}.conv1", width, inputs, 1) | norm(f"{block}.bn1", width)
-            shapes |= conv(f"{block}.conv2", width, width, 3) | norm(f"{block}.bn2", width)
-            shapes |= conv(f"{block}.conv3", 4 * width, width, 1) | norm(f"{block}.bn3", 4 * width)
-            if i == 0:
-                shapes |= conv(f"{block}.downsample.0", 4 * width, inputs, 1) | norm(f"{block}.downsample.1", 4 * width)
-            inputs = 4 * width
-    return {prefix + name: shape for name, shape in shapes.items()}
-
-
-def classifier():
-    return normal(resnet() | {"fc.weight": (10, 256), "fc.bias": (10,)})
-
-
-def fcn(classes=3):
-    """torchvision's FCN with its auxiliary head."""
-    shapes = resnet(prefix="backbone.")
-    for name, width in (("classifier", 256), ("aux_classifier", 128)):
-        shapes |= conv(f"{name}.0", width // 4, width, 3) | norm(f"{name}.1", width // 4)
-        shapes |= conv(f"{name}.4", classes, width // 4, 1) | {f"{name}.4.bias": (classes,)}
-    return normal(shapes)
-
-
-def unet(classes=3):
-    """segmentation_models.pytorch's Unet."""
-    shapes = resnet(prefix="encoder.")
-    inputs = 256
-    for i, (skip, width) in enumerate(((128, 256), (64, 128), (32, 64), (8, 32), (0, 16))):
-        for j, size in ((1, inputs + skip), (2, width)):
-            shapes |= conv(f"decoder.blocks.{i}.conv{j}.0", width, size, 3) | norm(
-                f"decoder.blocks.{i}.conv{j}.1", width
-            )
-        inputs = width
-    return normal(shapes | conv("segmentation_head.0", classes, 16, 3) | {"segmentation_head.0.bias": (classes,)})
-
-
-def blank(net, size=(64, 64)):
-    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False))
-    return jax.tree.map(lambda leaf: np.full(leaf.shape, 7, leaf.dtype), shapes)
-
-
-def network(name="fcn", **options):
-    options = {"backbone": "resnet_micro"} | ({"aux": "c4"} if name == "fcn" else {}) | options
-    return blank(models.create(name, SPEC, **options))
-
-
-def backbone(name="resnet_micro"):
-    return blank(backbones.create(name, Style()))
-
-
-def leaf(variables, path):
-    for key in path.split("/"):
-        variables = variables[key]
-    return variables
-
-
-def untouched(variables, path):
-    return np.all(leaf(variables, path) == 7)
 
 
 def test_every_kind_of_tensor():
@@ -437,191 +361,27 @@ def test_dense_layers_of_vgg():
     assert {"fc6/bias", "fc7/bias", "head/kernel", "up_c4/kernel"} <= set(report.missing)
 
 
-def save(path, tensors):
-    pytest.importorskip("safetensors.numpy").save_file(tensors, path)
-    return path
+def test_vgg_without_dense_layers():
+    """torchvision's IMAGENET1K_FEATURES: nan for dense layers, Caffe's preprocessing, and the features as they are."""
+    dense = {f"classifier.{i}.{leaf}": np.full((2, 2), np.nan) for i in (0, 3, 6) for leaf in ("weight", "bias")}
+    shapes = {name: x.shape for name, x in backbone_tensors("vgg16").items()}
+    variables, report = weights.load(normal(shapes) | dense, network(backbone="vgg16", head="8s", width=6, aux=""))
+    assert {name.partition("/")[0] for name in report.missing} >= {"fc6", "fc7", "head"} and not report.unused
+    assert np.allclose(report.preprocess.mean, 255 * np.array([0.48235, 0.45882, 0.40784]))
+    assert report.preprocess.std == (1.0, 1.0, 1.0)
+    assert not untouched(variables, "params/backbone/conv5_2/conv/kernel")
+    assert weights.load(normal(shapes), backbone("vgg16"))[1].preprocess == weights.IMAGENET
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "model.module."])
-def test_safetensors(tmp_path, prefix):
-    path = save(tmp_path / "x.safetensors", {prefix + name: x for name, x in classifier().items()})
-    for each in (path, str(path)):
-        variables, report = weights.load(each, network())
-        assert report.unused == ("fc.bias", "fc.weight") or report.unused == ("fc.weight", "fc.bias")
-        kernel = leaf(variables, "params/backbone/conv1/conv/kernel")
-        np.testing.assert_array_equal(kernel, classifier()["conv1.weight"].transpose(2, 3, 1, 0))
-
-
-@pytest.mark.parametrize(("dtype", "name"), [(ml_dtypes.bfloat16, "BF16"), (np.float16, "F16")])
-def test_half_precision_safetensors(tmp_path, dtype, name):
-    """Written by hand: header length, header, data."""
-    pytest.importorskip("safetensors")
-    x = classifier()["conv1.weight"].astype(dtype)
-    entry = {"dtype": name, "shape": x.shape, "data_offsets": [0, x.nbytes]}
-    header = json.dumps({"conv1.weight": entry}).encode()
-    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + x.tobytes())
-    variables, _ = weights.load(tmp_path / "x.safetensors", network(), strict=False)
-    kernel = leaf(variables, "params/backbone/conv1/conv/kernel")
-    np.testing.assert_array_equal(kernel, x.astype(np.float32).transpose(2, 3, 1, 0))
-
-
-@pytest.mark.parametrize("content", [b"", b"garbage" * 9, None])
-def test_damaged_safetensors(tmp_path, content):
-    path = save(tmp_path / "x.safetensors", classifier())
-    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
-    with pytest.raises(UserError, match=r"x\.safetensors is no safetensors file, or not all of one"):
-        weights.load(path, network())
-
-
-@pytest.mark.parametrize(
-    ("name", "words"), [("x.pth", "no file"), ("x.h5", r"\.h5 is not one of"), ("x", "without ending")]
-)
-def test_paths_that_are_no_weights(tmp_path, name, words):
-    if name != "x.pth":
-        (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(UserError, match=words):
-        weights.load(tmp_path / name, network())
-
-
-@pytest.mark.parametrize("source", [{}, {"a": 1}, {"state_dict": {}}, {"model": {"a": "b"}}])
-def test_dicts_without_tensors(source):
-    with pytest.raises(UserError, match=r"the state dict holds no tensors by name: save the network's state_dict\(\)"):
-        weights.load(source, network())
-
-
-@pytest.mark.parametrize(
-    ("package", "file", "mend"),
-    [
-        ("safetensors", "x.safetensors", r'pip install "segjax\[weights\]"'),
-        ("torch", "x.pth", "pip install torch"),
-        ("huggingface_hub", "hf://someone/something", r'pip install "segjax\[weights\]"'),
-    ],
-)
-def test_packages_that_are_missing(tmp_path, monkeypatch, package, file, mend):
-    monkeypatch.setitem(sys.modules, package, None)
-    (tmp_path / file.rpartition("/")[2]).write_bytes(b"x")
-    with pytest.raises(UserError, match=mend):
-        weights.load(file if file.startswith("hf:") else tmp_path / file, network())
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
-def test_torch_files(tmp_path, suffix):
-    """State dicts of PyTorch, alone or in what a training script saves, in any dtype; not those with more in them."""
-    torch = pytest.importorskip("torch")
-    tensors = {f"module.{name}": torch.from_numpy(x).bfloat16() for name, x in classifier().items()}
-    for saved in (tensors, {"model": tensors, "epoch": 3, "optimizer": {"state": {}}}, {"state_dict": tensors}):
-        torch.save(saved, tmp_path / f"x{suffix}")
-        variables, report = weights.load(tmp_path / f"x{suffix}", network())
-        kernel = leaf(variables, "params/backbone/conv1/conv/kernel")
-        expected = classifier()["conv1.weight"].astype(ml_dtypes.bfloat16).astype(np.float32)
-        np.testing.assert_array_equal(kernel, expected.transpose(2, 3, 1, 0))
-        assert report.unused == ("fc.weight", "fc.bias")
-    parameters = {name: torch.nn.Parameter(torch.from_numpy(x)) for name, x in classifier().items()}
-    assert weights.load(parameters, network())[1].loaded
-
-
-def test_torch_files_that_cannot_be_read(tmp_path):
-    torch = pytest.importorskip("torch")
-    path = tmp_path / "x.pth"
-    torch.save({"model": {"conv1.weight": torch.zeros(3)}, "args": types.SimpleNamespace(x=1)}, path)
-    with pytest.raises(UserError, match=r"x.pth cannot be read as a file of tensors .* it holds more than tensors"):
-        weights.load(path, network())
-    whole = path.read_bytes()
-    for content in (b"", b"garbage", whole[: len(whole) // 2]):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=r"x.pth cannot be read as a file of tensors"):
-            weights.load(path, network())
-    torch.save(torch.zeros(3), path)
-    with pytest.raises(UserError, match="holds no tensors by name"):
-        weights.load(path, network())
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hugging Face hub whose one repository is a folder; what is asked for is recorded."""
-
-    class EntryNotFoundError(Exception):
-        pass
-
-    class LocalEntryNotFoundError(EntryNotFoundError, FileNotFoundError):
-        pass
-
-    asked = []
-
-    def hf_hub_download(repository, file, revision=None):
-        asked.append((repository, file, revision))
-        if repository == "far/away":
-            raise LocalEntryNotFoundError("no connection")
-        if repository != "someone/something":
-            raise OSError("404 Client Error: repository not found")
-        if not (tmp_path / file).exists():
-            raise EntryNotFoundError(file)
-        return str(tmp_path / file)
-
-    errors = types.ModuleType("huggingface_hub.utils")
-    errors.EntryNotFoundError, errors.LocalEntryNotFoundError = EntryNotFoundError, LocalEntryNotFoundError
-    package = types.ModuleType("huggingface_hub")
-    package.hf_hub_download, package.utils, package.asked = hf_hub_download, errors, asked
-    monkeypatch.setitem(sys.modules, "huggingface_hub", package)
-    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", errors)
-    return package
-
-
-def test_hub(hub, tmp_path):
-    """Weights and preprocessing of a repository, safetensors first, at a revision."""
-    save(tmp_path / "model.safetensors", classifier())
-    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25, 0.5, 1]}}))
-    report = weights.load("hf://someone/something@v1", network(), "timm")[1]
-    assert hub.asked == [("someone/something", file, "v1") for file in ("model.safetensors", "config.json")]
-    assert report.preprocess == Preprocess((127.5,) * 3, (63.75, 127.5, 255.0))
-    assert report.loaded and "preprocess.mean=(127.5, 127.5, 127.5)" in str(report)
-
-
-def test_hub_without_safetensors(hub, tmp_path):
-    torch = pytest.importorskip("torch")
-    torch.save({name: torch.from_numpy(x) for name, x in classifier().items()}, tmp_path / "pytorch_model.bin")
-    report = weights.load("hf://someone/something", network(), "timm")[1]
-    assert report.loaded and report.preprocess is None
-    assert [file for _, file, revision in hub.asked if revision is None] == [*read.FILES, "config.json"]
-
-
-def test_hub_faults(hub):
-    with pytest.raises(UserError, match=r"something has neither model.safetensors nor pytorch_model.bin"):
-        weights.load("hf://someone/something", network())
-    with pytest.raises(UserError, match="hf://no/body cannot be fetched: 404"):
-        weights.load("hf://no/body", network())
-    with pytest.raises(UserError, match="hub cannot be reached: no connection"):
-        weights.load("hf://far/away", network())
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"pretrained_cfg": {"mean": [0, 0, 0], "std": [1, 1, 1]}}, ((0.0,) * 3, (255.0,) * 3)),
-        ({"preprocessing": {"mean": [0.5], "std": [0.2]}}, ((127.5,), (51.0,))),
-        (
-            {"mean": [104, 117, 123], "std": [1, 1, 1], "input_range": [0, 255]},
-            ((104.0, 117.0, 123.0), (1.0, 1.0, 1.0)),
-        ),
-        ({"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}, (weights.IMAGENET.mean, weights.IMAGENET.std)),
-        ({"model": {"name": "unet"}}, None),
-        ([1, 2], None),
-        ("{", None),
-    ],
-)
-def test_preprocessing_beside_a_file(tmp_path, settings, expected):
-    """A config.json beside the weights says what images they expect; that of another program says nothing."""
-    path = save(tmp_path / "x.safetensors", classifier())
-    (tmp_path / "config.json").write_text(settings if isinstance(settings, str) else json.dumps(settings))
-    report = weights.load(path, network(), "timm")[1]
-    assert report.preprocess == (None if expected is None else Preprocess(*expected))
-
-
-def test_tensorflow_padding_is_refused(tmp_path):
-    path = save(tmp_path / "x.safetensors", classifier())
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "tf_mobilenetv3_large_100"}))
-    with pytest.raises(UserError, match="tf_ networks have TensorFlow's padding"):
-        weights.load(path, network(), "timm", strict=False)
+def backbone_tensors(name):
+    """State dict of torchvision's classifier without its dense layers."""
+    ours = backbone(name)
+    places = names.FAMILIES["torchvision", names.family(ours["params"])]
+    tensors = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(ours["params"]):
+        place = names.translate("/".join(key.key for key in path), places.rules(ours["params"]))
+        tensors[places.prefixes[0] + place] = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x
+    return tensors
 
 
 def test_settings_of_smp_deeplab():
@@ -664,9 +424,9 @@ def test_a_run_starts_from_weights(tmp_path):
         start(other, weights=path)
     with pytest.raises(UserError, match=r"init\.check_inputs=False"):
         start(Preprocess((127.5,), (64.0,)), weights=path)
-    with pytest.raises(UserError, match=r"set .*convention='?torchvision.*or init.strict=False"):
+    with pytest.raises(UserError, match=r"set .*convention='?torchvision.*or init.check_settings=False"):
         start(convention="atrous", weights=path)
-    assert "loaded" in start(other, "atrous", weights=path, strict=False, check_inputs=False)[2]
+    assert "loaded" in start(other, "atrous", weights=path, check_settings=False, check_inputs=False)[2]
 
 
 def test_resume_comes_before_weights_and_weights_before_scratch(tmp_path, capsys):

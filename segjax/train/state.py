@@ -90,6 +90,7 @@ def start_from(
     layout: str = "torchvision",
     strict: bool = True,
     check_inputs: bool = True,
+    check_settings: bool = True,
 ) -> tuple[State, str]:
     """Puts weights that exist already into a first state.
 
@@ -99,8 +100,9 @@ def start_from(
         preprocess: how the run's pixels become inputs.
         weights: file, or "hf://organisation/name", see `segjax.weights.load`; None leaves the state as it is.
         layout: whose names the weights have: "torchvision", "timm" or "smp".
-        strict: whether a missing or misshapen tensor, or a model that is set otherwise than theirs, is an error.
+        strict: whether a missing or misshapen tensor is an error.
         check_inputs: whether means and deviations other than the weights' are an error.
+        check_settings: whether a model that is set otherwise than theirs, and so another function, is an error.
 
     Returns:
         The state, and where it comes from in words.
@@ -120,11 +122,11 @@ def start_from(
                 f"preprocess.std={wanted.std}, or init.check_inputs=False if yours are right."
             )
     other = {key: value for key, value in report.settings.items() if getattr(model, key, value) != value}
-    if strict and other:
+    if check_settings and other:
         raise UserError(
             f"init.weights={weights!r} are those of another network: set "
-            f"{', '.join(f'model.{key}={value!r}' for key, value in other.items())}, or init.strict=False to go on "
-            "with your own."
+            f"{', '.join(f'model.{key}={value!r}' for key, value in other.items())}, or init.check_settings=False to "
+            "go on with your own."
         )
 
     def place(new, old):

@@ -18,11 +18,14 @@ __all__ = ["Mismatch", "Report", "load"]
 
 # What torchvision's weights and smp's ResNets were trained with; timm's differ, and say so in their config.json.
 IMAGENET = Preprocess((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-# References of torchvision's presets: short side 520 for segmentation, a centre crop of 224 for classification.
+# And torchvision's VGG16_Weights.IMAGENET1K_FEATURES, whose dense layers are filled with nan: from Caffe.
+CAFFE = Preprocess((122.99925, 116.9991, 103.9992), (1.0, 1.0, 1.0))
+# torchvision's presets: of all segmentation networks, and of classifiers, whose short sides are 230 to 256.
 RESIZES = {
-    ("torchvision", True): "the short side to 520, bilinear, half-pixel",
-    ("torchvision", False): "the short side to 232 or 256, bilinear, half-pixel, centre crop of 224",
+    ("torchvision", True): "the short side to 520, bilinear, half-pixel, antialiased",
+    ("torchvision", False): "the short side to 230 to 256, bilinear, half-pixel, antialiased, and a centre crop of 224",
 }
+DENSE = [f"classifier.{i}.{leaf}" for i in (0, 3, 6) for leaf in ("weight", "bias")]  # of VGG
 SHOWN = 3  # names in a message
 
 
@@ -134,6 +137,8 @@ def load(
     if "params" not in variables:
         raise UserError("variables must be what a model's init returns: {'params': ..., 'batch_stats': ...}.")
     found = read.read(source)
+    if read.bgr(found.settings):
+        raise UserError(f"{found.name} expects images in BGR: reverse axis 1 of its first kernel, and save it anew.")
     if str(found.settings.get("architecture", "")).startswith("tf_"):
         raise UserError(
             f"{found.name}: timm's tf_ networks have TensorFlow's padding, at the bottom and right only: the names "
@@ -142,26 +147,30 @@ def load(
     paths, structure = jax.tree_util.tree_flatten_with_path(variables)
     ours = {"/".join(key.key for key in path[1:]): leaf for path, leaf in paths}
     shapes = {name: tuple(leaf.shape) for name, leaf in ours.items()}
+    # Without them, as such a file is meant to be used.
+    blank = [name for name in DENSE if name in found.tensors and np.isnan(read.array(found.tensors[name])).all()]
+    found = found._replace(tensors={name: x for name, x in found.tensors.items() if name not in blank})
     fit = match(found.tensors, shapes, variables["params"], layout)
     if not fit.sources or (strict and not fit.sound):
         fits = {each: match(found.tensors, shapes, variables["params"], each) for each in names.LAYOUTS}
         raise UserError(_refusal(found, layout, fits))
     leaves = [_value(found, fit, name, leaf) if name in fit.sources else leaf for name, leaf in ours.items()]
     network, stated = not fit.alone, read.preprocess(found.settings)
+    own = {"torchvision": CAFFE if blank else IMAGENET, "smp": IMAGENET}.get(layout)
     report = Report(
-        layout,
-        tuple(fit.sources),
-        fit.missing,
-        fit.unused,
-        fit.mismatched,
-        fit.reinitialised,
-        fit.classes,
-        stated or (IMAGENET if layout != "timm" else None),
-        stated is not None,
-        read.resize(found.settings) or RESIZES.get((layout, network), ""),
-        dict(fit.decoder.settings) if network else {},
-        fit.epsilon,
-        fit.decoder.align_corners and network,
+        layout=layout,
+        loaded=tuple(fit.sources),
+        missing=fit.missing,
+        unused=fit.unused,
+        mismatched=fit.mismatched,
+        reinitialised=fit.reinitialised,
+        classes=fit.classes,
+        preprocess=stated or own,
+        stated=stated is not None,
+        resize=read.resize(found.settings) or RESIZES.get((layout, network), ""),
+        settings=dict(fit.decoder.settings) if network else {},
+        shifted=fit.epsilon,
+        align_corners=fit.decoder.align_corners and network,
     )
     return jax.tree.unflatten(structure, leaves), report
 

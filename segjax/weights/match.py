@@ -103,7 +103,7 @@ def match(
     wanted |= {name: theirs for name in outer if (theirs := names.translate(name, decoder.rules))}
     alone = classifier or not any(wanted.get(name) in tensors for name in outer)
 
-    fitting = _compare(tensors, ours, wanted)
+    sources, mismatched, reinitialised, classes = _compare(tensors, ours, wanted)
     biases = _biases(tensors, ours, wanted)
     used = {*wanted.values(), *biases.values()}
     missing = tuple(name for name in ours if wanted.get(name) not in tensors)
@@ -114,18 +114,21 @@ def match(
         return own or (not alone and re.fullmatch(decoder.own, name))
 
     return Match(
-        kind,
-        (layout, kind) in names.FAMILIES,
-        wanted,
-        *fitting,
-        biases,
-        missing,
-        unused,
-        alone,
-        tuple(name for name in missing if name in inner or not alone),
-        tuple(filter(belongs, unused)),
-        decoder,
-        family.epsilon,
+        kind=kind,
+        known=(layout, kind) in names.FAMILIES,
+        wanted=wanted,
+        sources=sources,
+        mismatched=mismatched,
+        reinitialised=reinitialised,
+        classes=classes,
+        biases=biases,
+        missing=missing,
+        unused=unused,
+        alone=alone,
+        lacking=tuple(name for name in missing if name in inner or not alone),
+        left_over=tuple(filter(belongs, unused)),
+        decoder=decoder,
+        epsilon=family.epsilon,
     )
 
 

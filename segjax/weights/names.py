@@ -185,6 +185,9 @@ def family(tree: Mapping[str, Any]) -> str | None:
 # What stands on a backbone ----------------------------------------------------------------------------------------
 
 
+WHOLE = {"multi_grid": (1, 1, 1), "pooling": ()}  # what no published pyramid has otherwise, and no shape tells
+
+
 def _pyramid(tree: Mapping, place: str, separable: bool) -> Rules:
     """Rules of an ASPP; its pooling branch follows the others and starts with the pooling itself."""
     pool = sum(name.startswith("conv_") for name in tree)
@@ -231,7 +234,8 @@ def decoder(layout: str, kind: str | None, tree: Mapping[str, Any]) -> Decoder:
         settings = {"convention": "torchvision", "output_stride": 16 if mobile else 8}
         if pyramid:
             rules = _pyramid(tree["aspp"], "classifier.0", False) + _layer("conv", "classifier.1", "classifier.2")
-            settings |= {"atrous_rates": (12, 24, 36), "separable": False}
+            # At output stride 8 ours are doubled, and torchvision has 12, 24 and 36 at both strides.
+            settings |= {"atrous_rates": (12, 24, 36) if mobile else (6, 12, 18), "separable": False} | WHOLE
             return Decoder((*rules, ("head", "classifier.4"), *aux), r"classifier\..*", settings)
         if "head_low" in tree:
             rules = _layer("conv", "classifier.cbr.0", "classifier.cbr.1")
@@ -249,6 +253,7 @@ def decoder(layout: str, kind: str | None, tree: Mapping[str, Any]) -> Decoder:
         ):
             rules += ((f"{ours}/depthwise", f"{conv}.0"), *_layer(f"{ours}/pointwise", f"{conv}.1", norm))
         settings = {"convention": "smp", "output_stride": 16, "atrous_rates": (12, 24, 36), "refine": 1, "fuse": 1}
+        settings |= WHOLE
         return Decoder((*rules, head), own, settings, align_corners=True)
     if layout == "smp" and "up_0" in tree:
         levels = sum(name.startswith("up_") for name in tree)

@@ -12,7 +12,7 @@ import numpy as np
 from segjax.spec import Preprocess, UserError
 
 FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository on the hub, in order of preference
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys of checkpoints that hold more than the weights
+WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema")  # keys of checkpoints that hold more than weights
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of parallel and compiled modules, and of Lightning's
 MEND = 'pip install "segjax[weights]"'
 
@@ -82,19 +82,41 @@ def preprocess(settings: Mapping[str, Any]) -> Preprocess | None:
         settings: its contents; timm has `pretrained_cfg`, others have `preprocessing` or the values at the top.
 
     Returns:
-        Mean and standard deviation in grey levels; None where it states none.
+        Mean and standard deviation in grey levels; None where it states none that are lists of numbers.
 
     Example:
         >>> preprocess({"pretrained_cfg": {"mean": [0.5], "std": [0.2]}}).mean
         (127.5,)
     """
-    for part in (settings, settings.get("pretrained_cfg"), settings.get("preprocessing")):
-        if isinstance(part, Mapping) and part.get("mean") and part.get("std"):
-            scale = 255 / (part.get("input_range") or (0, 1))[1]
-            return Preprocess(
-                *(tuple(round(scale * float(value), 4) for value in part[key]) for key in ("mean", "std"))
-            )
+    for part in _parts(settings):
+        mean, std, top = (part.get(key) for key in ("mean", "std", "input_range"))
+        bounds = top if _numbers(top) and len(top) == 2 else (0, 1)
+        if _numbers(mean) and _numbers(std) and len(mean) == len(std):
+            return Preprocess(*(tuple(round(255 / bounds[1] * v, 4) for v in values) for values in (mean, std)))
     return None
+
+
+def bgr(settings: Mapping[str, Any]) -> bool:
+    """Whether a config.json states that the first channel of images is blue.
+
+    Args:
+        settings: its contents.
+
+    Returns:
+        True where it does.
+    """
+    return any(part.get("input_space") == "BGR" for part in _parts(settings))
+
+
+def _parts(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Where a config.json may state the preprocessing."""
+    parts = (settings, settings.get("pretrained_cfg"), settings.get("preprocessing"))
+    return [part for part in parts if isinstance(part, Mapping)]
+
+
+def _numbers(values: Any) -> bool:
+    """Whether this is a list of numbers, at least one."""
+    return isinstance(values, list) and bool(values) and all(isinstance(value, int | float) for value in values)
 
 
 def resize(settings: Mapping[str, Any]) -> str:
@@ -122,8 +144,14 @@ def _unwrap(found: Any, name: str) -> Mapping[str, Any]:
     items = found.items() if isinstance(found, Mapping) else ()
     tensors = {key: value for key, value in items if isinstance(key, str) and hasattr(value, "shape")}
     if not tensors:
-        raise UserError(f"{name} holds no tensors by name: save the network's state_dict().")
-    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), None):
+        held = f", but {', '.join(map(str, list(found)[:5]))}" if isinstance(found, Mapping) and found else ""
+        raise UserError(f"{name} holds no tensors by name{held}: save the network's state_dict().")
+
+    def common(prefix):
+        # Of more than half: a loss may have tensors beside the model's, and a moving average a counter.
+        return sum(key.startswith(prefix) for key in tensors) > len(tensors) / 2
+
+    while prefix := next(filter(common, PREFIXES), None):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
 
@@ -181,18 +209,22 @@ def _download(name: str) -> str:
         raise UserError(f"hf://{name} needs huggingface_hub: {MEND}.") from None
     repository, _, revision = name.partition("@")
 
+    unreachable = []
+
     def fetch(file):
         try:
             return huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
-        except LocalEntryNotFoundError as error:
-            raise UserError(f"hf://{name} is not in the cache and the hub cannot be reached: {error}") from error
+        except LocalEntryNotFoundError as error:  # nor can the hub say whether there is such a file
+            unreachable.append(error)
         except EntryNotFoundError:
-            return None
-        except (OSError, ValueError) as error:  # no such repository or revision, no access, no connection
+            pass
+        except (OSError, ValueError) as error:  # no such repository or revision, no access
             raise UserError(f"hf://{name} cannot be fetched: {error}") from error
 
     for file in FILES:
         if path := fetch(file):
             fetch("config.json")  # goes into the same folder of the cache
             return path
+    if unreachable:
+        raise UserError(f"hf://{name} is not in the cache and the hub cannot be reached: {unreachable[0]}")
     raise UserError(f"hf://{name} has neither {' nor '.join(FILES)}: give the path of a file.")

@@ -162,7 +162,11 @@ def test_readme_keeps_its_word():
         again = "print the table of models anew: python -m segjax.models"
         # XLA's count is not the same in all its versions.
         assert (name, stride) == (other, one) and abs(float(flops) / float(counted) - 1) < 0.02, again
-    config, loop_code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    config, loop_code, loading = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    settings = re.search(r"models.create\((.*?)\)\n", loading, re.DOTALL)[1]
+    # Other models go through the same loop.
+    micro = '"deeplabv3plus", DatasetSpec(("background", "vessel")), backbone="resnet_micro", width=8, norm="group"'
+    other_loop = re.sub(r'"unet", .*(?=\)\nvariables)', micro, loop_code)
     names = {}
     exec(config, names)
     source = arrays(
@@ -172,9 +176,12 @@ def test_readme_keeps_its_word():
     )
     made = names["get_config"]()
     pipeline.train_batches(source, Preprocess(**made.preprocess), Loading(), **made.data)
-    names = {}
-    exec(loop_code, names)
-    assert names["loss"] > 0 and any(jnp.any(g != 0) for g in jax.tree.leaves(names["grads"]))
+    assert loop_code != other_loop
+    for code in (loop_code, other_loop):
+        names = {}
+        exec(code, names)
+        assert names["loss"] > 0 and any(jnp.any(g != 0) for g in jax.tree.leaves(names["grads"]))
+    assert eval(f"models.create({settings})", {"models": models, "spec": DatasetSpec(("a", "b"))}).aux == "c3"
 
 
 def test_rooms_need_no_import_of_their_own():

@@ -257,7 +257,7 @@ def test_mistakes_name_the_mend():
         models.create("unett", SPEC)
     for name, settings, message in [
         ("unet", {"backbone": "resnet_micro", "padding": "valid"}, "model.padding must be 'same'"),
-        ("unet", {"backbone": "resnet_micro", "widths": (8, 8)}, "model.widths five numbers"),
+        ("unet", {"backbone": "resnet_micro", "widths": (8, 8)}, r"model.widths=\(8, 8\) must be five numbers"),
         ("unet", {"backbone": "resnet_34"}, r"model.backbone='resnet_34'.*'resnet34'"),
         ("fcn", {"head": "8s", "output_stride": 16}, r"model.head='8s'.*model.output_stride=32"),
         ("fcn", {"convention": "smp"}, r"model.convention='smp'"),

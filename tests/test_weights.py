@@ -63,7 +63,7 @@ def test_every_kind_of_tensor():
     )
     assert (report.layout, report.settings, report.align_corners) == (
         "torchvision",
-        {"convention": "torchvision", "output_stride": 8},
+        {"convention": "torchvision", "output_stride": 8, "aux": "c4"},
         False,
     )
     with pytest.raises(AttributeError):
@@ -396,6 +396,29 @@ def test_settings_of_smp_deeplab():
         weights.load(normal(shapes), ours, "smp")
 
 
+def test_settings_that_no_shape_tells():
+    """Given the network, another one's weights are refused; the right place of an auxiliary head is told."""
+    ours = models.create("fcn", SPEC, backbone="resnet_micro", aux="c4", convention="torchvision")
+    assert weights.load(fcn(), blank(ours), model=ours)[1].settings["aux"] == "c4"
+    for changes, message in [
+        ({"output_stride": 16}, "model.output_stride=8"),
+        ({"convention": "atrous"}, "'torchvision'"),
+    ]:
+        other = ours.clone(**changes)
+        assert weights.load(fcn(), blank(other))[1].loaded
+        with pytest.raises(UserError, match=f"weights of another network: set .*{message}.*no model= here"):
+            weights.load(fcn(), blank(other), model=other)
+    with pytest.raises(UserError, match=r"have another shape.*Make the network like theirs .*model.aux='c4'"):
+        weights.load(fcn(), network(aux="c3", convention="torchvision"))
+
+
+def test_shapes_must_be_filled():
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), network())
+    assert all(type(x) is np.ndarray for x in jax.tree.leaves(weights.load(fcn(), shapes)[0]))
+    with pytest.raises(UserError, match=r"leaves shapes without values \(.*\): initialise the network first"):
+        weights.load(classifier(), shapes)
+
+
 def test_a_run_starts_from_weights(tmp_path):
     """Parameters, statistics and averages are the weights'; other inputs or another convention are refused."""
     safetensors = pytest.importorskip("safetensors.numpy")
@@ -424,7 +447,7 @@ def test_a_run_starts_from_weights(tmp_path):
         start(other, weights=path)
     with pytest.raises(UserError, match=r"init\.check_inputs=False"):
         start(Preprocess((127.5,), (64.0,)), weights=path)
-    with pytest.raises(UserError, match=r"set .*convention='?torchvision.*or init.check_settings=False"):
+    with pytest.raises(UserError, match=r"set model.convention='torchvision', or have .*init.check_settings=False"):
         start(convention="atrous", weights=path)
     assert "loaded" in start(other, "atrous", weights=path, check_settings=False, check_inputs=False)[2]
 

@@ -114,7 +114,7 @@ def test_torch_files_that_cannot_be_read(tmp_path):
     torch = pytest.importorskip("torch")
     path = tmp_path / "x.pth"
     torch.save({"model": {"conv1.weight": torch.zeros(3)}, "args": types.SimpleNamespace(x=1)}, path)
-    with pytest.raises(UserError, match=r"x.pth cannot be read as a file of tensors .* it holds more than tensors"):
+    with pytest.raises(UserError, match=r"x.pth cannot be read as a file of tensors: it holds more than tensors"):
         weights.load(path, network())
     whole = path.read_bytes()
     for content in (b"", b"garbage", whole[: len(whole) // 2]):

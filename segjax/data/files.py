@@ -200,5 +200,7 @@ def images(path: Path) -> list[Path]:
         raise UserError(f"There is no file or folder {path}.")
     found = sorted((p for p in path.glob("[!.]*") if p.suffix.lower() in SUFFIXES), key=lambda p: natural(p.name))
     if not found:
-        raise UserError(f"There is no image in {path}; known suffixes: {', '.join(SUFFIXES)}.")
+        inner = [p.name for p in sorted(path.iterdir()) if p.is_dir()]
+        hint = f" Its folders are not searched, name one of them: {', '.join(inner[:3])}." if inner else ""
+        raise UserError(f"There is no image in {path}; known suffixes: {', '.join(SUFFIXES)}.{hint}")
     return found

@@ -81,10 +81,12 @@ class UNet(Network):
             self.widths = (32, 64, 128, 256) if self.backbone == "plain" else (16, 32, 64, 128, 256)
         if self.upsampling == "auto":
             self.upsampling = "transposed" if self.backbone == "plain" else "nearest"
-        if self.backbone != "plain" and (self.padding == "valid" or len(self.widths) != 5):
+        if self.backbone != "plain" and self.padding == "valid":
+            raise UserError(f"On the backbone {self.backbone!r} model.padding must be 'same'.")
+        if self.backbone != "plain" and len(self.widths) != 5:
             raise UserError(
-                f"On the backbone {self.backbone!r} model.padding must be 'same', and model.widths five numbers, the "
-                "channels at strides 1, 2, 4, 8 and 16, or () for (16, 32, 64, 128, 256)."
+                f"On the backbone {self.backbone!r} model.widths={self.widths} must be five numbers, the channels at "
+                "strides 1, 2, 4, 8 and 16, or () for (16, 32, 64, 128, 256)."
             )
         super().__post_init__()
 

@@ -112,7 +112,10 @@ def start_from(
     """
     if weights is None:
         return state, "from scratch"
-    variables, report = pretrained.load(weights, jax.device_get(state.variables(False)), layout, strict=strict)
+    net = model if check_settings else None
+    variables, report = pretrained.load(
+        weights, jax.device_get(state.variables(False)), layout, model=net, strict=strict
+    )
     wanted = report.preprocess
     if check_inputs and wanted:
         pairs = ((wanted.mean, preprocess.mean), (wanted.std, preprocess.std))
@@ -121,13 +124,6 @@ def start_from(
                 f"init.weights={weights!r} expect other inputs: set preprocess.mean={wanted.mean} and "
                 f"preprocess.std={wanted.std}, or init.check_inputs=False if yours are right."
             )
-    other = {key: value for key, value in report.settings.items() if getattr(model, key, value) != value}
-    if check_settings and other:
-        raise UserError(
-            f"init.weights={weights!r} are those of another network: set "
-            f"{', '.join(f'model.{key}={value!r}' for key, value in other.items())}, or init.check_settings=False to "
-            "go on with your own."
-        )
 
     def place(new, old):
         return jax.make_array_from_callback(old.shape, old.sharding, lambda index: np.asarray(new)[index])

@@ -79,7 +79,7 @@ class Report:
         if self.unused:
             lines.append(f"of the weights not used: {_groups(self.unused, '.')}")
         if self.settings:
-            lines.append(f"theirs is the network with {_settings(self.settings)}")
+            lines.append(f"the same function only with {_settings(self.settings)}")
         if self.shifted:
             lines.append(f"batch variances shifted by {self.shifted:g}, the difference of the epsilons")
         if self.align_corners:
@@ -99,6 +99,7 @@ def load(
     variables: Mapping[str, Any],
     layout: str = "torchvision",
     *,
+    model: Any = None,
     strict: bool = True,
 ) -> tuple[Any, Report]:
     r"""Puts published weights into the variables of a network.
@@ -113,6 +114,8 @@ def load(
             "hf://organisation/name", with "@revision" where a particular one is meant.
         variables: "params" and "batch_stats" of a network of `segjax.models` or of one of its backbones.
         layout: whose names the tensors have: "torchvision", "timm" or "smp".
+        model: the network, whose settings are then compared with theirs: some of them, such as dilations, change what
+            it computes and no tensor's shape.
         strict: raise where a tensor is missing or left over, or has another shape; otherwise load what fits.
 
     Returns:
@@ -120,7 +123,8 @@ def load(
         what was done.
 
     Raises:
-        UserError: a source that cannot be read, does not fit, or has values that are not finite.
+        UserError: a source that cannot be read, does not fit, is another network's, or has values that are not finite;
+            shapes for variables that the weights leave unfilled.
 
     Example:
         >>> from segjax.nn import backbones, layers
@@ -155,7 +159,20 @@ def load(
         fits = {each: match(found.tensors, shapes, variables["params"], each) for each in names.LAYOUTS}
         raise UserError(_refusal(found, layout, fits))
     leaves = [_value(found, fit, name, leaf) if name in fit.sources else leaf for name, leaf in ours.items()]
+    unfilled = [name for name, leaf in zip(ours, leaves, strict=True) if isinstance(leaf, jax.ShapeDtypeStruct)]
+    if unfilled:
+        raise UserError(
+            f"{found.name} leaves shapes without values ({_listed(unfilled)}): initialise the network first."
+        )
     network, stated = not fit.alone, read.preprocess(found.settings)
+    settings = dict(fit.decoder.settings) if network else {}
+    other = {key: value for key, value in settings.items() if getattr(model, key, value) != value}
+    if other:
+        raise UserError(
+            f"{found.name} has the weights of another network: set {_settings(other)}, or have settings not compared "
+            "(init.check_settings=False in a run, no model= here)."
+        )
+    whole = network or any(name.startswith("backbone.") for name in found.tensors)
     own = {"torchvision": CAFFE if blank else IMAGENET, "smp": IMAGENET}.get(layout)
     report = Report(
         layout=layout,
@@ -167,8 +184,8 @@ def load(
         classes=fit.classes,
         preprocess=stated or own,
         stated=stated is not None,
-        resize=read.resize(found.settings) or RESIZES.get((layout, network), ""),
-        settings=dict(fit.decoder.settings) if network else {},
+        resize=read.resize(found.settings) or RESIZES.get((layout, whole), ""),
+        settings=settings,
         shifted=fit.epsilon,
         align_corners=fit.decoder.align_corners and network,
     )

@@ -232,6 +232,7 @@ def decoder(layout: str, kind: str | None, tree: Mapping[str, Any]) -> Decoder:
         mobile = kind == "mobilenet_v3"
         aux = (*_layer("aux_conv", "aux_classifier.0", "aux_classifier.1"), ("aux_head", "aux_classifier.4"))
         settings = {"convention": "torchvision", "output_stride": 16 if mobile else 8}
+        settings |= {"aux": "c3" if mobile else "c4"} if "aux_head" in tree else {}
         if pyramid:
             rules = _pyramid(tree["aspp"], "classifier.0", False) + _layer("conv", "classifier.1", "classifier.2")
             # At output stride 8 ours are doubled, and torchvision has 12, 24 and 36 at both strides.

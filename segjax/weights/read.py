@@ -184,11 +184,15 @@ def _torch(path: str) -> Any:
         raise UserError(f"{path} needs PyTorch: pip install torch, or convert the file to safetensors.") from None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        first = str(error).partition("\n")[0]
+    except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} cannot be read as a file of tensors ({first}). If the file is whole, it holds more than tensors: "
-            "save the network's state_dict() alone."
+            f"{path} cannot be read as a file of tensors: it holds more than tensors, or is damaged. Save the "
+            "network's state_dict() alone."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        size = os.path.getsize(path)
+        raise UserError(
+            f"{path} cannot be read as a file of tensors: its {size:,} bytes are not all of one."
         ) from error
 
 

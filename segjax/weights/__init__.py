@@ -141,17 +141,11 @@ def load(
     if "params" not in variables:
         raise UserError("variables must be what a model's init returns: {'params': ..., 'batch_stats': ...}.")
     found = read.read(source)
-    if read.bgr(found.settings):
-        raise UserError(f"{found.name} expects images in BGR: reverse axis 1 of its first kernel, and save it anew.")
-    if str(found.settings.get("architecture", "")).startswith("tf_"):
-        raise UserError(
-            f"{found.name}: timm's tf_ networks have TensorFlow's padding, at the bottom and right only: the names "
-            "fit, the outputs would not. Take the weights of the network without tf_."
-        )
+    _check_inputs(found)
     paths, structure = jax.tree_util.tree_flatten_with_path(variables)
     ours = {"/".join(key.key for key in path[1:]): leaf for path, leaf in paths}
     shapes = {name: tuple(leaf.shape) for name, leaf in ours.items()}
-    # Without them, as such a file is meant to be used.
+    # Dense layers of nan, see CAFFE, count as absent.
     blank = [name for name in DENSE if name in found.tensors and np.isnan(read.array(found.tensors[name])).all()]
     found = found._replace(tensors={name: x for name, x in found.tensors.items() if name not in blank})
     fit = match(found.tensors, shapes, variables["params"], layout)
@@ -190,6 +184,17 @@ def load(
         align_corners=fit.decoder.align_corners and network,
     )
     return jax.tree.unflatten(structure, leaves), report
+
+
+def _check_inputs(found: read.Source) -> None:
+    """Refuses networks whose images or padding are not ours, although their tensors would fit."""
+    if read.bgr(found.settings):
+        raise UserError(f"{found.name} expects images in BGR: reverse axis 1 of its first kernel, and save it anew.")
+    if str(found.settings.get("architecture", "")).startswith("tf_"):
+        raise UserError(
+            f"{found.name}: timm's tf_ networks have TensorFlow's padding, at the bottom and right only: the names "
+            "fit, the outputs would not. Take the weights of the network without tf_."
+        )
 
 
 def _value(found: read.Source, fit: Match, name: str, leaf: Any) -> Any:

@@ -96,7 +96,7 @@ def mean_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Arra
     """Mean of each window that fits into the maps, stride 1; of all pixels where the window is larger.
 
     On a CPU rows are added first, then columns: for windows of 32x64 on 64x128 maps of 2048 channels, batch 1, that is
-    0.11 s where XLA adds 2048 pixels for each result, in 33 s.
+    0.11 s where XLA adds 2048 pixels for each result, in 33 s (two cores, 2026-11-24).
 
     Args:
         x: maps [b, h, w, c].

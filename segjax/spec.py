@@ -9,10 +9,13 @@ A batch is a dict of arrays:
     label     uint8  [b, y, x]      class index; `spec.ignore` (255) where there is no truth
               uint8  [b, y, x, k]   multi-label: 0 or 1 per class, 255 where there is no truth
               (uint16 in both forms when a class index or the ignore value does not fit 8 bits)
+    instance  uint16 [b, y, x]      (instance and panoptic tasks) number of the object, 1 .. n in each image whatever
+                                    the class; 0 for stuff, for pixels without truth, and for crowds: regions of a
+                                    thing class whose objects are not told apart
     index     int32  [b]            position in the source; -1 marks a padded row
     position  int32  [b]            global sample number since step 0 (training only): the key of every draw
-    content   int32  [b, 4]         (evaluation, where inputs are resized) rows and columns of the input
-                                    and of the label that hold the image; the rest is padding
+    content   int32  [b, 4]         (evaluation only) rows and columns of the input and of the label that hold the
+                                    image; the rest is padding
 
 h, w equal y, x in training; with `Preprocess.context` = m the image is larger than its label by m
 pixels on each side.
@@ -20,10 +23,14 @@ pixels on each side.
 A model maps (images, train) to a dict of outputs, each covering the label's area at its own stride:
 
     logits    float32 [b, h', w', k]   one channel a class; a single channel in binary mode
+    centre    float32 [b, h', w']      how much a pixel is the centre of an object: 1 there, falling to 0
+    offset    float32 [b, h', w', 2]   (dy, dx) from a pixel to its object's centre, in pixels of this map
+
+A panoptic map holds class and object of each pixel in one number, `class * divisor + instance`: see `encode`.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -53,6 +60,41 @@ def voc_colours(count: int) -> tuple[Colour, ...]:
         return sum((index >> (3 * bit + shift) & 1) << (7 - bit) for bit in range(8))
 
     return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(count))
+
+
+def encode(label: Any, instance: Any, divisor: int) -> Any:
+    """Panoptic map of class and object: `class * divisor + instance`.
+
+    Args:
+        label: class indices [...], of numpy or JAX.
+        instance: numbers of the objects [...], 0 .. divisor - 1.
+        divisor: more than there are objects in an image.
+
+    Returns:
+        int32 [...].
+
+    Example:
+        >>> encode(np.array([3, 3, 255]), np.array([0, 12, 0]), 1000).tolist()
+        [3000, 3012, 255000]
+    """
+    return label.astype(np.int32) * np.int32(divisor) + instance.astype(np.int32)
+
+
+def decode(panoptic: Any, divisor: int) -> tuple[Any, Any]:
+    """Class and object of a panoptic map.
+
+    Args:
+        panoptic: `class * divisor + instance`, integers [...], of numpy or JAX.
+        divisor: that of the map.
+
+    Returns:
+        Class indices and numbers of the objects, of the map's dtype and shape.
+
+    Example:
+        >>> [x.tolist() for x in decode(np.array([3000, 3012]), 1000)]
+        [[3, 3], [0, 12]]
+    """
+    return panoptic // divisor, panoptic % divisor
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,10 @@ TENSORFLOW = [
     "array_record",
 ]
 BRAIN = ["nilearn", "nibabel"]
+COCO = ["pycocotools"]
 WEIGHTS = ["safetensors", "huggingface_hub"]
 NOTEBOOK = ["nbclient", "nbformat", "ipykernel"]
+TESTS = ["pytest", "pytest-xdist", "ruff", "beartype", "tensorboardX"]
 
 setup(
     name="segjax",
@@ -38,13 +40,14 @@ setup(
         "tf": TENSORFLOW,
         "brain": BRAIN,
         "quickstart": TENSORFLOW + BRAIN,
+        "coco": COCO,
         "weights": WEIGHTS,
         "tensorboard": ["tensorboardX"],
         "wandb": ["wandb"],
         "tpu": ["jax[tpu]"],
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
-        "dev": TENSORFLOW + BRAIN + WEIGHTS + NOTEBOOK + ["pytest", "pytest-xdist", "ruff", "beartype", "tensorboardX"],
+        "dev": TENSORFLOW + BRAIN + COCO + WEIGHTS + NOTEBOOK + TESTS,
     },
     entry_points={"console_scripts": ["segjax = segjax.cli:main"]},
 )

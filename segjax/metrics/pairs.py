@@ -1,0 +1,105 @@
+"""Counting what two maps say together: one pass over the pixels, then only a few hundred numbers."""
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+from segjax.spec import UserError
+
+_TABLE = 2**20  # values of a range up to here are found by a table: any map of 1000 classes with 1000 objects each
+
+
+def check_maps(a: np.ndarray, b: np.ndarray) -> None:
+    """Refuses maps that cannot be compared pixel by pixel.
+
+    Args:
+        a: one map [y, x].
+        b: another.
+
+    Raises:
+        UserError: their sizes differ, or one does not hold whole numbers.
+
+    Example:
+        >>> check_maps(np.zeros((4, 6), np.int32), np.zeros((4, 6), np.uint8))
+    """
+    if a.shape != b.shape:
+        raise UserError(f"Sizes differ, {a.shape} and {b.shape} (rows, columns): resize one, by nearest neighbour.")
+    for kind in (a.dtype, b.dtype):
+        if not np.issubdtype(kind, np.integer):
+            raise UserError(f"A map of classes or objects holds whole numbers, not {kind}: use astype(np.int32).")
+
+
+def runs(
+    a: Integer[np.ndarray, "*shape"], b: Integer[np.ndarray, "*shape"]
+) -> tuple[Int64[np.ndarray, "runs"], Int64[np.ndarray, "runs"]]:
+    """Cuts two maps, read row after row, into stretches along which neither changes.
+
+    Maps of segments change rarely: what is counted on the stretches costs next to nothing.
+
+    Args:
+        a: a map.
+        b: another of its shape.
+
+    Returns:
+        Where each stretch starts in the raveled maps, and its length in pixels.
+
+    Example:
+        >>> [x.tolist() for x in runs(np.array([[1, 1], [1, 2]]), np.array([[5, 7], [7, 7]]))]
+        [[0, 1, 3], [1, 2, 1]]
+    """
+    a, b = a.ravel(), b.ravel()
+    change = np.ones(a.size, bool)
+    change[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1])
+    starts = np.flatnonzero(change)
+    return starts, np.diff(starts, append=a.size)
+
+
+def compact(values: Integer[np.ndarray, "n"]) -> tuple[Int64[np.ndarray, "found"], Int64[np.ndarray, "n"]]:
+    """Numbers the values that occur: `np.unique` with its inverse, without a sort where the range is small.
+
+    Args:
+        values: whole numbers.
+
+    Returns:
+        The values that occur, in order, and the place of each element among them.
+
+    Example:
+        >>> [x.tolist() for x in compact(np.array([7000, -1, 7000, 3]))]
+        [[-1, 3, 7000], [2, 0, 2, 1]]
+    """
+    values = values.astype(np.int64)
+    low, high = values.min(initial=0), values.max(initial=0)
+    if high - low >= _TABLE:
+        return np.unique(values, return_inverse=True)
+    seen = np.zeros(high - low + 1, bool)
+    seen[values - low] = True
+    found = np.flatnonzero(seen)
+    place = np.zeros(len(seen), np.int64)
+    place[found] = np.arange(len(found))
+    return found + low, place[values - low]
+
+
+def count_pairs(
+    a: np.ndarray, b: np.ndarray
+) -> tuple[Int64[np.ndarray, "pairs"], Int64[np.ndarray, "pairs"], Int64[np.ndarray, "pairs"]]:
+    """Counts the pixels of each pair of values that two maps hold at the same place.
+
+    Args:
+        a: whole numbers [y, x].
+        b: whole numbers [y, x].
+
+    Returns:
+        Value in `a`, value in `b` and pixels of each pair that occurs, in order.
+
+    Raises:
+        UserError: sizes differ, or a map does not hold whole numbers.
+
+    Example:
+        >>> [x.tolist() for x in count_pairs(np.array([[1, 1, 2, 1]]), np.array([[5, 7, 7, 5]]))]
+        [[1, 1, 2], [5, 7, 7], [2, 1, 1]]
+    """
+    check_maps(a, b)
+    starts, lengths = runs(a, b)
+    (a_values, a), (b_values, b) = (compact(array.ravel()[starts]) for array in (a, b))
+    codes, pair = compact(a * len(b_values) + b)
+    a, b = codes // max(len(b_values), 1), codes % max(len(b_values), 1)
+    return a_values[a], b_values[b], np.bincount(pair, lengths, len(codes)).astype(np.int64)

@@ -1,0 +1,253 @@
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from segjax.metrics import instance
+from segjax.spec import DatasetSpec, UserError, decode
+
+SPEC = DatasetSpec(("ground", "cat", "dog"), things=(1, 2))
+ONE = pytest.approx(1, abs=1e-12)  # pycocotools adds a rounding error to its divisors
+CELLS = DatasetSpec(("ground", "cell"), things=(1,))
+# What pycocotools 2.0.11 decodes masks into follows the rules of NumPy 1.
+OLD_NUMPY = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def cells(numbers, scores=None):
+    """Objects of one class from a hand-drawn map of numbers."""
+    numbers = np.array(numbers)
+    return instance.objects((numbers > 0).astype(int), numbers, CELLS, scores)
+
+
+def row(*stretches, length=400):
+    """A map of one row: (number, first pixel, past the last) of each object."""
+    numbers = np.zeros((1, length), int)
+    for number, start, stop in stretches:
+        numbers[0, start:stop] = number
+    return numbers
+
+
+def figures(truth, detections, spec=CELLS, **options):
+    return instance.summary(instance.update(instance.new_state(), truth, detections), spec, **options)
+
+
+def random_maps(rng, size=(160, 200), n=12):
+    """Label and instance maps of squares of both classes and all of COCO's sizes, a crowd among them."""
+    label, numbers = np.zeros(size, np.uint8), np.zeros(size, np.uint16)
+    for number in range(1, n + 1):
+        y, x = rng.integers(0, size)
+        side = rng.choice([8, 25, 110])
+        at = np.s_[y : y + side, x : x + side]
+        label[at], numbers[at] = rng.integers(1, 3), number
+    numbers[numbers == n] = 0
+    found = np.roll(numbers, rng.integers(0, 4, 2), (0, 1))
+    predicted = np.roll(label, rng.integers(0, 2, 2), (0, 1))
+    return (label, numbers), (predicted, found), rng.random(n).round(1)
+
+
+def annotations(i, label, numbers):
+    """COCO's annotations of an image and the number of each, from masks encoded one by one."""
+    for number, c in np.ndindex(int(numbers.max()) + 1, 3):
+        mask = (label == c) & (numbers == number)
+        if c and mask.any():
+            rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+            segmentation = {**rle, "counts": rle["counts"].decode()}
+            yield number, {"image_id": i, "category_id": c, "area": int(mask.sum()), "segmentation": segmentation}
+
+
+def by_hand(images, tmp_path):
+    """The first six numbers of pycocotools, called as its manual does, on files."""
+    truths, detections = [], []
+    for i, (truth, prediction, scores) in enumerate(images):
+        for number, annotation in annotations(i, *truth):
+            truths.append({**annotation, "id": len(truths) + 1, "iscrowd": int(number == 0)})
+        for number, annotation in annotations(i, *prediction):
+            if number:
+                detections.append({**annotation, "score": float(scores[number - 1])})
+    images = [{"id": i, "height": 160, "width": 200} for i in range(len(images))]
+    data = {"images": images, "annotations": truths, "categories": [{"id": c, "name": str(c)} for c in SPEC.things]}
+    (tmp_path / "truth.json").write_text(json.dumps(data))
+    coco = COCO(tmp_path / "truth.json")
+    run = COCOeval(coco, coco.loadRes(detections), "segm")
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    return run.stats[:6]
+
+
+def gathered(images):
+    state = instance.new_state()
+    for truth, prediction, scores in images:
+        state = instance.update(
+            state, instance.objects(*truth, SPEC), instance.objects(*prediction, SPEC, scores=scores)
+        )
+    return state
+
+
+def test_as_pycocotools_on_files(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    images = [random_maps(rng) for _ in range(6)]
+    state = gathered(images)
+    capsys.readouterr()
+    found = instance.summary(state, SPEC)
+    assert capsys.readouterr().out == ""
+    names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+    np.testing.assert_allclose([found[name] for name in names], by_hand(images, tmp_path), rtol=1e-12)
+    assert 0.05 < found["AP"] < found["AP50"] < 0.99
+    assert found["AP"] == pytest.approx(np.mean(list(found["ap_per_class"].values())))
+    assert any(truth.crowd.any() for truth in state.truths) and not any(d.crowd.any() for d in state.detections)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_perfect():
+    truth = cells(row((1, 0, 10), (2, 10, 30)))
+    assert figures(truth, truth) == {
+        "AP": 1, "AP50": 1, "AP75": 1, "AP_small": 1, "AP_medium": None, "AP_large": None,
+        "ap_per_class": {"cell": 1}, "bowl_score": 1, "images": 1, "objects": 2,
+    }  # fmt: skip
+
+
+def test_half_missing():
+    """Precision is 1 up to a recall of 1/2: 51 of COCO's 101 recalls."""
+    found = figures(cells(row((1, 0, 10), (2, 10, 30))), cells(row((1, 0, 10))))
+    assert found["AP"] == found["AP50"] == pytest.approx(51 / 101) and found["bowl_score"] == 0.5
+
+
+def test_one_false():
+    """A false detection halves the precision if it is surer than the right one, and costs nothing if it is not."""
+    truth, both = cells(row((1, 0, 10))), row((1, 0, 10), (2, 100, 120))
+    assert figures(truth, cells(both, [0.3, 0.9]))["AP"] == pytest.approx(0.5)
+    assert figures(truth, cells(both, [0.9, 0.3]))["AP"] == ONE
+
+
+def test_thresholds():
+    """IoU 0.83 is a match at 0.50, 0.55 .. 0.80: seven of ten thresholds."""
+    found = figures(cells(row((1, 0, 100))), cells(row((1, 0, 83))))
+    assert (found["AP"], found["AP50"], found["AP75"]) == pytest.approx((0.7, 1, 1))
+    assert found["bowl_score"] == pytest.approx(0.7)
+
+
+def test_crowds_excuse_detections_and_are_not_missed():
+    label = np.array([[1] * 10 + [1] * 20 + [0] * 10])
+    truth = instance.objects(label, row((1, 0, 10), length=40), SPEC)
+    assert truth.crowd.tolist() == [True, False] and truth.classes.tolist() == [1, 1]
+    numbers = row((1, 0, 10), (2, 12, 20), (3, 20, 28), length=40)
+    cats = instance.objects(np.where(numbers > 0, 1, 0), numbers, SPEC, [0.1, 0.9, 0.8])
+    dogs = instance.objects(np.where(numbers > 1, 2, 1), numbers, SPEC, [0.1, 0.9, 0.8])
+    assert figures(truth, cats, SPEC)["AP"] == figures(truth, dogs, SPEC)["AP"] == ONE
+    elsewhere = row((1, 0, 10), (2, 32, 40), length=40)
+    surer = instance.objects(np.where(elsewhere > 0, 1, 0), elsewhere, SPEC, [0.1, 0.9])
+    found = figures(truth, surer, SPEC)
+    assert found["AP"] == pytest.approx(0.5) and found["objects"] == 1
+    assert found["ap_per_class"] == {"cat": pytest.approx(0.5), "dog": None}
+
+
+def test_crowds_are_no_detections():
+    truth = cells(row((1, 0, 10)))
+    label, numbers = np.ones((1, 400), int), row((1, 0, 10))
+    found = figures(truth, instance.objects(label, numbers, CELLS, [0.5]))
+    assert found["AP"] == ONE and found["bowl_score"] == 1
+
+
+def test_images_with_many_objects_need_many_detections():
+    truth = cells(row(*((n, 3 * n, 3 * n + 2) for n in range(1, 121))))
+    assert figures(truth, truth)["AP"] == pytest.approx(84 / 101)  # recalls up to 100/120
+    assert figures(truth, truth, max_detections=120)["AP"] == 1
+
+
+def test_nothing():
+    nothing, one = cells(row()), cells(row((1, 0, 9)))
+    assert nothing.rles == [] and figures(nothing, nothing)["AP"] is None
+    assert figures(nothing, nothing)["bowl_score"] == 1
+    assert figures(nothing, one)["AP"] is None and figures(nothing, one)["bowl_score"] == 0
+    assert figures(one, nothing)["AP"] == figures(one, nothing)["bowl_score"] == 0
+    empty = instance.summary(instance.new_state(), CELLS)
+    assert empty["AP"] is empty["bowl_score"] is empty["ap_per_class"]["cell"] is None
+
+
+@OLD_NUMPY
+def test_masks_survive_encoding():
+    """Objects that touch corners and lie in pieces; more than 255 of them."""
+    rng = np.random.default_rng(0)
+    label, numbers = rng.integers(0, 3, (40, 30)).astype(np.uint8), rng.integers(0, 200, (40, 30)).astype(np.uint16)
+    found = instance.objects(label, numbers, SPEC)
+    keys = sorted({(int(n), int(c)) for n, c in zip(numbers.flat, label.flat, strict=True) if c})
+    assert len(found.rles) == len(keys) > 255
+    assert found.classes.tolist() == [c for _, c in keys] and found.crowd.tolist() == [not n for n, _ in keys]
+    for rle, (n, c) in zip(found.rles, keys, strict=True):
+        np.testing.assert_array_equal(coco_mask.decode(rle), (label == c) & (numbers == n))
+
+
+@OLD_NUMPY
+def test_masks_of_coco(test_data):
+    """The masks of COCO's own panoptic map are those of its file in the detection format."""
+    root = pathlib.Path(test_data) / "coco_panoptic" / "sample_data"
+    segments = json.loads((root / "panoptic_examples.json").read_text())["annotations"]
+    wanted = json.loads((root / "panoptic_coco_detection_format.json").read_text())["annotations"]
+    for annotation in segments:
+        png = (root / "panoptic_examples" / annotation["file_name"]).with_suffix(".png")
+        ids = np.array(Image.open(png).convert("RGB")).astype(int) @ [1, 256, 65536]
+        keys = [s["id"] for s in annotation["segments_info"]]
+        numbers = np.sum([(ids == key) * n for n, key in enumerate(keys, 1)], axis=0)
+        found = instance.objects(*decode((numbers > 0) * 1000 + numbers, 1000), CELLS)
+        masks = [a["segmentation"] for a in wanted if a["image_id"] == annotation["image_id"]]
+        assert len(masks) == len(found.rles) == len(keys)
+        for rle, mask in zip(found.rles, masks, strict=True):
+            np.testing.assert_array_equal(coco_mask.decode(rle), coco_mask.decode(mask))
+
+
+def test_bowl_score_by_hand():
+    """IoU 3/4 matches at 0.50 .. 0.70 and not at 0.75; 3/5 at 0.50 and 0.55; a false one counts at every threshold."""
+    truth, prediction = row((1, 0, 4), (2, 10, 15)), row((8, 0, 3), (9, 10, 13), (3, 30, 31))
+    wanted = (2 * 2 / 3 + 3 * 1 / 4) / 10
+    assert instance.bowl_score(truth, prediction) == pytest.approx(wanted)
+    assert figures(cells(truth), cells(prediction))["bowl_score"] == pytest.approx(wanted)
+    assert instance.bowl_score(truth, truth * 7) == 1
+    assert instance.bowl_score(row(), row()) == 1
+    assert instance.bowl_score(row(), truth) == instance.bowl_score(truth, row()) == 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_bowl_score_is_brute_force(seed):
+    (_, truth), (_, prediction), _ = random_maps(np.random.default_rng(seed))
+    a, b = (np.stack([m == n for n in np.unique(m[m > 0])]) for m in (truth, prediction))
+    iou = [[(x & y).sum() / (x | y).sum() for y in b] for x in a]
+    hits = [(np.array(iou) > t / 100).sum() for t in range(50, 100, 5)]
+    wanted = np.mean([n / (len(a) + len(b) - n) for n in hits])
+    assert 0 < wanted < 1 and instance.bowl_score(truth, prediction) == pytest.approx(wanted)
+    assert figures(cells(truth), cells(prediction))["bowl_score"] == pytest.approx(wanted)
+
+
+def test_sets_merge_as_a_whole():
+    rng = np.random.default_rng(1)
+    images = [random_maps(rng) for _ in range(5)]
+    images = [(*maps, scores + 0.01 * i) for i, (*maps, scores) in enumerate(images)]
+    whole = instance.summary(gathered(images), SPEC)
+    parts = instance.merge(instance.merge(gathered(images[:1]), gathered(images[1:3])), gathered(images[3:]))
+    swapped = instance.merge(gathered(images[3:]), gathered(images[:3]))
+    for state in (parts, swapped):
+        found = instance.summary(state, SPEC)
+        assert found.pop("ap_per_class") == pytest.approx(whole["ap_per_class"], rel=1e-12)
+        assert found == pytest.approx({k: v for k, v in whole.items() if k != "ap_per_class"}, rel=1e-12)
+    assert whole["images"] == 5 and whole["objects"] == sum(int((~t.crowd).sum()) for t in parts.truths)
+
+
+def test_errors_name_what_is_wrong(monkeypatch):
+    one = cells(row((1, 0, 9)))
+    with pytest.raises(UserError, match=r"\(1, 400\) .* \(1, 50\)"):
+        instance.update(instance.new_state(), one, cells(row(length=50)))
+    with pytest.raises(UserError, match=r"Sizes differ, \(2, 3\) and \(2, 4\)"):
+        instance.objects(np.zeros((2, 3), int), np.zeros((2, 4), int), CELLS)
+    with pytest.raises(UserError, match="whole numbers, not float64"):
+        instance.bowl_score(row(), row() / 2)
+    with pytest.raises(UserError, match=r"numbered 1 \.\. 3, but there are 2 scores"):
+        cells(row((1, 0, 9), (3, 10, 20)), [0.5, 0.6])
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(UserError, match=r"pip install 'segjax\[coco\]'"):
+        instance.summary(instance.new_state(), CELLS)

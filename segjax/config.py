@@ -15,25 +15,51 @@ SOURCES = {
         "root": None,  # folder of the data set; ~ and $VARIABLES are expanded
         "images": None,  # path template under root with {stem} and perhaps {split}, or a folder
         "masks": None,  # the same for masks; {class} makes it multi-label, one mask a class
+        "instances": None,  # the same for the numbers of objects; without masks they tell two classes apart
+        "instance_base": 0,  # smaller numbers are no objects, as 0 never is (Cityscapes: 1000)
+        "crowds": False,  # True: pixels of things without an object are crowds; False: they are a fault
         "classes": None,  # class names, or a text file under root with one name a line
         "ids": None,  # raw mask value -> class; None: values are indices (and 255 is no truth from 3 classes on)
         "ignore_ids": (),  # raw mask values without truth
         "colours": None,  # class name or "ignore" -> (r, g, b), for masks drawn in colours
         "palette": None,  # a colour a class, for pictures; the PASCAL VOC map where left out
-        "things": (),  # classes that are countable objects
+        "things": (),  # classes that are countable objects, names or indices
         "lists": None,  # text file under root with the stems of a split, such as "splits/{split}.txt"
         "fractions": None,  # split -> (from, to), shares of the sorted stems, in contiguous blocks
+        "window": None,  # (low, high) intensities mapped to 0..255, for images of more than 8 bits
+    },
+    "coco_panoptic": {
+        "root": None,  # folder of the data set; ~ and $VARIABLES are expanded, and {split} here and below
+        "images": "{split}",  # folder of the images, under root
+        "annotations": "annotations/panoptic_{split}.json",  # file under root
+        "masks": "annotations/panoptic_{split}",  # folder of the PNGs of segment ids
+        "window": None,  # (low, high) intensities mapped to 0..255, for images of more than 8 bits
+    },
+    "coco_instances": {
+        "root": None,  # folder of the data set; ~ and $VARIABLES are expanded, and {split} here and below
+        "images": "{split}",  # folder of the images, under root
+        "annotations": "annotations/instances_{split}.json",  # file under root
+        "window": None,  # (low, high) intensities mapped to 0..255, for images of more than 8 bits
+    },
+    "yolo": {
+        "root": None,  # folder of the data set; ~ and $VARIABLES are expanded, and {split} here and below
+        "images": "images/{split}",  # folder under root, or a path template with {stem}
+        "labels": "labels/{split}/{stem}.txt",  # path template of the text files
+        "classes": None,  # class names, without the background
+        "palette": None,  # a colour for the background and each class, for pictures; the PASCAL VOC map where left out
         "window": None,  # (low, high) intensities mapped to 0..255, for images of more than 8 bits
     },
     "tfds": {
         "builder": None,  # TFDS name, such as "oxford_iiit_pet"
         "image": "image",  # feature that holds the image
         "mask": "segmentation_mask",  # feature that holds the mask
+        "panoptic": None,  # feature that holds segment ids in colours, in place of a mask
+        "objects": "panoptic_objects",  # feature that lists those segments
         "classes": None,  # class names
         "ids": None,  # raw mask value -> class; None: values are indices (and 255 is no truth from 3 classes on)
         "ignore_ids": (),  # raw mask values without truth
         "palette": None,  # a colour a class, for pictures; the PASCAL VOC map where left out
-        "things": (),  # classes that are countable objects
+        "things": (),  # classes that are countable objects, names or indices
         "data_dir": None,  # where prepared data lie; None is TFDS's own choice
         "window": None,  # (low, high) intensities mapped to 0..255, for images of more than 8 bits
     },
@@ -47,10 +73,10 @@ SOURCES = {
         "plane": "axial",  # axial | coronal
     },
     "arrays": {
-        "data": None,  # .npz file with {split}_image and {split}_label
+        "data": None,  # .npz file with {split}_image, {split}_label and perhaps {split}_instance
         "classes": None,  # class names
         "palette": None,  # a colour a class, for pictures
-        "things": (),  # indices of the classes that are countable objects
+        "things": (),  # classes that are countable objects, names or indices
     },
 }
 
@@ -103,6 +129,11 @@ MODELS = {
         "refine": 0,  # 3x3 convolutions before the features of stride 4 join
         "fuse": 2,  # 3x3 convolutions after they joined
     },
+    "panoptic_deeplab": {key: value for key, value in PYRAMID.items() if key != "convention"}
+    | {
+        "separable": True,  # depthwise separable convolutions
+        "dropout": 0.1,  # rate after the pyramids
+    },
     "lraspp": NETWORK
     | {
         "backbone": "mobilenet_v3_large",
@@ -113,18 +144,53 @@ MODELS = {
 }
 
 
-def base(source: str = "shapes", model: str = "unet") -> ConfigDict:
+OBJECTS = {  # the loss is Panoptic-DeepLab's
+    "cross_entropy": 1.0,  # weight of the cross-entropy of the hardest pixels
+    "centre": 200.0,  # weight of the squared error of the centre map
+    "offset": 0.01,  # weight of the absolute error of the offsets, in pixels
+    "hardest": 0.2,  # share of each image's pixels that count in the cross-entropy, those of the largest
+    "sigma": None,  # of a centre's Gaussian, in pixels; None: 8 in crops of 1025 rows, in proportion below, 4 at least
+    "small_area": 4096,  # objects of fewer pixels weigh more in the cross-entropy
+    "small_weight": 3.0,  # by so much
+    "divisor": 1000,  # of panoptic ids, class * divisor + object: more than there are objects in an image
+    "threshold": 0.1,  # least value of a centre
+    "nms_kernel": 7,  # rows and columns in which a centre is the largest value; odd
+    "top_k": 200,  # greatest number of objects in an image that are found
+    "stuff_area": 2048,  # pixels; stuff of fewer is void
+}
+
+TASKS = {
+    "semantic": {
+        "mode": "multiclass",  # multiclass | binary | multilabel: sets head, loss, activation and metric
+        "cross_entropy": 1.0,  # weight of the (binary) cross-entropy in the loss
+        "dice": 0.0,  # weight of soft Dice in the loss
+        "dice_over": "image",  # image | batch: the pixels that one Dice is taken over
+        "dice_smooth": 1.0,  # pixels added to numerator and denominator
+        "class_weights": (),  # weight of each class in the cross-entropy; `segjax inspect` prints them
+        "label_smoothing": 0.0,
+        "hardest": 1.0,  # share of each image's pixels that count in the cross-entropy, those of the largest
+        "aux": 0.4,  # weight of the loss of an auxiliary head, where the model has one (0.4: PSPNet, section 5.2)
+    },
+    "panoptic": OBJECTS,
+    "instance": OBJECTS | {"stuff_area": 0, "top_k": 100},  # 100: as many as COCO scores
+}
+
+BEST = {"semantic": "mIoU", "panoptic": "PQ", "instance": "AP"}
+
+
+def base(source: str = "shapes", model: str = "unet", task: str = "semantic") -> ConfigDict:
     """Returns a configuration with every key at its default; a mistyped key fails.
 
     Args:
         source: name of the data source, a key of `SOURCES`.
-        model: name of the model, a key of `MODELS`.
+        model: name of the model, a key of `MODELS`; one that finds objects for the tasks that need it.
+        task: kind of segmentation, a key of `TASKS`.
 
     Returns:
         A ConfigDict whose sections are the keyword arguments of one function each.
 
     Raises:
-        UserError: no such source or model.
+        UserError: no such source, model or task.
 
     Example:
         >>> config = base(source="shapes")
@@ -155,6 +221,7 @@ def base(source: str = "shapes", model: str = "unet") -> ConfigDict:
             "elastic": 0.0,  # standard deviation of the displacements, in network pixels (U-Net paper: 10)
             "elastic_grid": 3,  # displacements a side, interpolated bicubically (U-Net paper: 3)
             "rare": 0.0,  # share of crops that are sought around a pixel of a random class of the image
+            "paste": 0.0,  # share of crops into which objects of another image are pasted
         },
         "loading": {  # data.loader.Loading
             "loader": "auto",  # tf.data | threads | auto (tf.data where TensorFlow is installed): the same batches
@@ -172,17 +239,7 @@ def base(source: str = "shapes", model: str = "unet") -> ConfigDict:
             "cutout": 0.0,
         },
         "model": {"name": model} | choose("model.name", model, MODELS),  # models.create
-        "task": {  # tasks.create
-            "name": "semantic",
-            "mode": "multiclass",  # multiclass | binary | multilabel: sets head, loss, activation and metric
-            "cross_entropy": 1.0,  # weight of the (binary) cross-entropy in the loss
-            "dice": 0.0,  # weight of soft Dice in the loss
-            "dice_over": "image",  # image | batch: the pixels that one Dice is taken over
-            "dice_smooth": 1.0,  # pixels added to numerator and denominator
-            "class_weights": (),  # weight of each class in the cross-entropy; `segjax inspect` prints them
-            "label_smoothing": 0.0,
-            "aux": 0.4,  # weight of the loss of an auxiliary head, where the model has one (0.4: PSPNet, section 5.2)
-        },
+        "task": {"name": task} | choose("task.name", task, TASKS),  # tasks.create
         "optimizer": {  # train.optimizer.make
             "name": "adamw",  # sgd | adam | adamw | lion | lamb
             "learning_rate": 1e-3,  # at the peak
@@ -231,7 +288,7 @@ def base(source: str = "shapes", model: str = "unet") -> ConfigDict:
             "allow_changed": False,  # resume although model, task or classes differ from the workdir's
         },
         "checkpoint": {  # train.checkpoint.Checkpoints
-            "best": "mIoU",  # figure whose best checkpoint is kept beside the last
+            "best": BEST[task],  # figure whose best checkpoint is kept beside the last
             "evaluate": "best",  # best | last: the one that is scored at the end and used to predict
         },
         "log": {  # train.log.Log
@@ -429,7 +486,7 @@ def from_dict(saved: dict[str, Any]) -> ConfigDict:
             return tuple(tuples(v) for v in value)
         return {k: tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
 
-    config = base(saved["source"]["name"], saved["model"]["name"])
+    config = base(saved["source"]["name"], saved["model"]["name"], saved["task"]["name"])
     for section, values in tuples(saved).items():
         check_keys([section], config, "config")
         if isinstance(values, dict):

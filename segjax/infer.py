@@ -21,6 +21,7 @@ class Predictor:
     Attributes:
         spec: the classes.
         preprocess: how images become inputs.
+        divisor: more than the model finds objects in an image; 0 where it finds none.
 
     Example:
         predictor = infer.load("runs/brain")
@@ -53,6 +54,7 @@ class Predictor:
         if tile and (not preprocess.context or preprocess.resize is not None):
             raise UserError("Tiles need a model with preprocess.context > 0 and without preprocess.resize.")
         self.spec: DatasetSpec = task.spec
+        self.divisor = task.divisor
         self.preprocess = preprocess
         self._grid, self._tile = grid, tile
         self._variables = variables
@@ -66,7 +68,9 @@ class Predictor:
 
         Returns:
             "label": int32 [y, x], or bool [y, x, k] in multi-label mode; "probability": float32 [y, x, k], or
-            [y, x, 1] of the foreground in binary mode.
+            [y, x, 1] of the foreground in binary mode. Of models that find objects also "instance": int32 [y, x],
+            the object of each pixel, 0 for none; "score": float32 [n], of objects 1 .. n; "centre": float32 [y, x];
+            "offset": float32 [y, x, 2]; their "label" is `spec.ignore` where nothing was decided.
 
         Raises:
             UserError: another number of channels.
@@ -75,8 +79,9 @@ class Predictor:
             raise UserError(f"The model takes images [y, x, {len(self.preprocess.mean)}], not {list(image.shape)}.")
         if self._tile:
             side = (self._tile, self._tile)
+            content = np.array([[*side, *side]], np.int32)
             return overlap_tile(
-                lambda tiles: jax.device_get(self._run(self._variables, tiles, None, side, side)),
+                lambda tiles: jax.device_get(self._run(self._variables, tiles, content, side, side)),
                 image,
                 self._tile,
                 self.preprocess.context,
@@ -88,9 +93,9 @@ class Predictor:
         warp = geometry.whole((height, width), self.preprocess)
         at = geometry.positions(np, warp, canvas, self.preprocess.context, 0)
         pixels = geometry.sample_image(np, image, warp, at, self.preprocess)
-        content = None if self.preprocess.resize is None else np.array([[*fitted, height, width]], np.int32)
+        content = np.array([[*fitted, height, width]], np.int32)
         found = jax.device_get(self._run(self._variables, pixels[None], content, canvas, size))
-        return {key: value[0, :height, :width] for key, value in found.items()}
+        return {key: value[0, :height, :width] if value.ndim > 2 else value[0] for key, value in found.items()}
 
 
 def load(workdir: str, grid: int = 1, tile: int = 0) -> Predictor:

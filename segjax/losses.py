@@ -118,6 +118,42 @@ def pixel_weights(
     return jnp.where(is_class, weights[None, None, None], 0.0).sum(axis=-1)
 
 
+def hardest(values: Float[Array, "b *shape"], valid: Bool[Array, "b *shape"], share: float) -> Bool[Array, "b *shape"]:
+    """Marks the largest losses of each image, as in deeplab2's "top-k" cross-entropy.
+
+    Of an image with n valid losses those are marked that are not below its ceil(share n)-th largest, so all of several
+    equal ones. That value is found by bisection over the bits of the floats, which is exact and needs sums only: a
+    sort would gather the losses of all devices.
+
+    Other codes mean other things by hard pixels: detectron2 takes the largest of the whole batch, tensorflow/models of
+    a device's share of it, mmsegmentation those below a probability.
+
+    Args:
+        values: losses, not negative.
+        valid: which of them count.
+        share: of the valid losses, in (0, 1].
+
+    Returns:
+        bool [b, ...]; a mask of weights for `weighted_mean`, which divides by the number of marked losses.
+
+    Example:
+        >>> hardest(jnp.array([[0.5, 0.1, 0.9, 0.7]]), jnp.array([[True, True, True, False]]), 0.5).tolist()
+        [[True, False, True, False]]
+    """
+    axes = tuple(range(1, values.ndim))
+    # Floats that are not negative are ordered as their bits are.
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(values).astype(jnp.float32), jnp.int32)
+    bits = jnp.where(valid, bits, -1)
+    count = valid.sum(axes, keepdims=True, dtype=jnp.int32)
+    wanted = jnp.ceil(share * count.astype(jnp.float32)).astype(jnp.int32)
+
+    def narrow(i, least):
+        higher = least | jnp.int32(1) << (30 - i)
+        return jnp.where((bits >= higher).sum(axes, keepdims=True, dtype=jnp.int32) >= wanted, higher, least)
+
+    return valid & (bits >= jax.lax.fori_loop(0, 31, narrow, jnp.zeros_like(wanted)))
+
+
 def weighted_mean(
     values: Float[Array, "*shape"],
     weights: Float[Array, "*shape"] | Bool[Array, "*shape"],

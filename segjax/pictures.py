@@ -1,27 +1,33 @@
-"""Labels as pictures: colours, overlays, error maps, contact sheets."""
+"""Labels and objects as pictures: colours, overlays, error maps, contact sheets."""
 
 import math
 import re
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Shaped, UInt8
+from jaxtyping import Bool, Float, Integer, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from segjax.spec import DatasetSpec
 
 IGNORED = (110, 110, 110)
 WRONG = (230, 40, 40)
+UNMATCHED = (255, 170, 0)
+CONTOUR = (255, 255, 255)
+OUTSIDE = (60, 60, 60)
 LEAST = 160  # columns of a panel
 
 
-def colourise(label: Shaped[np.ndarray, "y x *k"], spec: DatasetSpec) -> UInt8[np.ndarray, "y x 3"]:
+def colourise(
+    label: Shaped[np.ndarray, "y x *k"], spec: DatasetSpec, instance: Integer[np.ndarray, "y x"] | None = None
+) -> UInt8[np.ndarray, "y x 3"]:
     """Paints a label in the classes' colours.
 
     Args:
         label: class indices [y, x], or 0/1 (or bool) [y, x, k], where the colours of the classes of a pixel are
             averaged; ignored pixels are hatched grey.
         spec: the colours.
+        instance: number of the object of each pixel, 0 for none: each object has a shade of its class's colour.
 
     Returns:
         uint8 [y, x, 3].
@@ -37,25 +43,39 @@ def colourise(label: Shaped[np.ndarray, "y x *k"], spec: DatasetSpec) -> UInt8[n
         picture = np.einsum("yxk,kc->yxc", there, colours) / count
     else:
         picture = colours[np.where(label < len(colours), label, 0)]
+    if instance is not None:
+        picture = _shaded(picture, instance)
     return _hatch(picture.astype(np.uint8), _ignored(label, spec))
 
 
 def overlay(
-    image: UInt8[np.ndarray, "y x c"], label: Shaped[np.ndarray, "y x *k"], spec: DatasetSpec, share: float = 0.5
+    image: UInt8[np.ndarray, "y x c"],
+    label: Shaped[np.ndarray, "y x *k"],
+    spec: DatasetSpec,
+    share: float = 0.5,
+    instance: Integer[np.ndarray, "y x"] | None = None,
+    score: Float[np.ndarray, "n"] | None = None,
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """Lays a label's colours over its image.
+    """Lays a label's colours over its image, and draws the contours of objects.
 
     Args:
         image: uint8 [y, x, 1 or 3].
         label: as in `colourise`.
         spec: the colours.
         share: of the colours in the mixture.
+        instance: as in `colourise`.
+        score: of objects 1 .. n, written on them after the name of their class.
 
     Returns:
         uint8 [y, x, 3].
     """
-    mixed = _rgb(image) * (1 - share) + colourise(label, spec).astype(np.float64) * share
-    return np.round(mixed).astype(np.uint8)
+    mixed = _rgb(image) * (1 - share) + colourise(label, spec, instance).astype(np.float64) * share
+    picture = np.round(mixed).astype(np.uint8)
+    if instance is not None:
+        picture[_contours(instance)] = CONTOUR
+    if instance is not None and score is not None:
+        picture = _named(picture, label, spec, instance, score)
+    return picture
 
 
 def errors(
@@ -63,14 +83,21 @@ def errors(
     truth: Shaped[np.ndarray, "y x *k"],
     prediction: Shaped[np.ndarray, "y x *k"],
     spec: DatasetSpec,
+    true: Integer[np.ndarray, "y x"] | None = None,
+    instance: Integer[np.ndarray, "y x"] | None = None,
 ) -> UInt8[np.ndarray, "y x 3"]:
     """Marks wrong pixels red on a dimmed image; pixels without truth are hatched.
+
+    Of objects also marks orange the pixels of the right class in a predicted object that matches no true one: whose
+    `IoU <= 0.5` with each true object of its class, as panoptic quality has it. Crowds have no objects to match.
 
     Args:
         image: uint8 [y, x, 1 or 3].
         truth: as in `colourise`.
         prediction: the same form.
         spec: the ignore value.
+        true: numbers of the true objects, 0 for none.
+        instance: of the predicted ones.
 
     Returns:
         uint8 [y, x, 3].
@@ -80,7 +107,53 @@ def errors(
     wrong = wrong.any(-1) if wrong.ndim == 3 else wrong
     picture = (_rgb(image) // 2 + 60).astype(np.uint8)
     picture[wrong] = WRONG
+    if true is not None and instance is not None:
+        known = truth != spec.ignore
+        picture[_unmatched(true, instance, known & ~wrong, known)] = UNMATCHED
     return _hatch(picture, _ignored(truth, spec))
+
+
+def heat(image: UInt8[np.ndarray, "y x c"], centre: Float[np.ndarray, "y x"]) -> UInt8[np.ndarray, "y x 3"]:
+    """Lays a map of centres over its dimmed image: nothing at 0, by way of red and yellow to white at 1.
+
+    Args:
+        image: uint8 [y, x, 1 or 3].
+        centre: the map; values beyond 0..1 count as 0 and 1.
+
+    Returns:
+        uint8 [y, x, 3].
+
+    Example:
+        >>> heat(np.full((1, 2, 1), 100, np.uint8), np.array([[0.0, 1.0]])).tolist()
+        [[[50, 50, 50], [255, 255, 255]]]
+    """
+    warmth = centre.astype(np.float64).clip(0, 1)[..., None]
+    glow = (3 * warmth - np.arange(3)).clip(0, 1) * 255
+    return np.round(_rgb(image) / 2 * (1 - warmth) + glow * warmth).astype(np.uint8)
+
+
+def directions(offset: Float[np.ndarray, "y x 2"], inside: Bool[np.ndarray, "y x"]) -> UInt8[np.ndarray, "y x 3"]:
+    """Paints offsets by the wheel of colours: the hue is the direction, red to the right, yellow-green down.
+
+    Args:
+        offset: (dy, dx) in pixels.
+        inside: where there are objects; elsewhere is dark grey.
+
+    Returns:
+        uint8 [y, x, 3]; white is no offset, full colours the longest one inside.
+
+    Example:
+        >>> directions(np.array([[[0, 2.0], [0, 0]]]), np.array([[True, True]])).tolist()
+        [[[255, 0, 0], [255, 255, 255]]]
+    """
+    dy, dx = np.moveaxis(offset.astype(np.float64), -1, 0)
+    length = np.hypot(dy, dx)
+    saturation = length / length.max(where=inside, initial=1e-6)
+    # From HSV with value 1: each channel is full for a third of the circle around its own hue.
+    sixths = (np.arctan2(dy, dx) * 3 / np.pi)[..., None] + np.array([0, 4, 2])
+    full = (abs(sixths % 6 - 3) - 1).clip(0, 1)
+    picture = np.round(255 * (1 - saturation.clip(0, 1)[..., None] * (1 - full))).astype(np.uint8)
+    return np.where(inside[..., None], picture, np.array(OUTSIDE, np.uint8))
 
 
 def panels(pictures: Sequence[UInt8[np.ndarray, "y x 3"]], captions: Sequence[str]) -> Image.Image:
@@ -173,6 +246,45 @@ def _palette(label, colours):
     picture = Image.fromarray(label.astype(np.uint8))
     picture.putpalette([value for colour in colours for value in colour])
     return picture
+
+
+def _shaded(picture, instance):
+    """Takes the colour of each object some way towards white, a bright one towards black; object 1 keeps it."""
+    # Multiples of the golden ratio modulo 1: consecutive numbers, often neighbours, lie far apart.
+    share = np.where(instance > 0, 0.6 * ((instance.astype(np.float64) - 1) * 0.618034 % 1), 0)[..., None]
+    return picture + share * (np.where(picture.max(-1, keepdims=True) > 160, 0, 255) - picture)
+
+
+def _contours(instance):
+    """Pixels whose right or lower neighbour is of another object: lines one pixel wide."""
+    found = np.zeros(instance.shape, bool)
+    found[:, :-1] = instance[:, :-1] != instance[:, 1:]
+    found[:-1] |= instance[:-1] != instance[1:]
+    return found
+
+
+def _named(picture, label, spec, instance, score):
+    """Writes class and score on each object, around the pixel of it that is nearest to its centre of mass."""
+    sheet = Image.fromarray(picture)
+    draw = ImageDraw.Draw(sheet)
+    for n in np.unique(instance[instance > 0]).tolist():
+        inside = np.argwhere(instance == n)
+        y, x = inside[abs(inside - inside.mean(0)).sum(1).argmin()].tolist()
+        text = f"{spec.classes[label[y, x]]} {score[n - 1]:.2f}"
+        half = draw.textlength(text) / 2 + 1
+        x = max(half, min(x, sheet.width - half))
+        draw.text((x, y), text, fill="white", stroke_width=1, stroke_fill="black", anchor="mm")
+    return np.array(sheet)
+
+
+def _unmatched(truth, prediction, right, known):
+    """Pixels of true objects, of the right class, whose predicted object matches none."""
+    truth, prediction = np.where(known, truth, 0).astype(np.int64), np.where(known, prediction, 0).astype(np.int64)
+    shape = truth.max() + 1, prediction.max() + 1
+    shared = np.bincount((truth * shape[1] + prediction)[right], minlength=math.prod(shape)).reshape(shape)
+    areas, found = np.bincount(truth.ravel()), np.bincount(prediction.ravel())
+    matched = (3 * shared > areas[:, None] + found)[1:].any(0)  # shared / (areas + found - shared) > 1/2
+    return right & (truth > 0) & ~matched[prediction]
 
 
 def _rgb(image):

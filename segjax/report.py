@@ -14,6 +14,7 @@ from segjax import infer, pictures
 from segjax.data.reading import CorruptImage
 from segjax.spec import UserError
 from segjax.train import checkpoint, loop
+from segjax.train.log import by_class
 
 _ENVIRONMENT = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
@@ -33,10 +34,9 @@ _CURVES = _ENVIRONMENT.from_string("""\
 
 _TABLE = _ENVIRONMENT.from_string("""\
 <table border="1" cellpadding="4" style="border-collapse:collapse;font:13px sans-serif">
-<tr><th>class</th><th>IoU</th><th>Dice</th><th>precision</th><th>recall</th></tr>
+<tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
 {% for row in rows %}
-<tr><td>{{ row[0] }}</td>{% for v in row[1:] %}<td align="right">{{ "%.4f" % v if v is not none else "-" }}</td>\
-{% endfor %}</tr>
+<tr><td>{{ row[0] }}</td>{% for v in row[1:] %}<td align="right">{{ v }}</td>{% endfor %}</tr>
 {% endfor %}
 </table>
 <p style="font:13px sans-serif">{% for k, v in figures %}{{ k }} {{ v }}{{ " &middot; "|safe if not loop.last }}\
@@ -49,6 +49,8 @@ _PAGE = _ENVIRONMENT.from_string("""\
 <h1>{{ title }}</h1>
 {{ table }}{{ curves }}
 <h2>Test images</h2><p><img src="legend.png" alt="colours of the classes"></p>
+<p>Errors: red where the class is wrong, orange where it is right but the object matches no true one (IoU 0.5).
+Offsets: the hue is the direction, the saturation the length.</p>
 {% for name, file in images %}
 <p>{{ name }}<br><img src="{{ file }}" alt="image, truth, prediction, error" style="max-width:100%"></p>
 {% endfor %}
@@ -93,7 +95,11 @@ def curves(workdir: str) -> Html:
         A chart for the training loss and one for each figure of the evaluations that was taken more than once.
     """
     lines = read_log(workdir)
-    wanted = [("train", "loss"), ("train", "learning_rate"), ("test", "mIoU"), ("test", "mean_dice")]
+    wanted = [
+        ("train", "loss"),
+        ("train", "learning_rate"),
+        *(("test", figure) for figure in ("PQ", "AP", "mIoU", "mean_dice")),
+    ]
     charts = []
     for split, key in wanted:
         points = [(x["step"], x[key]) for x in lines if x["split"] == split and x.get(key) is not None]
@@ -117,13 +123,11 @@ def table(summary: dict[str, Any]) -> Html:
         summary: figures of an evaluation.
 
     Returns:
-        IoU, Dice, precision and recall of each class, and the overall figures below.
+        The figures of each class and their means, and the overall figures below.
     """
-    kinds = ("iou", "dice", "precision", "recall")
-    names = summary.get("iou_per_class", {})
-    rows = [(name, *(summary[f"{kind}_per_class"][name] for kind in kinds)) for name in names]
+    headings, rows = by_class(summary)
     plain = [(k, f"{v:.4f}" if isinstance(v, float) else v) for k, v in summary.items() if not isinstance(v, dict)]
-    return Html(_TABLE.render(rows=rows, figures=plain))
+    return Html(_TABLE.render(headings=headings, rows=rows, figures=plain))
 
 
 def strips(workdir: str, count: int = 8, opened: loop.Sources = None) -> list[tuple[str, Any]]:
@@ -135,7 +139,8 @@ def strips(workdir: str, count: int = 8, opened: loop.Sources = None) -> list[tu
         opened: sources by split that stand in for the configured one.
 
     Returns:
-        (name, picture) of each: image, truth, prediction and error side by side.
+        (name, picture) of each: image, truth, prediction and error side by side, and of a model that finds objects
+        its centres and offsets.
 
     Raises:
         UserError: no run or no checkpoint there.
@@ -149,16 +154,25 @@ def strips(workdir: str, count: int = 8, opened: loop.Sources = None) -> list[tu
             sample = source.read(i)
         except CorruptImage:  # evaluation has named it
             continue
-        image, truth = sample["image"], sample["label"]
-        label = predict(image)["label"]
-        parts = [
-            np.broadcast_to(image, (*image.shape[:2], 3)),
-            pictures.colourise(truth, predict.spec),
-            pictures.colourise(label, predict.spec),
-            pictures.errors(image, truth, label, predict.spec),
-        ]
-        found.append((source.name(i), pictures.panels(parts, ("image", "truth", "prediction", "error"))))
+        parts = _parts(sample, predict(sample["image"]), predict.spec)
+        found.append((source.name(i), pictures.panels(list(parts.values()), list(parts))))
     return found
+
+
+def _parts(sample, found, spec):
+    """The pictures of a sample and of what was found in it, by caption."""
+    image, truth, label = sample["image"], sample["label"], found["label"]
+    true, instance = (sample["instance"], found["instance"]) if "instance" in found else (None, None)
+    parts = {
+        "image": np.broadcast_to(image, (*image.shape[:2], 3)),
+        "truth": pictures.overlay(image, truth, spec, 1.0, true),
+        "prediction": pictures.overlay(image, label, spec, 1.0, instance),
+        "error": pictures.errors(image, truth, label, spec, true, instance),
+    }
+    if instance is not None:
+        parts["centres"] = pictures.heat(image, found["centre"])
+        parts["offsets"] = pictures.directions(found["offset"], instance > 0)
+    return parts
 
 
 def show(workdir: str, count: int = 4, opened: loop.Sources = None) -> Html:

@@ -64,3 +64,46 @@ def test_arrays_missing_split_or_part():
         arrays("y", data={"x": pair()}, classes=("a",))
     with pytest.raises(UserError, match="needs 'image' and 'label', but has image"):
         arrays("x", data={"x": {"image": np.zeros((1, 2, 2, 3), np.uint8)}}, classes=("a",))
+
+
+LABEL = np.array([[0, 1, 1], [2, 2, 255]])
+
+
+def objects(instance, **kwargs):
+    data = {"image": np.zeros((1, 2, 3, 3), np.uint8), "label": LABEL[None], "instance": [np.array(instance)]}
+    return arrays("x", **{"data": {"x": data}, "classes": ("a", "b", "c"), "things": ("b", 2)} | kwargs)
+
+
+def test_objects_are_numbered_anew(tmp_path):
+    source = objects([[0, 700, 700], [9, 0, 0]])
+    sample = source.read(0)
+    assert source.spec.things == (1, 2) and sample["instance"].dtype == np.uint16
+    np.testing.assert_array_equal(sample["instance"], [[0, 2, 2], [1, 0, 0]])
+    parts = {"x_image": np.zeros((1, 2, 3, 3), np.uint8), "x_label": LABEL[None]}
+    np.savez(tmp_path / "x.npz", **parts, x_instance=source.instances[0][None])
+    stored = objects(0, data=str(tmp_path / "x.npz"))
+    np.testing.assert_array_equal(stored.read(0)["instance"], sample["instance"])
+    np.savez(tmp_path / "x.npz", **parts)
+    assert set(objects(0, data=str(tmp_path / "x.npz")).read(0)) == {"image", "label"}
+
+
+@pytest.mark.parametrize(
+    ("instance", "kwargs", "message"),
+    [
+        ([[3, 1, 1], [2, 2, 0]], {}, r"x_0: the instance map holds 3 \(1 pixels\) on pixels of no thing class"),
+        ([[0, 1, 1], [2, 2, 4]], {}, r"x_0: the instance map holds 4 \(1 pixels\)"),
+        ([[0, -1, 1], [2, 2, 0]], {}, r"x_0: the instance map holds -1 \(1 pixels\) .* or below 0"),
+        ([[0.0, 1, 1], [2, 2, 0]], {}, r"x_0: the instance map must be integers \[2, 3\] .* but is float64 \[2, 3\]"),
+        ([[0, 1], [2, 2]], {}, r"x_0: the instance map must be integers \[2, 3\] .* but is int64 \[2, 2\]"),
+        ([[0, 1, 1], [2, 2, 0]], {"things": ()}, r"x_0: instance maps need source\.things"),
+        ([[0, 1, 1], [2, 2, 0]], {"things": ("d",)}, r"source\.things: 'd' is none of the classes a, b, c"),
+    ],
+)
+def test_faults_of_objects_name_the_sample(instance, kwargs, message):
+    with pytest.raises(UserError, match=message):
+        objects(instance, **kwargs)
+
+
+def test_as_many_instance_maps_as_labels():
+    with pytest.raises(UserError, match="'x' has 2 labels and 1 instance maps"):
+        arrays("x", data={"x": {**pair(), "instance": np.zeros((1, 4, 6), int)}}, classes=("a", "b", "c"), things=(1,))

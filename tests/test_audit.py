@@ -1,11 +1,13 @@
 """The audit counts what a set holds and reports every fault; class weights follow their formulas."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from segjax.cli import inspect
 from segjax.data.audit import audit, effective_number, inverse_frequency, median_frequency
 from segjax.data.sources.arrays import arrays
 from segjax.data.sources.folder import folder
@@ -106,6 +108,49 @@ def test_checks_the_labels_of_any_source():
     found = audit(Source())
     assert found.pixels == (1, 1, 0) and found.ignored == 1
     assert list(found.invalid) == ["sample1"] and "{5: 1}" in found.invalid["sample1"]
+
+
+def test_counts_objects(faulty):
+    """Of each class over the set, and the most in an image."""
+    assert audit(faulty).objects is None and audit(faulty).most_objects == 0
+    label = np.array([[[0, 1, 1, 2]], [[2, 2, 1, 1]]])
+    instance = np.array([[[0, 1, 1, 0]], [[4, 9, 2, 2]]])
+    data = {"x": {"image": np.zeros((2, 1, 4, 3), np.uint8), "label": label, "instance": instance}}
+    found = audit(arrays("x", data=data, classes=CLASSES, things=(1, 2)))
+    assert found.objects == (0, 2, 2) and found.most_objects == 3 and found.errors == {}
+    assert json.loads(json.dumps(found.as_dict()))["objects"] == [0, 2, 2]
+
+
+def test_inspect_prints_objects(faulty, capsys):
+    data = {"x": {"image": np.zeros((1, 1, 3, 3), np.uint8), "label": [[[0, 1, 1]]], "instance": [[[0, 1, 2]]]}}
+    data["x"] = {key: np.array(value) for key, value in data["x"].items()}
+    inspect._print(audit(arrays("x", data=data, classes=CLASSES, things=(1,))), {})
+    printed = capsys.readouterr().err
+    assert re.search(r"images\W+objects", printed) and re.search(r"b\W+2\W+66\.67%\W+1\W+2", printed)
+    assert "objects in an image: 2 at most" in printed
+    inspect._print(audit(faulty), {})
+    assert not re.search(r"images\W+objects|objects in an image", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("instance", [[[0, 1, 3, 0]], [[0, 1, 1, 2]], [[1, 2, 0, 0]], [[0, 0, 0, 1]], [[0, 2, 2, 0]]])
+def test_checks_the_numbers_of_any_source(instance):
+    """Numbers leave none out, an object has one class, and it is of a thing."""
+
+    class Source:
+        spec = DatasetSpec(CLASSES, things=(1, 2))
+
+        def __len__(self):
+            return 1
+
+        def name(self, i):
+            return "sample"
+
+        def read(self, i):
+            label = np.array([[0, 1, 2, 255]], np.uint8)
+            return {"image": np.zeros((1, 4, 3), np.uint8), "label": label, "instance": np.array(instance, np.uint16)}
+
+    found = audit(Source())
+    assert "sample: objects are not numbered 1 .. n" in found.invalid["sample"] and found.objects is None
 
 
 def test_faults_of_the_program_are_not_hidden(faulty, monkeypatch):

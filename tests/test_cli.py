@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from segjax.cli import VERBS, main
+from segjax.config import SOURCES
 from segjax.train import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -164,7 +165,7 @@ def here(tmp_path, monkeypatch):
         ("c.py:dict", "c.py: get_config() must return what segjax.config.base() makes, not {}."),
         (
             "c.py:source",
-            "source.name='shpes' is not one of folder, tfds, shapes, brain, arrays. Did you mean 'shapes'?",
+            f"source.name='shpes' is not one of {', '.join(SOURCES)}. Did you mean 'shapes'?",
         ),
         ("syntax.py", "syntax.py, line 2: SyntaxError: invalid syntax"),
         ("empty.py", "empty.py defines no get_config()."),

@@ -7,7 +7,6 @@ from segjax import augment, config, models, parallel, tasks
 from segjax.config import base, call, durations, from_dict, to_dict
 from segjax.data import loader, pipeline, sources
 from segjax.spec import DatasetSpec, Preprocess, UserError
-from segjax.tasks import semantic
 from segjax.train import checkpoint, log, optimizer, state
 
 FUNCTIONS = {
@@ -23,7 +22,6 @@ FUNCTIONS = {
     "resume": checkpoint.compare,
     "checkpoint": checkpoint.Checkpoints,
     "log": log.Log,
-    "task": semantic.create,
 }
 
 
@@ -38,15 +36,24 @@ def assert_mirrors(section, function, extra=()):
         else:
             assert expected == default and type(expected) is type(default), key
     # The caller supplies these, not the user.
-    supplied = {"channels", "config", "enabled"}
+    supplied = {"channels", "config", "enabled", "scores"}
     for key, argument in arguments.items():
         if argument.kind is argument.KEYWORD_ONLY and key not in supplied:
-            assert key in section, f"{function.__name__} takes {key}, which config.py does not list"
+            assert key in section, f"{function} takes {key}, which config.py does not list"
 
 
 @pytest.mark.parametrize("section", FUNCTIONS)
 def test_sections_are_the_arguments_of_their_function(section):
-    assert_mirrors(base()[section], FUNCTIONS[section], extra=["name"] if section == "task" else ())
+    assert_mirrors(base()[section], FUNCTIONS[section])
+
+
+@pytest.mark.parametrize("name", config.TASKS)
+def test_tasks_are_the_arguments_of_their_function(name):
+    assert config.TASKS.keys() == tasks.TASKS.keys() == config.BEST.keys()
+    assert_mirrors(base(task=name).task, tasks.TASKS[name], extra=["name"])
+    spec = DatasetSpec(("road", "car"), things=(1,))
+    task = tasks.TASKS[name](spec)
+    assert config.BEST[name] in task.summary(task.new_metric())
 
 
 @pytest.mark.parametrize("name", config.SOURCES)
@@ -62,7 +69,10 @@ def test_models_are_the_attributes_of_their_module(name):
     section = dict(base(model=name).model)
     assert section.pop("name") == name
     assert section == {k: fields[k].default for k in section}
-    assert set(fields) - set(section) == {"channels", "axis_name", "parent", "name"}
+    left = {"channels", "axis_name", "parent", "name"}
+    # What has one value only is no choice.
+    left |= {"convention"} if len(models.MODELS[name].conventions) == 1 else set()
+    assert set(fields) - set(section) == left
 
 
 def test_mistyped_keys_name_the_nearest():

@@ -1,4 +1,4 @@
-"""Folders as a data source: pairing, splits, ids, and errors that name the file."""
+"""Folders as a data source: pairing, splits, ids, objects, and errors that name the file."""
 
 import json
 
@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from segjax.data import files
+from segjax.data.audit import audit
 from segjax.data.sources.folder import folder
 from segjax.spec import UserError
 
@@ -255,6 +256,19 @@ def test_missing_things_are_named(tmp_path):
         ({"classes": "nope.txt"}, r"source\.classes: .*nope\.txt"),
         ({"fractions": {"train": (0, 0.5), "test": (0.5, 1)}}, "names the splits train, test, not 'all'"),
         ({"fractions": {"all": (0.5, 0.5)}}, "holds none of the 1 images"),
+        ({"things": ("d",)}, r"source\.things: 'd' is none of the classes a, b, c"),
+        ({"things": (3,)}, r"source\.things: 3 is none of the classes"),
+        ({"masks": None}, r"source\.masks, source\.instances or both"),
+        ({"instances": "masks"}, r"source\.instances needs source\.things"),
+        ({"instances": "masks", "masks": "{class}", "things": (1,)}, r"source\.instances .* one class a pixel"),
+        ({"instances": "masks", "masks": None}, r"without source\.masks tells two classes apart"),
+        ({"instances": "masks", "masks": None, "classes": ("a", "b"), "things": (0,)}, "two classes apart"),
+        ({"instances": "masks", "masks": None, "classes": ("a", "b"), "ids": {0: "a"}}, "leave source.ids"),
+        ({"instances": "{class}", "things": (1,)}, r"source\.instances=.*\{class\} means nothing"),
+        (
+            {"instances": "gone", "things": (1,)},
+            r"source\.instances: 1 of 1 images have no file of objects at .*gone: a",
+        ),
     ],
 )
 def test_contradictions_name_the_key(tmp_path, kwargs, message):
@@ -268,6 +282,97 @@ def test_hidden_folders_are_left_out_and_links_followed(tmp_path):
     write(tmp_path / "set", [".cache/b"])
     (tmp_path / "set/images/linked").symlink_to(tmp_path / "real/images")
     assert list(files.find(tmp_path / "set", "images")) == ["linked/a"]
+
+
+LABEL = np.array([[0, 1, 1, 2, 2, 255]], np.uint8)
+
+
+def objects(root, ids, label=LABEL, **kwargs):
+    """A source of one image: class a is stuff, b and c are things, 255 is no truth."""
+    save(root / "images/x.png", np.zeros((*label.shape, 3), np.uint8))
+    save(root / "masks/x.png", label)
+    save(root / "objects/x.tif" if ids.dtype == np.int32 else root / "objects/x.png", ids)
+    return make(root, **{"instances": "objects", "things": ("c", "b")} | kwargs)
+
+
+def rgb(ids):
+    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        np.array([[9, 80, 7, 200, 200, 3]], np.uint8),
+        np.array([[9, 8000, 700, 60000, 60000, 3]], np.uint16),
+        np.array([[-1, 8000, 700, 2**30, 2**30, 3]], np.int32),
+        rgb(np.array([[9, 80 << 16, 80 << 8, 81 << 16, 81 << 16, 3]])),
+        rgb(np.array([[0, 0x020202, 0x010101, 0x030303, 0x030303, 0]])),  # equal channels are colours here
+    ],
+)
+def test_objects_are_numbered_by_ascending_id(tmp_path, ids):
+    source = objects(tmp_path, ids)
+    sample = source.read(0)
+    assert source.spec.things == (1, 2) and sample["instance"].dtype == np.uint16
+    np.testing.assert_array_equal(sample["label"], LABEL)
+    np.testing.assert_array_equal(sample["instance"], [[0, 2, 1, 3, 3, 0]])
+
+
+def test_palette_files_of_objects_hold_indices(tmp_path):
+    picture = Image.fromarray(np.array([[0, 2, 1, 3, 3, 0]], np.uint8))
+    picture.putpalette([9, 9, 9, 8, 8, 8, 7, 7, 7, 6, 6, 6])
+    objects(tmp_path, np.zeros((1, 6), np.uint8))
+    save(tmp_path / "objects/x.png", picture)
+    np.testing.assert_array_equal(
+        make(tmp_path, instances="objects", things=[1, 2]).read(0)["instance"], [[0, 2, 1, 3, 3, 0]]
+    )
+
+
+def test_things_without_an_object(tmp_path):
+    ids = np.array([[0, 26, 26001, 0, 33005, 0]], np.uint16)
+    with pytest.raises(
+        UserError, match=r"objects/x\.png: 1 pixels of 'b', 1 pixels of 'c' belong .*source\.crowds=True"
+    ):
+        objects(tmp_path, ids, instance_base=1000).read(0)
+    sample = objects(tmp_path, ids, instance_base=1000, crowds=True).read(0)
+    np.testing.assert_array_equal(sample["instance"], [[0, 0, 1, 0, 2, 0]])
+
+
+def test_an_object_has_the_class_of_most_of_its_pixels(tmp_path):
+    label = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 2, 2, 2, 255]], np.uint8)
+    ids = np.array([[5, 5, 5, 5, 5, 5], [4, 4, 3, 3, 4, 5]], np.uint8)
+    sample = objects(tmp_path, ids, label, crowds=True).read(0)
+    np.testing.assert_array_equal(sample["instance"], [[3, 3, 3, 0, 0, 0], [2, 2, 1, 1, 0, 0]])
+    with pytest.raises(UserError, match=r"objects/x\.png: 3 pixels of 'c' belong to no object"):
+        objects(tmp_path, ids, label).read(0)
+
+
+def test_objects_alone(tmp_path):
+    ids = np.array([[0, 7, 900, 999, 0, 30]], np.uint16)
+    kwargs = {"masks": None, "classes": ("background", "cell"), "things": ()}
+    source = objects(tmp_path, ids, **kwargs)
+    assert source.spec.things == (1,) and source.ids(0) == {} and source.size(0) == (1, 6)
+    np.testing.assert_array_equal(source.read(0)["label"], [[0, 1, 1, 1, 0, 1]])
+    np.testing.assert_array_equal(source.read(0)["instance"], [[0, 1, 3, 4, 0, 2]])
+    sample = objects(tmp_path, ids, **kwargs, instance_base=100).read(0)
+    np.testing.assert_array_equal(sample["label"], [[0, 0, 1, 1, 0, 0]])
+    np.testing.assert_array_equal(sample["instance"], [[0, 0, 1, 2, 0, 0]])
+
+
+def test_too_many_objects(tmp_path):
+    ids = np.arange(256 * 260, dtype=np.int32).reshape(256, 260)
+    kwargs = {"masks": None, "classes": ("background", "cell"), "things": ()}
+    with pytest.raises(UserError, match=r"objects/x\.tif holds 66559 objects; no more than 65535"):
+        objects(tmp_path, ids, np.zeros(ids.shape, np.uint8), **kwargs).read(0)
+
+
+def test_faults_of_files_of_objects(tmp_path):
+    source = objects(tmp_path, np.zeros((1, 5), np.uint8))
+    for look in (source.size, source.read):
+        with pytest.raises(UserError, match=r"images/x\.png has 1 x 6 .*objects/x\.png has 1 x 5"):
+            look(0)
+    Image.fromarray(np.zeros((1, 6, 3), np.uint8)).save(tmp_path / "objects/x.png", "JPEG")
+    with pytest.raises(UserError, match=r"objects/x\.png: lossy JPEG"):
+        source.read(0)
 
 
 CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
@@ -307,3 +412,33 @@ def test_isbi(test_data):
     sample = test.read(0)
     assert sample["image"].shape == (512, 512, 1)
     assert set(np.unique(sample["label"])) == {0, 1}
+
+
+def test_nuclei(test_data):
+    """Data Science Bowl 2018: as many objects as its index says."""
+    source = folder(
+        "test",
+        root=f"{test_data}/dsb2018",
+        images="{split}/images",
+        instances="{split}/labels",
+        classes=("background", "nucleus"),
+    )
+    index = json.loads((source.images[0].parent.parent.parent / "index.json").read_text())
+    assert len(source) == 65
+    found = audit(source)
+    assert not found.errors and found.ids == {}
+    assert found.objects == (0, sum(index[stem]["instances"] for stem in source.stems)) == (0, 4152)
+    assert found.most_objects == max(index[stem]["instances"] for stem in source.stems)
+
+
+def test_pedestrians(test_data):
+    source = folder(
+        "all",
+        root=f"{test_data}/pennfudan",
+        images="images",
+        instances="masks/{stem}_mask.png",
+        classes=("background", "pedestrian"),
+        fractions={"all": (0, 1)},
+    )
+    found = audit(source)
+    assert (found.samples, found.objects, found.errors) == (170, (0, 423), {})

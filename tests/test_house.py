@@ -19,6 +19,7 @@ import pytest
 from segjax import losses, models, tasks
 from segjax.config import call
 from segjax.data import pipeline
+from segjax.data.ids import make_spec
 from segjax.data.loader import Loading
 from segjax.data.sources.arrays import arrays
 from segjax.models.__main__ import table
@@ -29,14 +30,15 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "segjax"
 
 # Room -> rooms it may import, beside its own folder.
 BASE = {"spec", "config"}
-TOOLS = {"data", "nn", "losses", "metrics", "augment", "parallel", "pictures"}
+TOOLS = {"data", "nn", "losses", "metrics", "augment", "parallel", "pictures", "rle", "targets", "postprocess"}
 ROOMS = {
     "spec": set(),
     "config": {"spec"},
     **dict.fromkeys(TOOLS, BASE),
+    **dict.fromkeys(("data", "metrics"), BASE | {"rle"}),
     "weights": BASE,
     "models": BASE | {"nn"},
-    "tasks": BASE | {"losses", "metrics", "nn"},
+    "tasks": BASE | {"losses", "metrics", "nn", "postprocess", "targets"},
     "train": BASE | TOOLS | {"weights", "models", "tasks"},
     **dict.fromkeys(
         ("cli", "infer", "report"), BASE | TOOLS | {"weights", "models", "tasks", "train", "infer", "report", "cli"}
@@ -127,11 +129,24 @@ def test_configurations_load():
         module = load(path)
         config = module.get_config()
         names = config.source.get("classes") or [str(k) for k in range(8)]
-        task = call(tasks.create, "task", config.task, DatasetSpec(tuple(names)))
-        call(models.create, "model", config.model, spec=task.spec)
+        task = call(tasks.create, "task", config.task, DatasetSpec(tuple(names), things=(1,)))
+        model = call(models.create, "model", config.model, spec=task.spec)
+        assert model.finds_objects == (task.divisor > 0)
         call(optimizer.make, "optimizer", config.optimizer, 100)
         assert f"configs/{path.name}" in module.__doc__
-        assert re.search(r"mIoU|Dice|[Nn]ot yet measured", module.__doc__), f"{path.name} states no score"
+        assert re.search(r"mIoU|Dice|AP|PQ|[Nn]ot yet measured", module.__doc__), f"{path.name} states no score"
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "objects"), [("nuclei_instance", 664, 65, 4152), ("pennfudan_instance", 120, 50, 118)]
+)
+def test_configurations_find_their_objects(name, train, test, objects, test_data, monkeypatch):
+    """Those of instance maps read the real thing: every object of the test split."""
+    monkeypatch.setenv("SEGJAX_DATA", test_data)
+    config = load(PACKAGE.parent / "configs" / f"{name}.py").get_config()
+    assert len(loop.open_split(config, "train")) == train
+    source = loop.open_split(config, "test")
+    assert len(source) == test and sum(int(source.read(i)["instance"].max()) for i in range(test)) == objects
 
 
 @pytest.mark.parametrize("name, size", [("camvid_unet", (360, 480)), ("isbi_unet", (512, 512))])
@@ -162,7 +177,13 @@ def test_readme_keeps_its_word():
         again = "print the table of models anew: python -m segjax.models"
         # XLA's count is not the same in all its versions.
         assert (name, stride) == (other, one) and abs(float(flops) / float(counted) - 1) < 0.01, again
-    config, loop_code, loading = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    config, loop_code, loading, objects, scoring = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(objects, names := {})
+    made = names["get_config"]()
+    task = call(tasks.create, "task", made.task, make_spec(made.source.classes, things=made.source.things))
+    assert call(models.create, "model", made.model, spec=task.spec).finds_objects and task.spec.things[0] == 11
+    exec(scoring, names := {})
+    assert names["ours"].shape == (64, 64) and not names["ours"].any()
     settings = re.search(r"models.create\((.*?)\)\n", loading, re.DOTALL)[1]
     # Other models go through the same loop.
     micro = '"deeplabv3plus", DatasetSpec(("background", "vessel")), backbone="resnet_micro", width=8, norm="group"'

@@ -1,5 +1,6 @@
 """Public data sets in their usual layouts on disk, read through the configurations that come with the package."""
 
+import json
 import pathlib
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from segjax.cli.setup import read_config_file
+from segjax.data.sources import create
 from segjax.spec import UserError, voc_colours
 from segjax.train import loop
 
@@ -191,3 +193,93 @@ def test_ade20k_faults(ade20k):
         loop.open_split(config, "training")
     with pytest.raises(UserError, match=r"no image at .*images/train/.* for split 'train'"):
         loop.open_split(config, "train")
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def check_objects(source, i, label, instance):
+    sample = source.read(i)
+    np.testing.assert_array_equal(sample["label"], label)
+    np.testing.assert_array_equal(sample["instance"], instance)
+
+
+def test_cityscapes_objects(cityscapes):
+    """Objects of gtFine are class * 1000 + number; a group of cars has its class alone, as stuff has."""
+    config, root, _ = cityscapes
+    source = dict(config.source)
+    raw = np.array([[7, 26, 26, 26, 4, 24], [33, 33, 26, 11, 3, 24]], np.uint8)  # with a vehicle of the camera's own
+    ids = np.array([[7, 26001, 26001, 26, 4, 24000], [33002, 33000, 26000, 11, 3, 24000]], np.uint16)
+    name = "gtFine/train/aachen/aachen_000000_000019_gtFine"
+    save(root / f"{name}_labelIds.png", raw)
+    save(root / f"{name}_instanceIds.png", ids)
+    save(root / "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png", np.zeros((2, 6, 3), np.uint8))
+    made = {"instances": "gtFine/{split}/{stem}_gtFine_instanceIds.png", "instance_base": 1000}
+    label = [[0, 13, 13, 13, 255, 11], [18, 18, 13, 2, 255, 11]]
+    check_objects(
+        create("train", **source | made | {"crowds": True}), 0, label, [[0, 3, 3, 0, 0, 1], [5, 4, 2, 0, 0, 1]]
+    )
+    with pytest.raises(UserError, match=r"000019_gtFine_instanceIds\.png: 1 pixels of 'car' belong to no object"):
+        create("train", **source | made).read(0)
+
+
+def test_ade20k_objects(ade20k):
+    """annotations_instance holds its own class in red, the object's number in green; the two maps may differ."""
+    config, root = ade20k
+    source = dict(config.source)
+    raw = np.array([[1, 13, 13, 13, 21, 0]], np.uint8)  # wall, three pixels of people, a car, and no truth
+    ids = np.zeros((1, 6, 3), np.uint8)
+    ids[0, :, 0], ids[0, :, 1] = [0, 1, 1, 1, 2, 2], [0, 2, 1, 1, 3, 3]
+    ids[0, 0] = 1, 2, 0  # the person reaches over the wall in one of the maps
+    for folder, suffix, pixels in (
+        ("images", "jpg", ids),
+        ("annotations", "png", raw),
+        ("annotations_instance", "png", ids),
+    ):
+        for old in (root / folder / "training").glob("*"):
+            old.unlink()
+        save(root / folder / f"training/ADE_train_00000001.{suffix}", pixels)
+    made = {"instances": "annotations_instance/{split}/{stem}.png", "things": ("person", "car")}
+    check_objects(create("training", **source | made), 0, [[0, 12, 12, 12, 20, 255]], [[0, 2, 1, 1, 3, 0]])
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """COCO's folders with one image: two cats, one of them in two parts, a crowd of cats, sky, and a void corner."""
+    ids = np.array([[5, 5, 900, 5], [70000, 70000, 66, 0]])
+    save(tmp_path / "val2017/000000000139.jpg", np.zeros((2, 4, 3), np.uint8))
+    save(
+        tmp_path / "annotations/panoptic_val2017/000000000139.png",
+        np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8),
+    )
+    images = [{"id": 139, "file_name": "000000000139.jpg", "height": 2, "width": 4}]
+    cat, sky = ({"id": 17, "name": "cat", "isthing": 1}, {"id": 187, "name": "sky", "isthing": 0})
+    segments = [
+        {"id": i, "category_id": k, "iscrowd": crowd, "area": int((ids == i).sum()), "bbox": [0, 0, 1, 1]}
+        for i, k, crowd in ((5, 17, 0), (900, 17, 0), (70000, 17, 1), (66, 187, 0))
+    ]
+    panoptic = [{"image_id": 139, "file_name": "000000000139.png", "segments_info": segments}]
+    objects = [
+        {"id": 81, "segmentation": [[0, 0, 2, 0, 2, 1, 0, 1], [3, 0, 4, 0, 4, 1, 3, 1]], "iscrowd": 0},
+        {"id": 82, "segmentation": {"size": [2, 4], "counts": [4, 1, 3]}, "iscrowd": 0},
+        {"id": 900100000083, "segmentation": {"size": [2, 4], "counts": [1, 1, 1, 1, 4]}, "iscrowd": 1},
+    ]
+    for name, annotations, categories in (
+        ("panoptic", panoptic, [cat, sky]),
+        ("instances", [entry | {"image_id": 139, "category_id": 17} for entry in objects], [cat]),
+    ):
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (tmp_path / f"annotations/{name}_val2017.json").write_text(json.dumps(content))
+    return str(tmp_path)
+
+
+def test_coco(coco):
+    """Both truths of one image agree, but that the instance format knows neither stuff nor void."""
+    source = create("val2017", name="coco_panoptic", root=coco)
+    assert source.spec.classes == ("cat", "sky") and source.spec.things == (0,) and source.name(0) == "000000000139"
+    check_objects(source, 0, [[0, 0, 0, 0], [0, 0, 1, 255]], [[1, 1, 2, 1], [0, 0, 0, 0]])
+    source = create("val2017", name="coco_instances", root=coco)
+    assert source.spec.classes == ("background", "cat") and source.spec.things == (1,)
+    check_objects(source, 0, [[1, 1, 1, 1], [1, 1, 0, 0]], [[1, 1, 2, 1], [0, 0, 0, 0]])

@@ -183,6 +183,20 @@ def test_table_fits_a_narrow_console_without_losing_numbers():
     assert text.getvalue().count("0.5000") == 4 and "…" not in text.getvalue()
 
 
+def test_table_of_objects_has_the_columns_that_are_there():
+    found = {"AP": 0.25, "mIoU": 0.5, "ap_per_class": {"car": 0.25}, "iou_per_class": {"road": 0.75, "car": 0.25}}
+    found |= {"PQ": None, "pq_per_class": {"road": None, "car": 0.5}}
+    text = io.StringIO()
+    table(found, Console(file=text, width=80))
+    rows = [words for line in text.getvalue().splitlines() if len(words := line.split()) == 4]
+    assert rows == [
+        ["Class", "PQ", "AP", "IoU"],
+        ["road", "-", "-", "0.7500"],
+        ["car", "0.5000", "0.2500", "0.2500"],
+        ["mean", "-", "0.2500", "0.5000"],
+    ]
+
+
 @pytest.mark.parametrize("summary", [{}, {"mIoU": 0.5}])
 def test_table_of_nothing_is_nothing(summary, capfd):
     table(summary)

@@ -1,6 +1,7 @@
 """What every model must do; a new one is a line in MODELS."""
 
 import functools
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from segjax import models, parallel, tasks
 from segjax.spec import DatasetSpec, Preprocess, UserError
 from segjax.train import optimizer, state, step
 
-SPEC = DatasetSpec(("a", "b", "c"))
+SPEC = DatasetSpec(("a", "b", "c"), things=(1, 2))
 # name -> (settings, stride of each output, features of the backbone that it uses)
 MODELS = {
     "unet": ({"name": "unet", "widths": (8, 16, 32)}, {"logits": 1}, ()),
@@ -41,13 +42,22 @@ MODELS = {
         {"name": "deeplabv3plus", "backbone": "convnext_micro", "width": 16, "separable": False, "pooling": (32, 32)},
         {"logits": 4}, ("c2", "c5"),
     ),
+    "panoptic_deeplab": (
+        {"name": "panoptic_deeplab", "backbone": "mobilenet_v2_micro", "width": 32},
+        {"logits": 4, "centre": 4, "offset": 4}, ("c2", "c3", "c5"),
+    ),
+    "panoptic_deeplab_plain": (
+        {"name": "panoptic_deeplab", "backbone": "resnet_micro", "width": 32, "separable": False},
+        {"logits": 4, "centre": 4, "offset": 4}, ("c2", "c3", "c5"),
+    ),
     "lraspp": ({"name": "lraspp", "backbone": "mobilenet_v3_micro", "width": 16}, {"logits": 8}, ("c3", "c5")),
     "deeplabv3_group": (
         {"name": "deeplabv3", "backbone": "resnet_micro", "width": 16, "norm": "group"}, {"logits": 16}, ("c5",),
     ),
 }  # fmt: skip
-# Two have the layers of fcn_8s, and group norm takes no statistics over devices.
-TRAINED = [case for case in MODELS if case not in ("fcn_16s", "fcn_32s", "deeplabv3_group")]
+CHANNELS = {"logits": (3,), "aux": (3,), "centre": (), "offset": (2,)}
+# Three have the layers of others, and group norm takes no statistics over devices.
+TRAINED = [case for case in MODELS if case not in ("fcn_16s", "fcn_32s", "deeplabv3_group", "panoptic_deeplab_plain")]
 ODD = (61, 79)
 
 
@@ -83,7 +93,8 @@ def test_outputs_have_their_stride(case, size):
     backbone = MODELS[case][0].get("backbone", "")
     rounded = np.floor if backbone in ("vgg_micro", "convnext_micro") else np.ceil
     for key, stride in strides.items():
-        assert out[key].shape == (2, *(int(rounded(n / stride)) for n in size), 3) and out[key].dtype == jnp.float32
+        assert out[key].shape == (2, *(int(rounded(n / stride)) for n in size), *CHANNELS[key])
+        assert out[key].dtype == jnp.float32
 
 
 @pytest.mark.parametrize("case", MODELS)
@@ -143,7 +154,7 @@ def test_every_branch_and_skip_changes_the_output(case):
     model = make(case)
     variables, x = randomised(model), images((64, 64), 1)
     params = variables["params"]
-    layers = sorted({(a, b)[: 2 if a == "aspp" else 1] for a in params for b in params[a] if a != "backbone"})
+    layers = sorted({(a, b)[: 2 if a.endswith("aspp") else 1] for a in params for b in params[a] if a != "backbone"})
     taps = [("backbone", f"c{k}") for k in range(1, 6)] if "backbone" in params else []
 
     @jax.jit
@@ -198,7 +209,8 @@ def test_devices_modes_and_recomputing_agree(case, monkeypatch):
     four batches. Dropout is left out: under pmap each device draws its own.
     """
     monkeypatch.setattr(nn.Dropout, "__call__", lambda self, x, deterministic: x)
-    task = tasks.create(SPEC, dice=0.5)
+    objects = models.MODELS[MODELS[case][0]["name"]].finds_objects
+    task = tasks.create(SPEC, name="panoptic", sigma=3.0) if objects else tasks.create(SPEC, dice=0.5)
     tx, _ = optimizer.make(10, 0, name="sgd", learning_rate=0.1)
     rgb = Preprocess(mean=(127.5,) * 3, std=(64.0,) * 3)
     images = np.random.default_rng(0).integers(0, 256, (4, 4, 40, 48, 3), np.uint8)
@@ -213,6 +225,10 @@ def test_devices_modes_and_recomputing_agree(case, monkeypatch):
             {"image": image, "label": image.argmax(-1).astype(np.uint8), "index": index, "position": index}
             for image in images
         ]
+        if objects:  # of very different numbers of pixels on each device
+            for batch in batches:
+                batch["instance"] = np.where(batch["label"] > 0, batch["image"][..., 0] // 40, 0).astype(np.uint16)
+                batch["label"][1, :30] = 255
         batches = [parallel.put_batch(mesh, batch, mode) for batch in batches]
         compiled = step.compile_step(
             lambda axis: step.make_train_step(model, task, tx, rgb, {}, 0, 0.0, axis), mesh, mode, donate=False
@@ -240,11 +256,13 @@ def test_devices_modes_and_recomputing_agree(case, monkeypatch):
 @pytest.mark.parametrize("name", models.MODELS)
 def test_full_size_shapes_cost_no_memory(name):
     model = models.create(name, SPEC)
+    gc.collect()  # what other tests have left
     before = len(jax.live_arrays())
     counted = models.cost(model, (1024, 2048))
     assert len(jax.live_arrays()) == before
     assert counted.strides == {"unet": {"logits": 1}, "fcn": {"logits": 8}, "deeplabv3": {"logits": 16},
-                               "deeplabv3plus": {"logits": 4}, "lraspp": {"logits": 8}}[name]  # fmt: skip
+                               "deeplabv3plus": {"logits": 4}, "lraspp": {"logits": 8},
+                               "panoptic_deeplab": {"logits": 4, "centre": 4, "offset": 4}}[name]  # fmt: skip
     small = models.cost(model, (512, 512))
     # XLA leaves out the products with padding, of which larger images have a smaller share.
     assert small.parameters == counted.parameters and 8 < counted.flops / small.flops < 9
@@ -310,4 +328,4 @@ def test_images_smaller_than_the_stride(name):
     x = images((7, 7), 1)
     with pytest.raises(UserError, match="images are smaller than the network's stride"):
         outputs = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x, train=False))[0]
-        jax.eval_shape(lambda o: task.predict(o, (7, 7), (7, 7), None), outputs)
+        jax.eval_shape(lambda o: task.predict(o, np.array([[7, 7, 7, 7]]), (7, 7), (7, 7), True), outputs)

@@ -333,6 +333,28 @@ def test_coco_corrupted_by_hand(test_data):
     assert pq == pytest.approx((1 / 1.5 + 0 + 2) / 4)
 
 
+@pytest.mark.parametrize("image", IMAGES)
+def test_what_each_segment_of_coco_is_worth(test_data, image):
+    """Of n segments of a class one is lost, PQ (n - 1) / (n - 1/2); or a third of its pixels, (n - 1/3) / n or so."""
+    truth, segments, crowd, spec = coco(test_data, *image)
+    classes = [key // 1000 for key in segments if key not in crowd]
+    count = len(set(classes))
+
+    def score(prediction):
+        return panoptic_quality(truth, prediction, spec, divisor=1000, ignore=255, crowd=crowd)["pq"]
+
+    for key, segment in segments.items():
+        n = classes.count(key // 1000)
+        lost = np.where(truth == key, 255 * 1000, truth)
+        worth = 1 - (n - 1) / (n - 0.5) if key not in crowd else 0
+        assert score(lost) == pytest.approx(1 - worth / count)
+        if key not in crowd:
+            third = segment["area"] // 3
+            cut = truth.copy()
+            cut.flat[np.flatnonzero(truth == key)[:third]] = 255 * 1000
+            assert score(cut) == pytest.approx(1 - third / segment["area"] / n / count)
+
+
 def scene(rng, size, segments, k=20, divisor=1000):
     """A tiling of the image by the nearest of random centres, each a segment."""
     y, x = np.mgrid[: size[0], : size[1]]
@@ -343,3 +365,12 @@ def scene(rng, size, segments, k=20, divisor=1000):
         ids[distance < nearest] = rng.integers(k) * divisor + number
         nearest = np.minimum(nearest, distance)
     return ids
+
+
+def test_a_large_map_of_many_segments():
+    """At 640x480 with 60 segments, as the plain algorithm has it."""
+    truth = scene(np.random.default_rng(0), (480, 640), 60)
+    prediction = np.roll(truth, (9, 13), (0, 1))
+    state = panoptic.update(panoptic.new_state(20), truth, prediction, divisor=1000, ignore=255)
+    for found, wanted in zip(state, plain(truth, prediction, 20, 1000, 255), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)

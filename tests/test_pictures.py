@@ -191,3 +191,73 @@ def test_no_run_no_report(tmp_path):
     with pytest.raises(UserError, match="There is no run in"):
         report.strips(str(tmp_path))
     assert list(pathlib.Path(tmp_path).iterdir()) == []
+
+
+def test_objects_have_shades_of_their_class():
+    label = np.array([[0, 1, 1, 1, 1, 255]], np.int32)
+    instance = np.array([[0, 1, 2, 3, 7, 0]], np.int32)
+    picture = pictures.colourise(label, SPEC, instance)
+    np.testing.assert_array_equal(picture[0, :2], SPEC.colours[:2])  # stuff, and the first object
+    reds = picture[0, 1:5, 0].tolist()
+    assert len(set(reds)) == 4 and not picture[0, 1:5, 1:].any()  # all of them are red
+    assert abs(reds[0] - reds[1]) > 20 and abs(reds[1] - reds[2]) > 20
+    np.testing.assert_array_equal(picture, pictures.colourise(label, SPEC, instance.astype(np.uint16)))
+    dark = pictures.colourise(label[:, 1:3], DatasetSpec(("a", "b")), instance[:, 1:3])
+    assert (dark[0, 1] > dark[0, 0]).all()
+
+
+def test_overlay_draws_contours_one_pixel_wide_and_names():
+    image, label, instance = np.zeros((40, 90, 3), np.uint8), np.zeros((40, 90), np.int32), np.zeros((40, 90), np.int32)
+    label[5:30, 5:40], instance[5:30, 5:40] = 1, 1
+    label[5:30, 40:80], instance[5:30, 40:80] = 1, 4
+    picture = pictures.overlay(image, label, SPEC, instance=instance)
+    lines = (picture == pictures.CONTOUR).all(-1)
+    assert np.flatnonzero(lines[15]).tolist() == [4, 39, 79] and np.flatnonzero(lines[:, 20]).tolist() == [4, 29]
+    np.testing.assert_array_equal(picture[~lines], np.round(pictures.colourise(label, SPEC, instance)[~lines] / 2))
+    named = pictures.overlay(image, label, SPEC, instance=instance, score=np.array([0.93, 0, 0, 0.5]))
+    changed = (named != picture).any(-1)
+    assert changed[10:25, 10:35].any() and changed[10:25, 45:75].any()
+    assert not changed[:8].any() and not changed[27:].any()
+
+
+def test_errors_of_objects():
+    """A row a case: truth and prediction as (class, object) a pixel, and r(ed), o(range), . or h(atched)."""
+    cases = [
+        ("11 11 11 11", "15 15 15 15", "...."),  # numbers do not matter
+        ("11 11 11 12", "11 11 11 11", "...."),  # 3 of 4; the other true object lies in a matched one
+        ("11 11 00 00", "11 11 11 11", "oorr"),  # IoU 1/2 is no match
+        ("11 11 12 12", "11 11 11 11", "oooo"),
+        ("11 11 11 11", "11 11 12 12", "oooo"),
+        ("11 11 11 -0", "11 11 11 11", "...h"),  # no truth
+        ("11 -0 -0 -0", "11 11 11 11", ".hhh"),
+        ("10 10 10 00", "11 11 11 11", "...r"),  # a crowd
+        ("21 21 21 11", "11 11 11 11", "rrro"),  # of another class
+        ("00 11 11 11", "00 -0 -0 11", ".rro"),  # void
+    ]
+    colours = {"r": pictures.WRONG, "o": pictures.UNMATCHED}
+    for truth, found, wanted in cases:
+        label, true, prediction, instance = (
+            np.array([[int(p[i].replace("-", "255")) for p in row.split()]], np.int32)
+            for row, i in ((truth, 0), (truth, 1), (found, 0), (found, 1))
+        )
+        picture = pictures.errors(np.zeros((1, 4, 3), np.uint8), label, prediction, SPEC, true, instance)
+        marks = [next((k for k, c in colours.items() if tuple(p) == c), ".") for p in picture[0].tolist()]
+        assert "".join(marks) == wanted.replace("h", "."), (truth, found)
+
+
+def test_directions_are_a_wheel_of_colours():
+    offset = np.array([[[0, 3], [3, 0], [0, -3], [-3, 0], [0, 0], [0, 1.5], [0, 99]]], np.float32)
+    picture = pictures.directions(offset, np.array([[True] * 6 + [False]]))[0].tolist()
+    assert picture[0] == [255, 0, 0] and picture[2] == [0, 255, 255]
+    assert picture[1] == [128, 255, 0] and picture[3] == [128, 0, 255]
+    assert picture[4] == [255] * 3 and picture[5] == [255, 128, 128] and picture[6] == list(pictures.OUTSIDE)
+    nothing = pictures.directions(np.zeros((2, 2, 2), np.float32), np.zeros((2, 2), bool))
+    assert (nothing == pictures.OUTSIDE).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_heat_grows_with_the_centre_map(channels):
+    image = np.full((1, 11, channels), 90, np.uint8)
+    picture = pictures.heat(image, np.linspace(-0.1, 1.1, 11, dtype=np.float32)[None])[0].astype(int)
+    assert picture[0].tolist() == [45] * 3 and picture[-1].tolist() == [255] * 3
+    assert (np.diff(picture[:, 0]) >= -1).all() and (picture[5, 0] > picture[5, 1] > picture[5, 2])

@@ -1,5 +1,6 @@
 """TFDS as a data source: pixels come back exactly, and faults name their mend."""
 
+import dataclasses
 import importlib.util
 import io
 import threading
@@ -11,12 +12,13 @@ import tensorflow_datasets
 from PIL import Image
 
 from segjax.data.reading import CorruptImage, SizeMismatch
-from segjax.data.sources.tfds import tfds
+from segjax.data.sources.tfds import SEGMENT, tfds
 from segjax.spec import UserError
 
 CLASSES = ("background", "cat", "dog")
 PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0]
 COUNT = 6
+THINGS = ("cat", "person")
 
 
 def truth(i):
@@ -24,6 +26,20 @@ def truth(i):
     rng = np.random.default_rng(i)
     shape = 5 + i, 9
     return rng.integers(0, 256, (*shape, 3), dtype=np.uint8), rng.integers(0, 3, shape, dtype=np.uint8)
+
+
+def panoptic(i):
+    """Segment ids and the list of segments of record i: two objects, a crowd, a stuff, and no truth in the last row."""
+    shape = 5 + i, 9
+    ids = np.full(shape, 3 + i)
+    ids[0, :4], ids[1, :5], ids[2], ids[-1] = 70000, 900, 256, 0
+    segments = [
+        {"id": 256, "label": "person", "is_crowd": True},
+        {"id": 3 + i, "label": "sky", "is_crowd": False},
+        {"id": 900, "label": "cat", "is_crowd": False},
+        {"id": 70000, "label": "person", "is_crowd": False},
+    ]
+    return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8), segments[: None if i else 3]
 
 
 def png(pixels, palette=None):
@@ -59,6 +75,15 @@ class SegjaxToy(tensorflow_datasets.core.GeneratorBasedBuilder):
                     "small": kinds.Image(shape=(None, None, 1)),
                     "broken": kinds.Image(shape=(None, None, 1)),
                     "nested": kinds.Sequence({"box": kinds.BBoxFeature()}),
+                    "panoptic": kinds.Image(shape=(None, None, 3), encoding_format="png"),
+                    "segments": kinds.Sequence(
+                        {
+                            "id": np.int64,
+                            "area": np.int64,
+                            "label": kinds.ClassLabel(names=["sky", "cat", "person"]),
+                            "is_crowd": np.bool_,
+                        }
+                    ),
                     "label": kinds.ClassLabel(names=["a", "b"]),
                     "text": kinds.Text(),
                 }
@@ -71,6 +96,7 @@ class SegjaxToy(tensorflow_datasets.core.GeneratorBasedBuilder):
     def _generate_examples(self):
         for i in range(COUNT):
             image, label = truth(i)
+            pixels, segments = panoptic(i)
             yield (
                 i,
                 {
@@ -86,6 +112,8 @@ class SegjaxToy(tensorflow_datasets.core.GeneratorBasedBuilder):
                     "small": label[:-1, :, None],
                     "broken": io.BytesIO(png(label).getvalue()[:50]),
                     "nested": {"box": [tensorflow_datasets.features.BBox(0.0, 0.0, 1.0, 1.0)]},
+                    "panoptic": pixels,
+                    "segments": [segment | {"area": 1} for segment in segments],
                     "label": i % 2,
                     "text": str(i),
                 },
@@ -206,6 +234,22 @@ def test_threads_agree(data_dir):
         ("train", {"mask": "grey3"}, "source.classes: feature 'grey3'"),
         ("train", {"ids": {"0": "horse"}}, "source.ids: 'horse' is none of the classes"),
         ("train", {"ignore_ids": (1,)}, "id 1 is given two meanings"),
+        ("train", {"panoptic": "gone"}, r"source\.panoptic: segjax_toy has no feature 'gone'"),
+        ("train", {"panoptic": "label"}, r"source\.panoptic: feature 'label' of segjax_toy is no Image"),
+        ("train", {"panoptic": "panoptic"}, r"source\.objects: segjax_toy has no feature 'panoptic_objects'"),
+        (
+            "train",
+            {"panoptic": "panoptic", "objects": "nested"},
+            "objects: feature 'nested' .* no Sequence of id, label",
+        ),
+        ("train", {"panoptic": "panoptic", "objects": "text"}, "objects: feature 'text' .* no Sequence of id, label"),
+        ("train", {"panoptic": "panoptic", "objects": "segments"}, r"source\.panoptic needs source\.things"),
+        (
+            "train",
+            {"panoptic": "panoptic", "objects": "segments", "things": (1,), "ignore_ids": (0,)},
+            "leave source.ids and ignore_ids out",
+        ),
+        ("train", {"things": ("horse",)}, "source.things: 'horse' is none of the classes"),
         ("valid", {}, "no split 'valid' of segjax_toy.*'train'"),
         ("train[:x%]", {}, r"no split 'train\[:x%\]'"),
         ("train", {"builder": "segjax_toi"}, "TFDS cannot make 'segjax_toi'.*not found"),
@@ -216,6 +260,44 @@ def test_threads_agree(data_dir):
 def test_faults_of_the_configuration(data_dir, split, kwargs, message):
     with pytest.raises(UserError, match=message):
         toy(data_dir, split, **kwargs)
+
+
+def test_panoptic(data_dir):
+    """Segments of colours that are ids, as in coco/2017_panoptic."""
+    source = toy(data_dir, panoptic="panoptic", objects="segments", things=THINGS)
+    assert source.spec.classes == ("sky", "cat", "person") and source.spec.things == (1, 2)
+    for i, number in enumerate(numbers(source)):
+        if number == 0:  # its list lacks a segment
+            with pytest.raises(
+                UserError, match=r"0000\d+ \(panoptic\): id 70000 \(4 pixels\) is no segment of .*segments\)"
+            ):
+                source.read(i)
+            continue
+        label, instance = np.zeros((2, 5 + number, 9), int)
+        label[0, :4], label[1, :5], label[2], label[-1] = 2, 1, 2, 255
+        instance[0, :4], instance[1, :5] = 2, 1
+        sample = source.read(i)
+        np.testing.assert_array_equal(sample["label"], label)
+        np.testing.assert_array_equal(sample["instance"], instance)
+        np.testing.assert_array_equal(sample["image"], truth(number)[0])
+        assert source.ids(i) == {} and source.size(i) == label.shape
+
+
+def test_segment_listed_twice(data_dir):
+    source = toy(data_dir, panoptic="panoptic", objects="segments", things=THINGS)
+    record = source.records[0]
+    record["segments"] = {key: np.append(values, values[1:2]) for key, values in record["segments"].items()}
+    again = record["segments"]["id"][-1]
+    with pytest.raises(UserError, match=rf"segjax_toy_train_000000 \(segments\): segment {again} is listed twice"):
+        dataclasses.replace(source, records=[record]).read(0)
+
+
+def test_coco_has_these_features():
+    """What TFDS keeps of COCO's panoptic truth is what the source looks for."""
+    made = tensorflow_datasets.builder("coco/2017_panoptic", data_dir="/nowhere")
+    features = made.info.features
+    assert isinstance(features["panoptic_image"], tensorflow_datasets.features.Image)
+    assert set(SEGMENT) <= set(features["panoptic_objects"].feature)
 
 
 def test_faults_of_records(data_dir):

@@ -79,7 +79,7 @@ def run_steps(mode, devices, count, task_mode="multiclass", steps=3, **task_sett
     [
         ("multiclass", {"dice": 1.0, "dice_over": "batch", "class_weights": (0.5, 1.0, 3.0)}),
         ("multiclass", {"dice": 1.0, "label_smoothing": 0.1}),
-        ("binary", {"dice": 0.5, "class_weights": (1.0, 4.0)}),
+        ("binary", {"dice": 0.5, "class_weights": (1.0, 4.0), "hardest": 0.5}),
         ("multilabel", {"dice": 0.5, "dice_over": "batch"}),
     ],
 )
@@ -108,6 +108,28 @@ def test_auxiliary_logits_add_their_share():
     alone, beside = (loss({"logits": logits}, {"label": label})[0] for logits in (main, aux))
     np.testing.assert_allclose(total, alone + 0.3 * beside, rtol=1e-6)
     np.testing.assert_allclose(terms["aux"], beside, rtol=1e-6)
+
+
+def test_the_hardest_pixels_of_each_image_count():
+    """By a sort in numpy: of weighted losses the largest, divided by the sum of their weights."""
+    random = np.random.default_rng(0)
+    logits, label = random.normal(size=(3, 8, 9, 3)), random.integers(0, 3, (3, 8, 9))
+    label[:, :2] = 255
+    class_weights = np.array([0.5, 1.0, 3.0])
+    task = tasks.create(DatasetSpec(("a", "b", "c")), hardest=0.3, class_weights=(0.5, 1.0, 3.0))
+    batch = {"label": jnp.asarray(label, jnp.uint8)}
+    loss, _ = task.loss({"logits": jnp.asarray(logits, jnp.float32)}, batch)
+    total = weights = 0.0
+    for i in range(3):
+        valid = label[i] != 255
+        scores, truth = logits[i][valid], label[i][valid]
+        values = np.log(np.exp(scores).sum(-1)) - scores[np.arange(len(truth)), truth]
+        chosen = np.argsort(-values * class_weights[truth])[: int(np.ceil(0.3 * len(truth)))]
+        total += (values * class_weights[truth])[chosen].sum()
+        weights += class_weights[truth][chosen].sum()
+    assert loss == pytest.approx(total / weights, rel=1e-5)
+    with pytest.raises(UserError, match=r"task.hardest=0.0 must be more than 0"):
+        tasks.create(DatasetSpec(("a", "b")), hardest=0.0)
 
 
 def test_moving_average_follows_its_formula():
@@ -314,7 +336,7 @@ def test_evaluation_of_known_predictions():
     def answer(variables, batch):
         value = batch["image"][..., :1].astype(jnp.float32) / 100
         logits = -jnp.abs(value - jnp.arange(3, dtype=jnp.float32).reshape(1, 1, 1, 3))
-        return task.measure({"logits": logits}, batch, batch["image"].shape[1:3])
+        return task.measure({"logits": logits}, batch, batch["image"].shape[1:3], True)
 
     compiled = step.compile_step(lambda axis: answer, mesh, "jit", donate=False)
     batches = eval_batches(source, RGB, Loading("threads"), batch_size=4)

@@ -106,6 +106,13 @@ def test_encoders_without_prefix(layout):
     assert report.preprocess == (None if layout == "timm" else weights.IMAGENET)
 
 
+def test_classifier_fills_the_backbone_of_a_network_that_no_layout_has():
+    variables, report = weights.load(classifier(), network("panoptic_deeplab"))
+    assert untouched(variables, "params/centre/kernel")
+    assert not untouched(variables, "params/backbone/conv1/conv/kernel")
+    assert report.missing and not any(name.startswith("backbone") for name in report.missing)
+
+
 def test_decoder_of_another_kind_is_left_alone():
     """The backbone of a published segmentation network serves a network that the layout does not have."""
     variables, report = weights.load(fcn(), network("unet"))

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segjax import pictures
+from segjax import pictures, tasks
 from segjax.cli.setup import define_config
 from segjax.config import call
 from segjax.data import audit, pipeline
@@ -75,20 +75,30 @@ def contact_sheet(config: Any, source: Any, count: int) -> Image.Image:
     data = config.data.copy_and_resolve_references()
     data.batch_size = count
     loading = call(Loading, "loading", config.loading)
-    batches = call(pipeline.train_batches, "data", data, source, preprocess, loading, config.seed)
+    task = call(tasks.create, "task", config.task, source.spec)
+    batches = call(pipeline.train_batches, "data", data, source, preprocess, loading, config.seed, (0, 1), task.divisor)
     (batch,) = batches.batches(0, 1)
     image, position = jnp.asarray(batch["image"]), jnp.asarray(batch["position"])
     images = np.asarray(coloured(image, position, config.seed, dict(config.augment))).round().astype(np.uint8)
+    objects = [None] * count
+    if "instance" in batch:
+        objects = batch["instance"]
+        targets = task.targets(jnp.asarray(batch["label"]), jnp.asarray(batch["instance"]))
+        centres, offsets = np.asarray(targets.centre), np.asarray(targets.offset)
     side = preprocess.context
     rows = [pictures.legend(source.spec)]
-    for image, label, index in zip(images, batch["label"], batch["index"], strict=True):
+    for i, (image, label, instance) in enumerate(zip(images, batch["label"], objects, strict=True)):
         image = image[side : image.shape[0] - side, side : image.shape[1] - side]
+        captions = [source.name(int(batch["index"][i])), "label", "both"]
         parts = [
             np.broadcast_to(image, (*image.shape[:2], 3)),
-            pictures.colourise(label, source.spec),
-            pictures.overlay(image, label, source.spec),
+            pictures.colourise(label, source.spec, instance),
+            pictures.overlay(image, label, source.spec, instance=instance),
         ]
-        rows.append(pictures.panels(parts, (source.name(int(index)), "label", "both")))
+        if instance is not None:
+            captions += ["centres", "offsets"]
+            parts += [pictures.heat(image, centres[i]), pictures.directions(offsets[i], instance > 0)]
+        rows.append(pictures.panels(parts, captions))
     return pictures.contact_sheet(rows)
 
 
@@ -106,16 +116,21 @@ def _print(found: audit.Audit, weights: dict[str, list[float]]) -> None:
     """Prints the audit to stderr."""
     console = Console(stderr=True)
     rules = [name.replace("_", " ") for name in weights]
-    table = Table("class", "pixels", "share", "images", *rules, title=f"{found.samples} samples")
+    counted = ["images"] if found.objects is None else ["images", "objects"]
+    table = Table("class", "pixels", "share", *counted, *rules, title=f"{found.samples} samples")
     for k, name in enumerate(found.classes):
         share = found.pixels[k] / max(found.labelled, 1)
-        cells = [f"{found.pixels[k]:,}", f"{share:.2%}", str(found.images[k]), *(f"{w[k]:g}" for w in weights.values())]
-        table.add_row(Text(name), *cells)
+        counts = [f"{getattr(found, what)[k]:,}" for what in counted]
+        table.add_row(
+            Text(name), f"{found.pixels[k]:,}", f"{share:.2%}", *counts, *(f"{w[k]:g}" for w in weights.values())
+        )
     console.print(table)
     sizes = ", ".join(f"{size} ({count})" for size, count in list(found.sizes.items())[:8])
     console.print(f"sizes: {sizes}{' …' if len(found.sizes) > 8 else ''}", highlight=False)
     console.print(f"without truth: {found.ignored_share:.2%} of the pixels", highlight=False)
-    if found.ids is not None:
+    if found.objects is not None:
+        console.print(f"objects in an image: {found.most_objects} at most", highlight=False)
+    if found.ids:
         listed = ", ".join(f"{value}: {count:,}" for value, count in sorted(found.ids.items())[:40])
         console.print(f"raw ids: {listed}{' …' if len(found.ids) > 40 else ''}", highlight=False)
         if set(found.ids) == {0, 255} and min(found.images) == 0:

@@ -1,6 +1,7 @@
-"""`segjax predict`: images or a folder in, masks and overlays out."""
+"""`segjax predict`: images or a folder in, masks, objects and overlays out."""
 
 import collections
+import json
 import logging
 import pathlib
 import time
@@ -10,9 +11,9 @@ import numpy as np
 from absl import flags
 from PIL import Image, PngImagePlugin
 
-from segjax import infer, pictures
-from segjax.data import files, reading
-from segjax.spec import UserError
+from segjax import infer, pictures, rle
+from segjax.data import coco, files, reading
+from segjax.spec import UserError, encode
 from segjax.train import checkpoint
 
 log = logging.getLogger("segjax")
@@ -33,7 +34,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> dict[str, Any]:
-    """Runs the verb.
+    """Runs the verb. Of a model that finds objects the masks are COCO's panoptic ones.
 
     Args:
         values: its flags.
@@ -42,7 +43,8 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         How many images, where to, and seconds.
 
     Raises:
-        UserError: no images, two of one name, none that can be read, or a folder that cannot be written.
+        UserError: no images, two of one name, none that can be read, a folder that cannot be written, or objects
+            without pycocotools.
     """
     began = time.monotonic()
     paths = [path for given in values.input for path in files.images(pathlib.Path(given))]
@@ -55,6 +57,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
     for path in paths:
         _check_ours(output / f"{path.stem}.png")
     predict, window = infer.load(values.workdir, values.grid, values.tile), _window(values)
+    listed = _Listed(output, predict.spec, predict.divisor) if predict.divisor else None
     try:
         (output / "overlays" if values.overlays else output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -68,17 +71,48 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
             log.warning("Skipped: %s", error)
             continue
         found = predict(image)
-        for suffix, mask in pictures.masks(found["label"], predict.spec):
+        masks = pictures.masks(found["label"], predict.spec) if listed is None else [("", listed.add(path, found))]
+        for suffix, mask in masks:
             mask.save(output / f"{path.stem}{pictures.file_name(suffix)}.png", pnginfo=_mark())
         if values.overlays:
-            picture = pictures.overlay(image, found["label"], predict.spec)
+            objects = {key: found[key] for key in ("instance", "score") if key in found}
+            picture = pictures.overlay(image, found["label"], predict.spec, **objects)
             Image.fromarray(picture).save(output / "overlays" / f"{path.stem}.png")
         if values.probabilities:
             np.save(output / f"{path.stem}.npy", found["probability"])
     if failed == len(paths):
         raise UserError(f"None of the {failed} images could be read.")
+    if listed is not None:
+        listed.write()
     seconds = round(time.monotonic() - began, 1)
     return {"images": len(paths) - failed, "unreadable": failed, "output": str(output), "seconds": seconds}
+
+
+class _Listed:
+    """What panoptic.json and instances.json will hold, in COCO's terms."""
+
+    def __init__(self, output, spec, divisor):
+        rle.coco_tools()
+        for name in ("panoptic.json", "instances.json"):
+            _check_ours(output / name)
+        self.output, self.spec, self.divisor = output, spec, divisor
+        self.images, self.panoptic, self.instances = [], [], []
+
+    def add(self, path, found):
+        """Lists the objects of an image; returns its panoptic mask."""
+        label, instance = found["label"], found["instance"]
+        number, (height, width) = len(self.images) + 1, label.shape
+        self.images.append({"id": number, "file_name": path.name, "height": height, "width": width})
+        ids = encode(label, instance, self.divisor)
+        pixels, segments = coco.panoptic_annotation(ids, self.spec, self.divisor, number, f"{path.stem}.png")
+        self.panoptic.append(segments)
+        label, instance = label.astype(self.spec.label_dtype), instance.astype(np.uint16)
+        self.instances += coco.instance_annotations(label, instance, self.spec, number, found["score"])
+        return Image.fromarray(pixels)
+
+    def write(self):
+        coco.dump(self.output / "panoptic.json", self.images, self.panoptic, self.spec)
+        coco.dump(self.output / "instances.json", self.images, self.instances, self.spec)
 
 
 def _window(values: flags.FlagValues) -> tuple[float, float] | None:
@@ -102,13 +136,16 @@ def _mark() -> PngImagePlugin.PngInfo:
 
 
 def _check_ours(path: pathlib.Path) -> None:
-    """Raises a UserError where a mask would replace a file that is not a prediction, such as the truth."""
+    """Raises a UserError where a mask or list would replace a file that is not a prediction, such as the truth."""
     if not path.exists():
         return
     try:
-        with Image.open(path) as picture:
-            ours = picture.info.get("Software") == "segjax"
-    except OSError:
+        if path.suffix == ".json":
+            ours = json.loads(path.read_text(encoding="utf-8"))["info"]["software"] == "segjax"
+        else:
+            with Image.open(path) as picture:
+                ours = picture.info.get("Software") == "segjax"
+    except (OSError, ValueError, LookupError, TypeError):
         ours = False
     if not ours:
         raise UserError(f"{path} is there already and was not written by segjax: choose another --output.")

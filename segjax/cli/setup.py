@@ -51,7 +51,7 @@ def load_config(values: flags.FlagValues, argv: list[str]) -> list[str]:
             raise UserError(f"--config.{keys[0]} changes a key of a configuration: name one with --config FILE.py.")
         return rest
     config = read_config_file(path)
-    defaults = base(config.source.name, config.model.name)
+    defaults = base(config.source.name, config.model.name, config.task.name)
     sections = {name: section for name, section in defaults.items() if isinstance(section, ConfigDict)}
     optional = {f"{name}.{key}" for name, section in sections.items() for key in section if section[key] is None}
     for key in keys:

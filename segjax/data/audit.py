@@ -26,6 +26,8 @@ class Audit(NamedTuple):
         image_pixels: pixels with truth in the images that hold each class.
         labelled: pixels with truth; multi-label: summed over the classes.
         ignored: pixels without truth; multi-label: summed over the classes.
+        objects: objects of each class; None where the source does not tell them apart.
+        most_objects: the greatest number of objects in an image.
         ids: pixels of each id as stored in the mask files, known or not; None where the source cannot tell.
         unreadable: name of a sample and what is wrong, for files that cannot be decoded.
         mismatched: the same, for images and masks that differ in size.
@@ -40,6 +42,8 @@ class Audit(NamedTuple):
     image_pixels: tuple[int, ...]
     labelled: int
     ignored: int
+    objects: tuple[int, ...] | None
+    most_objects: int
     ids: dict[int, int] | None
     unreadable: dict[str, str]
     mismatched: dict[str, str]
@@ -81,8 +85,9 @@ def audit(source: Any, limit: int | None = None, workers: int = 4) -> Audit:
     chosen = [i * len(source) // count for i in range(count)]
     k = len(source.spec.classes)
     sizes, ids = collections.Counter(), collections.Counter()
-    pixels, images, image_pixels = np.zeros((3, k), np.int64)
-    labelled = ignored = 0
+    pixels, images, image_pixels, objects = np.zeros((4, k), np.int64)
+    labelled = ignored = most = 0
+    told = False
     faults = {CorruptImage: {}, SizeMismatch: {}, UserError: {}}
     with ThreadPoolExecutor(workers) as pool:
         for name, found in pool.map(lambda i: (source.name(i), _look(source, i)), chosen):
@@ -97,6 +102,10 @@ def audit(source: Any, limit: int | None = None, workers: int = 4) -> Audit:
             image_pixels += np.where(found.pixels > 0, found.valid, 0)
             labelled += found.labelled
             ignored += found.ignored
+            if found.objects is not None:
+                told = True
+                objects += found.objects
+                most = max(most, int(found.objects.sum()))
     return Audit(
         samples=count,
         classes=source.spec.classes,
@@ -106,6 +115,8 @@ def audit(source: Any, limit: int | None = None, workers: int = 4) -> Audit:
         image_pixels=tuple(image_pixels.tolist()),
         labelled=labelled,
         ignored=ignored,
+        objects=tuple(objects.tolist()) if told else None,
+        most_objects=most,
         ids=dict(sorted(ids.items())) if hasattr(source, "ids") else None,
         unreadable=faults[CorruptImage],
         mismatched=faults[SizeMismatch],
@@ -114,7 +125,7 @@ def audit(source: Any, limit: int | None = None, workers: int = 4) -> Audit:
 
 
 class _Found(NamedTuple):
-    """One sample: pixels and valid are int64 [k]."""
+    """One sample: pixels, valid and objects are int64 [k]."""
 
     ids: dict[int, int]
     fault: UserError | None = None
@@ -123,6 +134,7 @@ class _Found(NamedTuple):
     valid: Any = None
     labelled: int = 0
     ignored: int = 0
+    objects: Any = None
 
 
 def _look(source, i):
@@ -130,7 +142,10 @@ def _look(source, i):
     try:
         ids = source.ids(i) if hasattr(source, "ids") else {}
         sample = source.read(i)
-        return _count(source.spec, sample["image"].shape[:2], sample["label"], ids, source.name(i))
+        found = _count(source.spec, sample["image"].shape[:2], sample["label"], ids, source.name(i))
+        if "instance" in sample:
+            found = found._replace(objects=_objects(source.spec, sample["label"], sample["instance"], source.name(i)))
+        return found
     except UserError as fault:
         return _Found(ids, fault)
 
@@ -151,6 +166,20 @@ def _count(spec, size, label, ids, name):
     else:
         pixels, valid = histogram[:k], labelled
     return _Found(ids, None, size, pixels, valid, labelled, ignored)
+
+
+def _objects(spec, label, instance, name):
+    """Number of objects of each class, int64 [k]; checks that they are numbered as every source must."""
+    if label.shape != instance.shape:
+        raise SizeMismatch(f"{name}: the label is {label.shape}, the instance map {instance.shape} (rows, columns).")
+    numbers, first = np.unique(instance, return_index=True)
+    first, numbers = first[numbers > 0], numbers[numbers > 0]
+    classes = label.ravel()[first]
+    own = np.zeros(int(numbers.max(initial=0)) + 1, np.int64)
+    own[numbers] = classes
+    if len(own) - 1 != len(numbers) or (label != own[instance])[instance > 0].any() or set(classes) - set(spec.things):
+        raise UserError(f"{name}: objects are not numbered 1 .. n, or lie on no thing class, or on several.")
+    return np.bincount(classes, minlength=len(spec.classes))
 
 
 def median_frequency(pixels: Counts, image_pixels: Counts) -> Float64[np.ndarray, "k"]:

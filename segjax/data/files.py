@@ -36,6 +36,69 @@ def resolve(path: str) -> str:
     return expanded
 
 
+def fill(template: str, key: str, split: str, *more: str) -> str:
+    """Fills the split into a path template.
+
+    Args:
+        template: text with {split}, {stem} or more.
+        key: configuration key that it stands in, for the message.
+        split: name of the split.
+        *more: further names that may stand in braces, beside split and stem.
+
+    Returns:
+        The template without {split}.
+
+    Raises:
+        UserError: a name in braces that means nothing.
+
+    Example:
+        >>> fill("{split}/{stem}.png", "images", "train")
+        'train/{stem}.png'
+    """
+    if unknown := set(re.findall(r"\{(\w*)\}", template)) - {"split", "stem", *more}:
+        raise UserError(f"source.{key}={template!r}: {{{unknown.pop()}}} means nothing here.")
+    return template.replace("{split}", split)
+
+
+def base(root: str, split: str) -> Path:
+    """Folder of a data set.
+
+    Args:
+        root: path, perhaps with {split}, `~` and environment variables.
+        split: name of the split.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: there is no such folder, or a variable is not set.
+
+    Example:
+        >>> base("/", "train").is_dir()
+        True
+    """
+    path = Path(fill(resolve(root), "root", split))
+    if not path.is_dir():
+        raise UserError(f"source.root: there is no folder {path}.")
+    return path
+
+
+def some(names: Sequence[str]) -> str:
+    """Puts names in words.
+
+    Args:
+        names: names of samples.
+
+    Returns:
+        The first five.
+
+    Example:
+        >>> some(["a", "b"])
+        'a, b'
+    """
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
 def natural(stem: str) -> tuple[list[int | str], str]:
     """Sort key that counts: 2 comes before 10.
 

@@ -1,5 +1,6 @@
 """From the ids that a mask holds to class indices: one table for every source, and errors that count what it misses."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
@@ -24,7 +25,7 @@ class Table(Protocol):
 def make_spec(
     classes: Sequence[str],
     palette: Sequence[Sequence[int]] | None = None,
-    things: Sequence[int] = (),
+    things: Sequence[int | str] = (),
     mode: Literal["multiclass", "multilabel"] = "multiclass",
 ) -> DatasetSpec:
     """Describes labels that ignore 255, or 65535 where 255 may be a class.
@@ -32,7 +33,7 @@ def make_spec(
     Args:
         classes: class names in the order of their index.
         palette: (red, green, blue) of each class; the PASCAL VOC colours when left out.
-        things: indices of the classes that are countable objects.
+        things: names or indices of the classes that are countable objects.
         mode: "multilabel" for any number of classes a pixel.
 
     Returns:
@@ -42,16 +43,17 @@ def make_spec(
         UserError: its parts do not fit.
 
     Example:
-        >>> make_spec(["cat", "dog"], palette=[[9, 9, 9], [0, 0, 0]]).colours
-        ((9, 9, 9), (0, 0, 0))
+        >>> spec = make_spec(["cat", "dog"], palette=[[9, 9, 9], [0, 0, 0]], things=["dog"])
+        >>> spec.colours, spec.things
+        (((9, 9, 9), (0, 0, 0)), (1,))
     """
-    return DatasetSpec(
+    spec = DatasetSpec(
         classes=tuple(classes),
         colours=tuple((int(r), int(g), int(b)) for r, g, b in palette or ()),
-        things=tuple(things),
         ignore=255 if len(classes) < 256 else IDS - 1,
         mode=mode,
     )
+    return dataclasses.replace(spec, things=tuple(sorted({index(thing, spec, "source.things") for thing in things})))
 
 
 def index(value: str | int, spec: DatasetSpec, key: str) -> int:

@@ -28,24 +28,49 @@ class Canvas(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What batches look like; `points` is the side of the grid of elastic displacements, 0 without."""
+    """What batches look like.
+
+    canvas: sizes.
+    spec: the labels.
+    preprocess: how images become inputs.
+    points: side of the grid of elastic displacements; 0 without.
+    whole: evaluation of whole images, whose place on the canvas goes along.
+    instances: instance maps go along.
+    paste: objects of other images are pasted.
+    """
 
     canvas: Canvas
     spec: DatasetSpec
     preprocess: Preprocess
     points: int
+    whole: bool
+    instances: bool
+    paste: bool
+
+
+class Scene(NamedTuple):
+    """An image as it is read, and the warp that was drawn for it.
+
+    image: uint8 [y, x, c]; label: as the source gives it; instance: uint16 [y, x], a single 0 where none are wanted.
+    """
+
+    image: Any
+    label: Any
+    instance: Any
+    warp: geometry.Warp
 
 
 class Sample(NamedTuple):
     """What is read and drawn for one row, before the warp.
 
-    image: uint8 [y, x, c]; label: as the source gives it; index: int32, -1 for padding; position: int32 global
-    sample number; content: int32 [4], see segjax.spec.
+    scene: the image; pasted: another one, of whose objects some are pasted; numbers: uint16 [n], what the objects
+    0 .. n - 1 of that are called in the row, 0 for those that are not pasted; index: int32, -1 for padding; position:
+    int32 global sample number; content: int32 [4], see segjax.spec.
     """
 
-    image: Any
-    label: Any
-    warp: geometry.Warp
+    scene: Scene
+    pasted: Scene
+    numbers: Any
     index: Any
     position: Any
     content: Any
@@ -116,22 +141,32 @@ def _close_at_exit() -> weakref.WeakSet:
 
 def _warped(xp: Any, sample: Sample, layout: Layout) -> dict[str, Any]:
     """The row of a batch that a sample makes."""
+    row = _warped_scene(xp, sample.scene, layout)
+    if layout.paste:
+        # An object covers what lies behind it, and so do the maps, from which all targets are made.
+        other = _warped_scene(xp, sample.pasted, layout)
+        number = xp.take(sample.numbers, xp.asarray(other.pop("instance"), dtype=np.int32), axis=0)
+        other["instance"], pasted = number, number > xp.asarray(0, dtype=np.uint16)
+        row = {key: xp.where(pasted[..., None] if key == "image" else pasted, other[key], row[key]) for key in row}
+    row |= {"index": sample.index, "position": sample.position}
+    return row | {"content": sample.content} if layout.whole else row
+
+
+def _warped_scene(xp, scene, layout):
     canvas, margin = layout.canvas, layout.preprocess.context
     height, width = canvas.inputs
-    at = geometry.positions(xp, sample.warp, canvas.inputs, margin, layout.points)
-    row = {
-        "image": geometry.sample_image(xp, sample.image, sample.warp, at, layout.preprocess),
-        "index": sample.index,
-        "position": sample.position,
-    }
+    at = geometry.positions(xp, scene.warp, canvas.inputs, margin, layout.points)
+    row = {"image": geometry.sample_image(xp, scene.image, scene.warp, at, layout.preprocess)}
     if canvas.exact:
         at = tuple(a[margin : margin + height, margin : margin + width] for a in at)
     else:
         # The label stays at its own size: scores are of its pixels.
-        identity = geometry.Warp(np.eye(2, 3, dtype=np.float32), None, sample.warp.size)
+        identity = geometry.Warp(np.eye(2, 3, dtype=np.float32), None, scene.warp.size)
         at = geometry.positions(xp, identity, canvas.labels, 0, 0)
-        row["content"] = sample.content
-    return row | {"label": geometry.sample_label(xp, sample.label, sample.warp, at, layout.spec.ignore)}
+    row["label"] = geometry.sample_label(xp, scene.label, scene.warp, at, layout.spec.ignore)
+    if layout.instances:
+        row["instance"] = geometry.sample_label(xp, scene.instance, scene.warp, at, 0)
+    return row
 
 
 def _thread_batches(sample, count, rows, layout, workers):
@@ -170,27 +205,29 @@ def _tf_batches(sample, count, rows, layout, workers):
         except Exception as error:
             failures.append(error)  # tf.data hands on no more than its text
             raise
-        return s.image, s.label, *s.warp, s.index, s.position, s.content
+        return *flat(s.scene), *flat(s.pasted), s.numbers, s.index, s.position, s.content
 
-    types = [tf.uint8, tf.as_dtype(layout.spec.label_dtype), *[tf.float32] * 3, *[tf.int32] * 3]
-    channels, points = len(layout.preprocess.mean), layout.points
-    shapes = [
-        (None, None, channels),
-        (None, None, *layout.spec.layers),
-        (2, 3),
-        (points, points, 2),
-        (2,),
-        (),
-        (),
-        (4,),
+    def flat(scene):
+        return scene.image, scene.label, scene.instance, *scene.warp
+
+    channels, points, layers = len(layout.preprocess.mean), layout.points, layout.spec.layers
+    label_type = tf.as_dtype(layout.spec.label_dtype)
+    scene = [
+        (tf.uint8, (None, None, channels)),
+        (label_type, (None, None, *layers)),
+        (tf.uint16, (None, None)),
+        (tf.float32, (2, 3)),
+        (tf.float32, (points, points, 2)),
+        (tf.float32, (2,)),
     ]
+    kinds = [*scene, *scene, (tf.uint16, (None,)), (tf.int32, ()), (tf.int32, ()), (tf.int32, (4,))]
 
     def row(i):
-        values = tf.numpy_function(read, [i], types, stateful=False)
-        for value, shape in zip(values, shapes, strict=True):
+        values = tf.numpy_function(read, [i], [kind for kind, _ in kinds], stateful=False)
+        for value, (_, shape) in zip(values, kinds, strict=True):
             value.set_shape(shape)
-        image, label, matrix, grid, size, *rest = values
-        return _warped(tnp, Sample(image, label, geometry.Warp(matrix, grid, size), *rest), layout)
+        first, second = (Scene(*part[:3], geometry.Warp(*part[3:])) for part in (values[:6], values[6:12]))
+        return _warped(tnp, Sample(first, second, *values[12:]), layout)
 
     options = tf.data.Options()
     options.threading.private_threadpool_size = workers

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from segjax.data import geometry, loader
-from segjax.data.loader import Canvas, Layout, Loading, Sample
+from segjax.data.loader import Canvas, Layout, Loading, Sample, Scene
 from segjax.data.order import shuffled
 from segjax.data.reading import CorruptImage
 from segjax.spec import DatasetSpec, Preprocess, UserError
@@ -53,14 +53,19 @@ class Batches:
     @property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Shape and dtype of each array of the first batch, over all hosts."""
-        canvas, spec, preprocess, _ = self.layouts[0][1]
+        layout = self.layouts[0][1]
+        canvas, spec, preprocess = layout.canvas, layout.spec, layout.preprocess
         height, width = (n + 2 * preprocess.context for n in canvas.inputs)
         shapes = {
             "image": ((height, width, len(preprocess.mean)), np.uint8),
             "label": ((*canvas.labels, *spec.layers), spec.label_dtype),
             "index": ((), np.int32),
             "position": ((), np.int32),
-        } | ({} if canvas.exact else {"content": ((4,), np.int32)})
+        }
+        if layout.instances:
+            shapes["instance"] = (canvas.labels, np.uint16)
+        if layout.whole:
+            shapes["content"] = ((4,), np.int32)
         return {key: ((self.batch_size, *shape), dtype) for key, (shape, dtype) in shapes.items()}
 
     def batches(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
@@ -106,6 +111,7 @@ def train_batches(
     loading: Loading,
     seed: int = 0,
     process: tuple[int, int] = (0, 1),
+    divisor: int = 0,
     *,
     batch_size: int = 8,
     crop: tuple[int, ...] = (128, 128),
@@ -116,6 +122,7 @@ def train_batches(
     elastic: float = 0.0,
     elastic_grid: int = 3,
     rare: float = 0.0,
+    paste: float = 0.0,
 ) -> Batches:
     """Batches of random crops, without end.
 
@@ -125,6 +132,7 @@ def train_batches(
         loading: how samples are read.
         seed: sample order and augmentation are functions of (seed, position).
         process: (index of this host, number of hosts).
+        divisor: give instance maps, with fewer objects an image than this; 0 gives none.
         batch_size: rows of a batch over all hosts.
         crop: rows and columns of a training image, in network pixels.
         scale: range of the random zoom, drawn log-uniformly.
@@ -134,6 +142,8 @@ def train_batches(
         elastic: standard deviation of random displacements, in network pixels (U-Net paper, section 3.1: 10).
         elastic_grid: displacements a side, interpolated bicubically (U-Net paper, section 3.1: 3).
         rare: share of crops placed around a pixel of a class drawn evenly from those in the image.
+        paste: share of crops into which half of the objects of another image's crop are pasted (Ghiasi et al. 2021,
+            "Simple Copy-Paste", arXiv:2012.07177, which takes a random subset of them too).
 
     Returns:
         The batches.
@@ -147,17 +157,35 @@ def train_batches(
     if seed < 0:
         raise UserError(f"seed={seed} must not be negative.")
     geometry.check(drawing, {_size(source, i) for i in range(len(source))}, preprocess)
+    if not 0 <= paste <= 1 or (paste and (not divisor or preprocess.context)):
+        raise UserError(
+            f"data.paste={paste} is a share of crops, 0..1, that objects are moved into: it needs task.name='panoptic' or "
+            "'instance', and no preprocess.context."
+        )
     corrupt: dict[str, str] = {}
+    channels = len(preprocess.mean)
+
+    def scene(index: int, key: int) -> Scene:
+        image, label, instance = _read(source, index, channels, divisor, corrupt)
+        warp = geometry.draw(drawing, label, source.spec.ignore, preprocess, (seed, key))
+        return Scene(image, label, instance, warp)
 
     def sample(position: int) -> Sample:
         index = shuffled(position, len(source), seed)
-        image, label = _read(source, index, len(preprocess.mean), corrupt)
-        warp = geometry.draw(drawing, label, source.spec.ignore, preprocess, (seed, position))
+        first, pasted, numbers = scene(index, position), nothing, np.zeros(1, np.uint16)
+        if paste:
+            key = 2**64 - 1 - position  # no position: another draw than that of any image
+            random = np.random.Generator(np.random.Philox(key=np.array((seed, key), np.uint64)).jumped())
+            if random.random() < paste:
+                pasted = scene(int(random.integers(len(source))), key)
+                numbers = _pasted_numbers(random, first.instance, pasted.instance, divisor)
         # Positions wrap after 2^31 samples: int32 is what every accelerator folds into a key.
-        return Sample(image, label, warp, np.int32(index), np.int32(position % 2**31), np.zeros(4, np.int32))
+        return Sample(first, pasted, numbers, np.int32(index), np.int32(position % 2**31), np.zeros(4, np.int32))
 
+    points = elastic_grid if elastic > 0 else 0
+    nothing = Scene(*_nothing(source.spec, channels), geometry.draw(drawing, np.zeros((1, 1)), 1, preprocess, (0, 0)))
     layout = Layout(
-        Canvas(drawing.crop, drawing.crop, True), source.spec, preprocess, elastic_grid if elastic > 0 else 0
+        Canvas(drawing.crop, drawing.crop, True), source.spec, preprocess, points, False, divisor > 0, paste > 0
     )
     _check_hosts(batch_size, process, "data.batch_size")
     return Batches(source, batch_size, len(source) / batch_size, sample, [(0, layout)], process, loading, corrupt)
@@ -168,6 +196,7 @@ def eval_batches(
     preprocess: Preprocess,
     loading: Loading,
     process: tuple[int, int] = (0, 1),
+    divisor: int = 0,
     *,
     batch_size: int = 8,
     buckets: int = 1,
@@ -184,6 +213,7 @@ def eval_batches(
         preprocess: how images become inputs.
         loading: how samples are read.
         process: (index of this host, number of hosts).
+        divisor: give instance maps, with fewer objects an image than this; 0 gives none.
         batch_size: rows of a batch over all hosts.
         buckets: number of groups.
 
@@ -204,17 +234,19 @@ def eval_batches(
         canvas = Canvas(tuple(inputs.tolist()), tuple(labels), preprocess.resize is None)
         if not layouts or layouts[-1][1].canvas != canvas:
             rows += [-1] * (-len(rows) % batch_size)
-            layouts.append((len(rows) // batch_size, Layout(canvas, source.spec, preprocess, 0)))
+            layout = Layout(canvas, source.spec, preprocess, 0, True, divisor > 0, False)
+            layouts.append((len(rows) // batch_size, layout))
         rows += group.tolist()
     rows += [-1] * (-len(rows) % batch_size)
     corrupt: dict[str, str] = {}
 
     def sample(position: int) -> Sample:
         index, channels = rows[position], len(preprocess.mean)
-        image, label = _nothing(source.spec, channels) if index < 0 else _read(source, index, channels, corrupt)
-        y, x = label.shape[:2]
+        read = _nothing(source.spec, channels) if index < 0 else _read(source, index, channels, divisor, corrupt)
+        y, x = read[1].shape[:2]
         content = np.array([*geometry.resized((y, x), preprocess.resize), y, x], np.int32)
-        return Sample(image, label, geometry.whole((y, x), preprocess), np.int32(index), np.int32(position), content)
+        scene = Scene(*read, geometry.whole((y, x), preprocess))
+        return Sample(scene, scene, np.zeros(1, np.uint16), np.int32(index), np.int32(position), content)
 
     return Batches(source, batch_size, len(rows) // batch_size, sample, layouts, process, loading, corrupt)
 
@@ -224,8 +256,8 @@ def _check_hosts(batch_size, process, key):
         raise UserError(f"{key}={batch_size} cannot be divided over {process[1]} hosts.")
 
 
-def _read(source, index, channels, corrupt):
-    """Image and label of a sample; an unreadable one is noted and becomes one pixel without truth."""
+def _read(source, index, channels, divisor, corrupt):
+    """Image, label and instance map of a sample; an unreadable one is noted and becomes one pixel without truth."""
     try:
         sample = source.read(index)
     except CorruptImage as error:
@@ -233,7 +265,25 @@ def _read(source, index, channels, corrupt):
             corrupt[source.name(index)] = str(error)
             log.warning("Unreadable, and counted as unlabelled: %s", error)
         return _nothing(source.spec, channels)
-    return sample["image"], sample["label"]
+    if not divisor:
+        return sample["image"], sample["label"], np.zeros((1, 1), np.uint16)
+    if "instance" not in sample:
+        raise UserError(
+            f"{source.name(index)} comes without an instance map, which this task needs: set source.instances, or use "
+            "a source of objects, such as coco_panoptic."
+        )
+    if (most := int(sample["instance"].max())) >= divisor:
+        raise UserError(f"{source.name(index)} holds {most} objects: task.divisor={divisor} must be more than that.")
+    return sample["image"], sample["label"], sample["instance"]
+
+
+def _pasted_numbers(random, instance, other, divisor):
+    """New number of each object of another image, 0 for those that are left out; uint16 [n + 1]."""
+    used = int(instance.max())
+    numbers = np.zeros(int(other.max()) + 1, np.uint16)
+    chosen = np.flatnonzero(random.random(len(numbers) - 1) < 0.5)[: divisor - 1 - used] + 1
+    numbers[chosen] = used + 1 + np.arange(len(chosen))
+    return numbers
 
 
 def _size(source, index):
@@ -245,5 +295,6 @@ def _size(source, index):
 
 
 def _nothing(spec, channels):
-    """One black pixel without truth."""
-    return np.zeros((1, 1, channels), np.uint8), np.full((1, 1, *spec.layers), spec.ignore, spec.label_dtype)
+    """One black pixel without truth: image, label and instance map."""
+    label = np.full((1, 1, *spec.layers), spec.ignore, spec.label_dtype)
+    return np.zeros((1, 1, channels), np.uint8), label, np.zeros((1, 1), np.uint16)

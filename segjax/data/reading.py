@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from segjax.data.coco import rgb_to_id
 from segjax.spec import Colour, UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -105,17 +106,12 @@ def mask(file: File, colours: Mapping[Colour, int] | None = None, name: str | No
         >>> mask(buffer.getvalue(), colours={(0, 0, 255): 4})
         array([[4, 4]], dtype=int32)
     """
-    picture, lossy, name = _decode(file, name)
-    if lossy:
-        raise UserError(f"{name}: lossy {picture.format} compression changes class ids. Save masks as PNG.")
-    if picture.mode == "F" or (_deep(picture) and colours is not None):
-        raise UserError(f"{name} holds {picture.mode} values, neither class ids nor 8-bit colours. Save masks as PNG.")
+    picture, name = _exact(file, name, colours is not None)
     if colours is not None:
         return _from_colours(np.asarray(picture.convert("RGB")), colours, name)
-    if picture.format == "GIF" and picture.mode == "P" and _grey(np.reshape(picture.getpalette("RGB"), (-1, 3))):
-        picture = picture.convert("L")
-    if picture.mode in ("1", "L", "P", "LA", "PA") or _deep(picture):
-        return np.atleast_3d(picture)[..., 0].astype(np.int32)
+    stored = _stored(picture)
+    if stored is not None:
+        return stored
     rgb = np.asarray(picture.convert("RGB"))
     if _grey(rgb):
         return rgb[..., 0].astype(np.int32)
@@ -123,6 +119,32 @@ def mask(file: File, colours: Mapping[Colour, int] | None = None, name: str | No
         f"{name} holds colours ({_listing(_codes(rgb))}), not class ids. "
         "Set source.colours to a table of class names and their (red, green, blue)."
     )
+
+
+def objects(file: File, colours: bool = False, name: str | None = None) -> Int32[np.ndarray, "y x"]:
+    """Reads a map of the numbers of objects: the stored ones, as `mask` does, or `R + 256 G + 65536 B` of colours.
+
+    Args:
+        file: path, or the encoded bytes.
+        colours: read grey and palette files as colours too, for formats whose numbers are colours always.
+        name: what to call the file in messages; its path when left out.
+
+    Returns:
+        Numbers, int32 [y, x].
+
+    Raises:
+        CorruptImage: the file cannot be decoded.
+        UserError: the file is missing, is compressed with loss, or holds floats.
+
+    Example:
+        >>> buffer = io.BytesIO()
+        >>> Image.new("RGB", (2, 1), (4, 1, 0)).save(buffer, "PNG")
+        >>> objects(buffer.getvalue())
+        array([[260, 260]], dtype=int32)
+    """
+    picture, _ = _exact(file, name, colours)
+    stored = None if colours else _stored(picture)
+    return rgb_to_id(np.asarray(picture.convert("RGB"))) if stored is None else stored
 
 
 def size(file: File, name: str | None = None) -> tuple[int, int]:
@@ -211,6 +233,25 @@ def _decode(file, name):
         or (picture.format == "WEBP" and b"VP8L" not in content)
     )
     return picture, lossy, name
+
+
+def _exact(file, name, colours):
+    """Decodes a file of ids, or of colours that stand for them; returns the picture and its name."""
+    picture, lossy, name = _decode(file, name)
+    if lossy:
+        raise UserError(f"{name}: lossy {picture.format} compression changes class ids. Save masks as PNG.")
+    if picture.mode == "F" or (_deep(picture) and colours):
+        raise UserError(f"{name} holds {picture.mode} values, neither class ids nor 8-bit colours. Save masks as PNG.")
+    return picture, name
+
+
+def _stored(picture):
+    """The numbers that a picture holds; None where it holds colours."""
+    if picture.format == "GIF" and picture.mode == "P" and _grey(np.reshape(picture.getpalette("RGB"), (-1, 3))):
+        picture = picture.convert("L")
+    if picture.mode in ("1", "L", "P", "LA", "PA") or _deep(picture):
+        return np.atleast_3d(picture)[..., 0].astype(np.int32)
+    return None
 
 
 def _deep(picture):

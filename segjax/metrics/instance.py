@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
-from segjax.metrics.pairs import check_maps, compact, count_pairs, runs
+from segjax.metrics.pairs import check_maps, compact, count_pairs
+from segjax.rle import coco_tools, encode
 from segjax.spec import DatasetSpec, UserError
 
 # Hundredths over 100 are the floats nearest to the thresholds, so that an IoU of exactly 0.6 is never above 0.6.
@@ -81,24 +82,8 @@ def objects(
         ([1.0, 0.9], [True, False], [[2, 3], [2, 3]])
     """
     check_maps(label, instance)
-    size, pixels = label.shape, label.size
-    starts, lengths = runs(label.T, instance.T)  # COCO reads masks column after column
-    classes, numbers = (array.T.ravel()[starts].astype(np.int64) for array in (label, instance))
-    order = np.lexsort((starts, classes, numbers))
-    order = order[np.isin(classes[order], spec.things)]
-    starts, lengths, classes, numbers = (array[order] for array in (starts, lengths, classes, numbers))
-    new = np.ones(len(starts), bool)
-    new[1:] = (np.diff(numbers) != 0) | (np.diff(classes) != 0)
-    ends = starts + lengths
-    gaps = np.where(new, starts, starts - np.roll(ends, 1))
-    counts = np.stack([gaps, lengths], axis=-1).ravel()
-    first = np.flatnonzero(new)
-    rles = [
-        {"size": list(size), "counts": np.append(counts[2 * a : 2 * b], pixels - ends[b - 1])}
-        for a, b in zip(first, [*first[1:], len(starts)], strict=False)
-    ]
-    classes, numbers = classes[first], numbers[first]
-    return Objects(_compress(rles, size), classes, _scores(scores, numbers), numbers == 0, size)
+    rles, classes, numbers = encode(label, instance, spec.things)
+    return Objects(rles, classes, _scores(scores, numbers), numbers == 0, label.shape)
 
 
 def new_state() -> State:
@@ -140,7 +125,7 @@ def update(state: State, truth: Objects, detections: Objects) -> State:
     single, found = _without_crowds(truth), _without_crowds(detections)
     best = np.zeros(len(single.rles))
     if single.rles and found.rles:
-        best = _pycocotools().mask.iou(found.rles, single.rles, single.crowd).max(axis=0)
+        best = coco_tools().mask.iou(found.rles, single.rles, single.crowd).max(axis=0)
     bowl = _bowl(best, len(single.rles) + len(found.rles))
     return merge(state, State((truth,), (found,), bowl, 1))
 
@@ -189,7 +174,7 @@ def summary(state: State, spec: DatasetSpec, max_detections: int = 100) -> dict[
         >>> figures["AP"], figures["AP_large"], figures["objects"]
         (1.0, None, 2)
     """
-    tools = _pycocotools()
+    tools = coco_tools()
     with contextlib.redirect_stdout(io.StringIO()):
         truths, detections = (_coco(tools, images, spec) for images in (state.truths, state.detections))
         run = tools.cocoeval.COCOeval(truths, detections, "segm")
@@ -271,10 +256,6 @@ def _without_crowds(objects):
     return Objects(rles, objects.classes[kept], objects.scores[kept], objects.crowd[kept], objects.size)
 
 
-def _compress(rles, size):
-    return _pycocotools().mask.frPyObjects(rles, *size) if rles else []
-
-
 def _coco(tools, images, spec):
     """The images' objects as pycocotools holds them; annotations are numbered from 1, for it takes 0 for none."""
     coco, annotations = tools.coco.COCO(), []
@@ -291,14 +272,3 @@ def _coco(tools, images, spec):
     }
     coco.createIndex()
     return coco
-
-
-def _pycocotools():
-    try:
-        import pycocotools
-        import pycocotools.coco
-        import pycocotools.cocoeval
-        import pycocotools.mask
-    except ImportError as error:
-        raise UserError(f"Scores of objects need pycocotools ({error}): pip install 'segjax[coco]'.") from error
-    return pycocotools

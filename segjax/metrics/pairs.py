@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Int64, Integer
 
+from segjax.rle import runs
 from segjax.spec import UserError
 
 _TABLE = 2**20  # values of a range up to here are found by a table: any map of 1000 classes with 1000 objects each
@@ -26,31 +27,6 @@ def check_maps(a: np.ndarray, b: np.ndarray) -> None:
     for kind in (a.dtype, b.dtype):
         if not np.issubdtype(kind, np.integer):
             raise UserError(f"A map of classes or objects holds whole numbers, not {kind}: use astype(np.int32).")
-
-
-def runs(
-    a: Integer[np.ndarray, "*shape"], b: Integer[np.ndarray, "*shape"]
-) -> tuple[Int64[np.ndarray, "runs"], Int64[np.ndarray, "runs"]]:
-    """Cuts two maps, read row after row, into stretches along which neither changes.
-
-    Maps of segments change rarely: what is counted on the stretches costs next to nothing.
-
-    Args:
-        a: a map.
-        b: another of its shape.
-
-    Returns:
-        Where each stretch starts in the raveled maps, and its length in pixels.
-
-    Example:
-        >>> [x.tolist() for x in runs(np.array([[1, 1], [1, 2]]), np.array([[5, 7], [7, 7]]))]
-        [[0, 1, 3], [1, 2, 1]]
-    """
-    a, b = a.ravel(), b.ravel()
-    change = np.ones(a.size, bool)
-    change[1:] = (a[1:] != a[:-1]) | (b[1:] != b[:-1])
-    starts = np.flatnonzero(change)
-    return starts, np.diff(starts, append=a.size)
 
 
 def compact(values: Integer[np.ndarray, "n"]) -> tuple[Int64[np.ndarray, "found"], Int64[np.ndarray, "n"]]:

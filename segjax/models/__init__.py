@@ -11,10 +11,18 @@ from segjax.config import check_keys, choose
 from segjax.models.deeplab import DeepLabV3, DeepLabV3Plus
 from segjax.models.fcn import FCN
 from segjax.models.lraspp import LRASPP
+from segjax.models.panoptic_deeplab import PanopticDeepLab
 from segjax.models.unet import UNet
 from segjax.spec import DatasetSpec
 
-MODELS = {"unet": UNet, "fcn": FCN, "deeplabv3": DeepLabV3, "deeplabv3plus": DeepLabV3Plus, "lraspp": LRASPP}
+MODELS = {
+    "unet": UNet,
+    "fcn": FCN,
+    "deeplabv3": DeepLabV3,
+    "deeplabv3plus": DeepLabV3Plus,
+    "lraspp": LRASPP,
+    "panoptic_deeplab": PanopticDeepLab,
+}
 
 
 def create(name: str, spec: DatasetSpec, **kwargs) -> nn.Module:

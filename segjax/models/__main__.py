@@ -16,6 +16,7 @@ SHOWN = (
     ("deeplabv3plus", {"backbone": "convnext_tiny"}),
     ("lraspp", {"backbone": "mobilenet_v3_small"}),
     ("lraspp", {"backbone": "mobilenet_v3_large"}),
+    ("panoptic_deeplab", {"backbone": "resnet50"}),
 )
 
 

@@ -15,8 +15,8 @@ from segjax.nn.resize import resize
 from segjax.spec import UserError
 
 
-class _DeepLab(Network):
-    """What both have in common: a dilated backbone and atrous spatial pyramid pooling."""
+class DeepLab(Network):
+    """What the family has in common: a dilated backbone and atrous spatial pyramid pooling."""
 
     backbone: str = "resnet50"
     output_stride: int = 16
@@ -46,29 +46,31 @@ class _DeepLab(Network):
         return tuple(rate * 16 // self.output_stride for rate in self.atrous_rates)
 
     def _features(self, images, train):
-        """Features of the backbone, and of the pyramid on top of them."""
-        stride = self.output_stride
+        """Features of the backbone."""
         backbone = backbones.create(
-            self.backbone, self.style, stride, tuple(self.multi_grid), self.convention, name="backbone"
+            self.backbone, self.style, self.output_stride, tuple(self.multi_grid), self.convention, name="backbone"
         )
-        features = backbone(images, train)
+        return backbone(images, train)
+
+    def _pyramid(self, x, train, name="aspp"):
+        """Features of a pyramid on top of the backbone's last."""
         pyramid = ASPP(
             self.width,
             self.style,
             rates=self.rates,
-            window=tuple(math.ceil(size / stride) for size in self.pooling),
+            window=tuple(math.ceil(size / self.output_stride) for size in self.pooling),
             separable=self.separable,
             dropout=self.dropout,
             convention=self.convention,
-            name="aspp",
+            name=name,
         )
-        return features, pyramid(features["c5"], train)
+        return pyramid(x, train)
 
     def _head(self, x):
         return Conv(self.channels, 1, use_bias=True, kernel_init=HEAD, name="head")(x)
 
 
-class DeepLabV3(_DeepLab):
+class DeepLabV3(DeepLab):
     """Atrous spatial pyramid pooling on a dilated backbone, a 3x3 convolution and scores at the output stride.
 
     Attributes:
@@ -115,12 +117,13 @@ class DeepLabV3(_DeepLab):
             {"logits": float32 [b, h / s, w / s, channels]} at the output stride s, sizes as the backbone rounds; with
             `aux` also "aux", logits at the stride of those features.
         """
-        features, x = self._features(images, train)
+        features = self._features(images, train)
+        x = self._pyramid(features["c5"], train)
         x = ConvNorm(self.width, self.style, name="conv")(x, train)
         return {"logits": self._head(x)} | auxiliary(self.aux, features, self.channels, self.style, train)
 
 
-class DeepLabV3Plus(_DeepLab):
+class DeepLabV3Plus(DeepLab):
     """The pyramid's features, enlarged and joined with those of stride 4.
 
     Attributes:
@@ -158,7 +161,8 @@ class DeepLabV3Plus(_DeepLab):
         Returns:
             {"logits": float32 [b, h / 4, w / 4, channels]}, sizes as the backbone rounds.
         """
-        features, x = self._features(images, train)
+        features = self._features(images, train)
+        x = self._pyramid(features["c5"], train)
         x = self._convolve("refine", self.refine, x, train)
         low = ConvNorm(self.low_width, self.style, 1, name="low")(features["c2"], train)
         x = resize(x, low.shape[1:3], align_corners=self.convention == "smp")

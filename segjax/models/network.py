@@ -29,6 +29,7 @@ class Network(nn.Module):
     remat: bool = False
     axis_name: str | None = None
     conventions = ()  # values of `convention`, where the network has that attribute
+    finds_objects = False  # whether its outputs hold "centre" and "offset"
 
     def __post_init__(self):
         """Checks the choices."""

@@ -10,18 +10,20 @@ from segjax.nn.resize import resize
 
 
 class SeparableConv(nn.Module):
-    """Depthwise 3x3 convolution, then a 1x1 convolution: DeepLabV3+, section 3.1 (arXiv:1802.02611).
+    """Depthwise convolution, then a 1x1 convolution: DeepLabV3+, section 3.1 (arXiv:1802.02611).
 
     Attributes:
         features: channels of the result.
         style: norm and dtype.
         dilation: of the depthwise convolution.
+        kernel: rows and columns of its kernel.
         convention: "smp" has norm and ReLU after the 1x1 convolution only, others after both.
     """
 
     features: int
     style: Style
     dilation: int = 1
+    kernel: int = 3
     convention: str = "atrous"
 
     @nn.compact
@@ -29,9 +31,9 @@ class SeparableConv(nn.Module):
         """Applies the layer to maps [b, h, w, c]."""
         c = x.shape[-1]
         if self.convention == "smp":
-            x = Conv(c, 3, 1, self.dilation, c, dtype=self.style.dtype, name="depthwise")(x)
+            x = Conv(c, self.kernel, 1, self.dilation, c, dtype=self.style.dtype, name="depthwise")(x)
         else:
-            x = ConvNorm(c, self.style, 3, 1, self.dilation, c, name="depthwise")(x, train)
+            x = ConvNorm(c, self.style, self.kernel, 1, self.dilation, c, name="depthwise")(x, train)
         return ConvNorm(self.features, self.style, 1, name="pointwise")(x, train)
 
 
@@ -64,7 +66,7 @@ class ASPP(nn.Module):
         branches = [ConvNorm(f, style, 1, name="conv_0")(x, train)]
         for i, rate in enumerate(self.rates, 1):
             if self.separable:
-                branch = SeparableConv(f, style, rate, self.convention, name=f"conv_{i}")
+                branch = SeparableConv(f, style, rate, convention=self.convention, name=f"conv_{i}")
             else:
                 branch = ConvNorm(f, style, 3, dilation=rate, name=f"conv_{i}")
             branches.append(branch(x, train))

@@ -1,13 +1,18 @@
 """What differs between kinds of segmentation: the trainer knows nothing else of them."""
 
+import functools
 import inspect
 
 from segjax.config import check_keys, choose
 from segjax.spec import DatasetSpec
-from segjax.tasks import semantic
+from segjax.tasks import objects, semantic
 from segjax.tasks.task import Task
 
-TASKS = {"semantic": semantic.create}
+TASKS = {
+    "semantic": semantic.create,
+    "panoptic": functools.partial(objects.create, scores=objects.PANOPTIC),
+    "instance": functools.partial(objects.create, scores=objects.INSTANCE, stuff_area=0, top_k=100),
+}
 
 
 def create(spec: DatasetSpec, *, name: str = "semantic", **kwargs) -> Task:

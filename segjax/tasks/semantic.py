@@ -25,6 +25,7 @@ def create(
     dice_smooth: float = 1.0,
     class_weights: Sequence[float] = (),
     label_smoothing: float = 0.0,
+    hardest: float = 1.0,
     aux: float = 0.4,
 ) -> Task:
     """Makes the task; `mode` sets head, loss, activation and metric together.
@@ -46,6 +47,7 @@ def create(
         dice_smooth: added to numerator and denominator of Dice, in pixels.
         class_weights: weight of each class in the cross-entropy; empty for equal ones.
         label_smoothing: share of the target that is spread evenly over the classes.
+        hardest: share of each image's values, the largest, that count in the cross-entropy, see `losses.hardest`.
         aux: weight of the auxiliary head's loss; 0.4 in PSPNet, section 5.2 (arXiv:1612.01105).
 
     Returns:
@@ -62,6 +64,8 @@ def create(
         )
     if min(cross_entropy, dice, aux) < 0 or cross_entropy + dice == 0:
         raise UserError("task.cross_entropy, task.dice and task.aux must not be negative, nor the first two both 0.")
+    if not 0 < hardest <= 1:
+        raise UserError(f"task.hardest={hardest} must be more than 0 and at most 1.")
     if class_weights and len(class_weights) != len(spec.classes):
         raise UserError(f"task.class_weights has {len(class_weights)} values for {len(spec.classes)} classes.")
     spec = dataclasses.replace(spec, mode=mode)
@@ -90,6 +94,9 @@ def create(
         else:
             weights = losses.pixel_weights(label, valid, class_weights) if class_weights else valid
             values, valid = values.reshape(valid.shape), valid[..., None]
+        if hardest < 1:
+            weights = weights.astype(jnp.float32)
+            weights = jnp.where(losses.hardest(values * weights, weights > 0, hardest), weights, 0.0)
         terms = {}
         if cross_entropy:
             terms["cross_entropy"] = losses.weighted_mean(values, weights, axis_name)
@@ -101,23 +108,24 @@ def create(
         factors = {"cross_entropy": cross_entropy, "dice": dice}
         return sum(factors[name] * value for name, value in terms.items()), terms
 
-    def label_logits(outputs, canvas, size, content):
+    def label_logits(outputs, content, canvas, size, exact):
         logits = outputs["logits"].astype(jnp.float32)
-        return resize(logits, size) if content is None else fit(logits, content, canvas, size)
+        return resize(logits, size) if exact else fit(logits, content, canvas, size)
 
-    def predict(outputs, canvas, size, content=None):
-        logits = label_logits(outputs, canvas, size, content)
+    def predict(outputs, content, canvas, size, exact):
+        logits = label_logits(outputs, content, canvas, size, exact)
         return {"label": _decide(logits, mode), "probability": _activate(logits, mode)}
 
-    def measure(outputs, batch, canvas):
+    def measure(outputs, batch, canvas, exact):
         label, valid = losses.split_ignore(batch["label"], spec.ignore)
-        logits = label_logits(outputs, canvas, label.shape[1:3], batch.get("content"))
+        logits = label_logits(outputs, batch["content"], canvas, label.shape[1:3], exact)
         if mode == "multilabel":
             return confusion.multilabel_confusion(_decide(logits, mode), label == 1, valid)
         return confusion.confusion_matrix(_decide(logits, mode), label, valid, classes)
 
     return Task(
         spec=spec,
+        divisor=0,
         loss=loss,
         predict=predict,
         measure=measure,

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from segjax import parallel
@@ -15,12 +14,12 @@ from segjax.tasks import Task
 def evaluate(
     eval_step: Callable, variables: dict[str, Any], task: Task, batches: Batches, mesh: Mesh, mode: parallel.Mode
 ) -> dict[str, Any]:
-    """Runs over a split and sums its counts.
+    """Runs over a split and scores its images.
 
     Args:
         eval_step: compiled step of `step.make_eval_step`.
         variables: what the model is applied with.
-        task: how counts become figures.
+        task: how they are scored.
         batches: from `pipeline.eval_batches`.
         mesh: the devices.
         mode: how the step was compiled.
@@ -31,11 +30,11 @@ def evaluate(
     score, pending = task.new_metric(), None
     for batch in batches.batches(0, int(batches.count)):
         batch.pop("position")
-        counts = eval_step(variables, parallel.put_batch(mesh, batch, mode))
-        # One batch behind, so that the host adds while the devices compute.
+        measured = eval_step(variables, parallel.put_batch(mesh, batch, mode))
+        # One batch behind, so that the host scores while the devices compute.
         if pending is not None:
-            score = task.update(score, np.asarray(jax.device_get(pending)))
-        pending = counts
+            score = task.update(score, jax.device_get(pending))
+        pending = measured
     if pending is not None:
-        score = task.update(score, np.asarray(jax.device_get(pending)))
+        score = task.update(score, jax.device_get(pending))
     return task.summary(score)

@@ -23,6 +23,10 @@ from segjax.spec import UserError
 
 PLAIN_SECONDS = 5.0  # between lines of progress where there is no terminal
 COLUMNS = {  # heading -> figures of each class, their mean
+    "PQ": ("pq_per_class", "PQ"),
+    "SQ": ("sq_per_class", "SQ"),
+    "RQ": ("rq_per_class", "RQ"),
+    "AP": ("ap_per_class", "AP"),
     "IoU": ("iou_per_class", "mIoU"),
     "Dice": ("dice_per_class", "mean_dice"),
     "Precision": ("precision_per_class", "mean_precision"),
@@ -190,8 +194,29 @@ class Log:
             self._bar.stop()
 
 
+def by_class(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Sets the figures of each class that a summary holds as the cells of a table; "-" where there is no figure.
+
+    Args:
+        summary: from `segjax.metrics`.
+
+    Returns:
+        Headings, and rows: name and figures of each class, and their means in the last one; no rows without figures.
+
+    Example:
+        >>> by_class({"iou_per_class": {"cat": 0.5, "sky": 0.9}, "ap_per_class": {"cat": 0.25}, "mIoU": 0.7})
+        (['class', 'AP', 'IoU'], [['cat', '0.2500', '0.5000'], ['sky', '-', '0.9000'], ['mean', '-', '0.7000']])
+    """
+    columns = {heading: keys for heading, keys in COLUMNS.items() if keys[0] in summary}
+    figures = [summary[key] for key, _ in columns.values()]
+    names = max(figures, key=len, default={})
+    rows = [[name, *(_figure(each.get(name)) for each in figures)] for name in names]
+    means = ["mean", *(_figure(summary.get(mean)) for _, mean in columns.values())]
+    return ["class", *columns], [*rows, means] if rows else []
+
+
 def table(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints IoU, Dice, precision and recall of each class, and their means; "-" where there is no figure.
+    """Prints the figures of each class, and their means; "-" where there is no figure.
 
     Args:
         summary: from `segjax.metrics`; one without figures of classes prints nothing.
@@ -209,15 +234,15 @@ def table(summary: Mapping[str, Any], console: Console | None = None) -> None:
           mean    0.5000
         <BLANKLINE>
     """
-    columns = {heading: keys for heading, keys in COLUMNS.items() if keys[0] in summary}
-    if not columns or (console is None and jax.process_index() > 0):
+    headings, rows = by_class(summary)
+    if not rows or (console is None and jax.process_index() > 0):
         return
     grid = Table(box=SIMPLE, show_footer=True)
     grid.add_column("Class", "mean", overflow="fold")
-    for heading, (_, mean) in columns.items():
-        grid.add_column(heading, _figure(summary.get(mean)), justify="right", no_wrap=True)
-    for name in summary["iou_per_class"]:
-        grid.add_row(Text(name), *(_figure(summary[each].get(name)) for each, _ in columns.values()))
+    for heading, mean in zip(headings[1:], rows[-1][1:], strict=True):
+        grid.add_column(heading, mean, justify="right", no_wrap=True)
+    for name, *figures in rows[:-1]:
+        grid.add_row(Text(name), *figures)
     (console or Console(stderr=True)).print(grid)
 
 

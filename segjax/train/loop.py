@@ -56,6 +56,11 @@ def plan(config: ConfigDict, spec: DatasetSpec) -> Plan:
             f"The model trims {built.model.margin} pixels from each side of its input, so preprocess.context must be "
             f"{built.model.margin}, not {built.preprocess.context}."
         )
+    if task.divisor and not built.model.finds_objects:
+        raise UserError(
+            f"task.name={config.task.name!r} needs a model that finds objects, not {config.model.name!r}: make the "
+            "configuration with base(model='panoptic_deeplab')."
+        )
     return built
 
 
@@ -90,7 +95,9 @@ def open_eval(config: ConfigDict, split: str, built: Plan, opened: Sources = Non
     """
     parallel.check_batch(built.mesh, config.eval.batch_size, "eval.batch_size")
     source, loading = open_split(config, split, opened), call(Loading, "loading", config.loading)
-    return call(pipeline.eval_batches, "eval", config.eval, source, built.preprocess, loading, _hosts())
+    return call(
+        pipeline.eval_batches, "eval", config.eval, source, built.preprocess, loading, _hosts(), built.task.divisor
+    )
 
 
 def scorer(config: ConfigDict, built: Plan, batches: pipeline.Batches) -> Callable[[state.State], dict[str, Any]]:
@@ -140,7 +147,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None)
     built = mesh, preprocess, task, model = plan(config, source.spec)
     parallel.check_batch(mesh, config.data.batch_size, "data.batch_size")
     loading = call(Loading, "loading", config.loading)
-    train = call(pipeline.train_batches, "data", config.data, source, preprocess, loading, config.seed, _hosts())
+    train = call(
+        pipeline.train_batches, "data", config.data, source, preprocess, loading, config.seed, _hosts(), task.divisor
+    )
     test = open_eval(config, config.splits.test, built, opened)
     run = call(durations, "run", config.run, train.count, train.batch_size)
     tx, schedule = call(optimizer.make, "optimizer", config.optimizer, run.total, run.warmup)

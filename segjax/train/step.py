@@ -125,7 +125,7 @@ def make_train_step(
 
 def make_eval_step(
     model: nn.Module, task: Task, preprocess: Preprocess, axis_name: str | None = None
-) -> Callable[[dict[str, Any], dict[str, jax.Array]], Int[Array, "b ..."]]:
+) -> Callable[[dict[str, Any], dict[str, jax.Array]], Any]:
     """Makes the evaluation step, a pure function that is not compiled yet.
 
     Args:
@@ -135,14 +135,14 @@ def make_eval_step(
         axis_name: pmap axis; None where arrays are global (jit).
 
     Returns:
-        (variables, batch) -> int32 counts of every image of the global batch [b, ...].
+        (variables, batch) -> what the task measures of every image of the global batch, arrays [b, ...].
     """
 
     def eval_step(variables, batch):
         outputs = model.apply(variables, normalise(batch["image"], preprocess), train=False)
         height, width = (n - 2 * preprocess.context for n in batch["image"].shape[1:3])
-        counts = task.measure(outputs, batch, (height, width))
-        return jax.lax.all_gather(counts, axis_name, tiled=True) if axis_name else counts
+        measured = task.measure(outputs, batch, (height, width), preprocess.resize is None)
+        return jax.lax.all_gather(measured, axis_name, tiled=True) if axis_name else measured
 
     return eval_step
 
@@ -156,14 +156,14 @@ def compile_predict(model: nn.Module, task: Task, preprocess: Preprocess) -> Cal
         preprocess: how pixels become inputs.
 
     Returns:
-        (variables, image uint8 [b, h, w, c], content int32 [b, 4] or None, canvas, size) -> maps of `size`; see
+        (variables, image uint8 [b, h, w, c], content int32 [b, 4], canvas, size) -> maps of `size` and tables; see
         `Task.predict`.
     """
 
     @functools.partial(jax.jit, static_argnums=(3, 4))
     def predict(variables, image, content, canvas, size):
         outputs = model.apply(variables, normalise(image, preprocess), train=False)
-        return task.predict(outputs, canvas, size, content)
+        return task.predict(outputs, content, canvas, size, preprocess.resize is None)
 
     return predict
 

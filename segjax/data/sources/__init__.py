@@ -7,13 +7,18 @@ from typing import Any
 from segjax.config import check_keys, choose
 from segjax.data.sources.arrays import arrays
 from segjax.data.sources.brain import brain
+from segjax.data.sources.coco import coco_instances, coco_panoptic
 from segjax.data.sources.folder import folder
 from segjax.data.sources.shapes import shapes
 from segjax.data.sources.tfds import tfds
+from segjax.data.sources.yolo import yolo
 from segjax.spec import UserError
 
 SOURCES: dict[str, Callable[..., Any]] = {
     "folder": folder,
+    "coco_panoptic": coco_panoptic,
+    "coco_instances": coco_instances,
+    "yolo": yolo,
     "tfds": tfds,
     "shapes": shapes,
     "brain": brain,
@@ -32,8 +37,8 @@ def create(split: str, *, name: str, channels: int = 3, **kwargs) -> Any:
 
     Returns:
         A source: `spec` (DatasetSpec); `len(source)`; `name(i)` for messages and file names; `size(i)`, rows and
-        columns of the label; `read(i)`, a dict of "image" uint8 [y, x, c], "label" [y, x] or [y, x, k] and,
-        where there are any, "instance" uint16 [y, x].
+        columns of the label; `read(i)`, a dict of "image" uint8 [y, x, c], "label" [y, x] or [y, x, k] and, where
+        the set tells objects apart, "instance" uint16 [y, x], see `segjax.spec`.
 
     Raises:
         UserError: no such source or argument, or anything wrong with the set.

@@ -1,4 +1,4 @@
-"""Images and labels that are in memory already, or in one .npz file."""
+"""Images, labels and objects that are in memory already, or in one .npz file."""
 
 import dataclasses
 import zipfile
@@ -8,24 +8,27 @@ import numpy as np
 
 from segjax.data import files
 from segjax.data.ids import Table, count, listing, make_spec
+from segjax.data.instances import number
 from segjax.spec import DatasetSpec, UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arrays:
-    """Pairs of image and label arrays; made by `arrays`.
+    """Image and label arrays that belong together; made by `arrays`.
 
     Attributes:
         spec: facts about the labels.
         split: name of the split.
         images: uint8 [y, x, c] each.
         labels: integers [y, x] or [y, x, k] each.
+        instances: integers [y, x] each; None where there are no objects.
     """
 
     spec: DatasetSpec
     split: str
     images: Sequence[np.ndarray] | np.ndarray
     labels: Sequence[np.ndarray] | np.ndarray
+    instances: Sequence[np.ndarray] | np.ndarray | None
 
     def __len__(self):
         return len(self.images)
@@ -45,9 +48,14 @@ class Arrays:
             i: sample.
 
         Returns:
-            "image": uint8 [y, x, c]; "label": `spec.label_dtype` [y, x], multi-label [y, x, k].
+            "image": uint8 [y, x, c]; "label": `spec.label_dtype` [y, x], multi-label [y, x, k]; "instance": uint16
+            [y, x] where there are objects.
         """
-        return {"image": self.images[i], "label": self.labels[i].astype(self.spec.label_dtype, copy=False)}
+        sample = {"image": self.images[i], "label": self.labels[i].astype(self.spec.label_dtype, copy=False)}
+        if self.instances is None:
+            return sample
+        instance = number(self.instances[i], sample["label"], self.spec, self.name(i), crowds=True)
+        return sample | {"instance": instance}
 
 
 def arrays(
@@ -57,7 +65,7 @@ def arrays(
     data: Table | str,
     classes: Sequence[str],
     palette: Sequence[Sequence[int]] | None = None,
-    things: Sequence[int] = (),
+    things: Sequence[int | str] = (),
 ) -> Arrays:
     """A data set of numpy arrays.
 
@@ -66,11 +74,12 @@ def arrays(
         channels: channels the images must have.
         data: {"train": {"image": ..., "label": ...}, ...}: uint8 images [n, y, x, c] and integer labels [n, y, x], or
             [n, y, x, k] of 0 and 1 (multi-label), as one array or as a list of arrays of their own sizes; 255 (65535
-            with more than 255 classes) marks pixels without truth. Or the path of an .npz file that holds
-            "train_image", "train_label" and so on.
+            with more than 255 classes) marks pixels without truth. With "instance", integers [n, y, x], also the
+            number of the object of each pixel: any above 0 on things, where 0 is a crowd, and 0 elsewhere; numbers
+            become 1 .. n. Or the path of an .npz file that holds "train_image", "train_label" and so on.
         classes: class names in the order of their index.
         palette: (red, green, blue) of each class in pictures; the PASCAL VOC colours when left out.
-        things: indices of the classes that are countable objects.
+        things: names or indices of the classes that are countable objects.
 
     Returns:
         The source.
@@ -84,13 +93,18 @@ def arrays(
         >>> len(source), source.size(0), source.read(1)["label"].dtype
         (2, (4, 6), dtype('uint8'))
     """
-    images, labels = _load(data, split) if isinstance(data, str) else _pick(data, split)
+    images, labels, instances = _load(data, split) if isinstance(data, str) else _pick(data, split)
     if not len(images) or len(images) != len(labels):
         raise UserError(f"source.data: split {split!r} has {len(images)} images and {len(labels)} labels.")
+    if instances is not None and len(instances) != len(labels):
+        raise UserError(f"source.data: split {split!r} has {len(labels)} labels and {len(instances)} instance maps.")
     spec = make_spec(classes, palette, things, "multilabel" if np.ndim(labels[0]) == 3 else "multiclass")
-    source = Arrays(spec, split, images, labels)
+    source = Arrays(spec, split, images, labels, instances)
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        if fault := _fault(image, label, channels, spec):
+        fault = _fault(image, label, channels, spec)
+        if fault is None and instances is not None:
+            fault = _instance_fault(instances[i], label, spec)
+        if fault:
             raise UserError(f"source.data: {source.name(i)}: {fault}.")
     return source
 
@@ -102,14 +116,14 @@ def _pick(data, split):
     pair = dict(splits[split].items())
     if not {"image", "label"} <= set(pair):
         raise UserError(f"source.data: split {split!r} needs 'image' and 'label', but has {', '.join(pair)}.")
-    return pair["image"], pair["label"]
+    return pair["image"], pair["label"], pair.get("instance")
 
 
 def _load(path, split):
     path = files.resolve(path)
     try:
         with np.load(path) as archive:
-            return archive[f"{split}_image"], archive[f"{split}_label"]
+            return archive[f"{split}_image"], archive[f"{split}_label"], archive.get(f"{split}_instance")
     except KeyError as error:
         raise UserError(f"source.data: {path} lacks an array: {error.args[0]}.") from error
     except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
@@ -129,4 +143,16 @@ def _fault(image, label, channels, spec):
     if strange.any():
         found = listing(count(label[strange]))
         return f"the label holds {found}; known are 0 to {1 if multilabel else k - 1} and {spec.ignore} (ignored)"
+    return None
+
+
+def _instance_fault(instance, label, spec):
+    """What is wrong with the numbers of a sample's objects, in words; None where nothing is."""
+    if spec.mode == "multilabel" or not spec.things:
+        return "instance maps need source.things, the classes that have objects, and one class a pixel"
+    if instance.dtype.kind not in "ui" or instance.shape != label.shape:
+        found = f"{instance.dtype} {list(instance.shape)}"
+        return f"the instance map must be integers {list(label.shape)} as the label, but is {found}"
+    if (strange := (instance < 0) | ((instance > 0) & ~np.isin(label, spec.things))).any():
+        return f"the instance map holds {listing(count(instance[strange]))} on pixels of no thing class, or below 0"
     return None

@@ -1,8 +1,7 @@
-"""Images and masks as files in folders."""
+"""Images, masks and maps of objects as files in folders."""
 
 import collections
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,18 +9,23 @@ import numpy as np
 
 from segjax.data import files, reading
 from segjax.data.ids import Ids, Table, apply, count, index, make_map, make_spec
+from segjax.data.instances import number
 from segjax.spec import Colour, DatasetSpec, UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Folder:
-    """Pairs of image and mask files; made by `folder`.
+    """Image and mask files that belong together; made by `folder`.
 
     Attributes:
         spec: facts about the labels.
         stems: name of each sample.
         images: image file of each sample.
-        masks: mask file of each sample; multi-label: one a class, None where the class is absent.
+        masks: mask file of each sample; multi-label: one a class, None where the class is absent; none at all where
+            objects alone tell the two classes.
+        instances: file of the objects' ids of each sample; none where there are no objects.
+        instance_base: ids below it, and 0, are no objects.
+        crowds: whether pixels of a thing class may be of no object.
         channels: 1 or 3.
         window: values that become 0 and 255 in images of more than 8 bits.
         table: label of each id, see `segjax.data.ids`.
@@ -32,6 +36,9 @@ class Folder:
     stems: tuple[str, ...]
     images: tuple[Path, ...]
     masks: tuple[tuple[Path | None, ...], ...]
+    instances: tuple[Path, ...]
+    instance_base: int
+    crowds: bool
     channels: int
     window: Sequence[int | float] | None
     table: Ids
@@ -46,9 +53,9 @@ class Folder:
 
     def size(self, i: int) -> tuple[int, int]:
         """Rows and columns of sample i, from the heads of its files; they must agree."""
-        path = next(path for path in self.masks[i] if path)
-        found = reading.size(path)
-        reading.check_sizes(reading.size(self.images[i]), found, str(self.images[i]), str(path))
+        found = reading.size(self.images[i])
+        for path in [*filter(None, self.masks[i]), *self.instances[i : i + 1]]:
+            reading.check_sizes(found, reading.size(path), str(self.images[i]), str(path))
         return found
 
     def ids(self, i: int) -> dict[int, int]:
@@ -58,7 +65,7 @@ class Folder:
             i: sample.
 
         Returns:
-            Pixel count of each raw id; of each class index where masks hold colours.
+            Pixel count of each raw id; of each class index where masks hold colours; empty where there are no masks.
         """
         found = collections.Counter()
         for path in filter(None, self.masks[i]):
@@ -72,15 +79,25 @@ class Folder:
             i: sample.
 
         Returns:
-            "image": uint8 [y, x, c]; "label": `spec.label_dtype` [y, x], multi-label [y, x, k].
+            "image": uint8 [y, x, c]; "label": `spec.label_dtype` [y, x], multi-label [y, x, k]; "instance": uint16
+            [y, x] where there are objects.
 
         Raises:
             CorruptImage: a file cannot be decoded.
-            UserError: sizes differ, or the mask holds an id or a colour without a class.
+            UserError: sizes differ, the mask holds an id or a colour without a class, or a thing has no object.
         """
         image = reading.image(self.images[i], self.channels, self.window)
         labels = [self._label(path, image.shape[:2], self.images[i]) for path in self.masks[i]]
-        return {"image": image, "label": np.stack(labels, -1) if self.spec.mode == "multilabel" else labels[0]}
+        if self.spec.mode == "multilabel":
+            return {"image": image, "label": np.stack(labels, -1)}
+        if not self.instances:
+            return {"image": image, "label": labels[0]}
+        path = self.instances[i]
+        ids = reading.objects(path)
+        reading.check_sizes(image.shape[:2], ids.shape, str(self.images[i]), str(path))
+        ids[ids < self.instance_base] = 0
+        label = labels[0] if labels else (ids > 0).astype(self.spec.label_dtype)
+        return {"image": image, "label": label, "instance": number(ids, label, self.spec, str(path), self.crowds)}
 
     def _label(self, path, shape, image_path):
         if path is None:
@@ -96,23 +113,32 @@ def folder(
     channels: int = 3,
     root: str,
     images: str,
-    masks: str,
+    masks: str | None = None,
+    instances: str | None = None,
+    instance_base: int = 0,
+    crowds: bool = False,
     classes: Sequence[str] | str,
     ids: Table | None = None,
     ignore_ids: Sequence[int] = (),
     colours: Table | None = None,
     palette: Sequence[Sequence[int]] | None = None,
-    things: Sequence[int] = (),
+    things: Sequence[int | str] = (),
     lists: str | None = None,
     fractions: Table | None = None,
     window: Sequence[int | float] | None = None,
 ) -> Folder:
-    """A data set of image and mask files that share a stem.
+    """A data set of image and mask files that share a stem, and of files that tell objects apart.
 
-    `images` and `masks` are paths under `root` with {stem}, which may span folders and may stand twice
+    `images`, `masks` and `instances` are paths under `root` with {stem}, which may span folders and may stand twice
     ("{stem}/{stem}_mask.png"), and * for any text within a file or folder name. A path without {stem} is a folder:
     "masks" means "masks/{stem}.*", every image file in it. {class} in `masks` makes the set multi-label: a mask file
     a class, non-zero where the class is, and no file where the image has none of it (each image needs at least one).
+
+    Files of `instances` hold a number for each object: grey values of 8, 16 or 32 bits or the indices of a palette as
+    they are stored, and R + 256 G + 65536 B of colours (ADE20K). Numbers may be any; they become 1 .. n in ascending
+    order. What of an object lies on stuff is left out. An object has one class, that of most of its pixels; the others
+    on thing classes, and all without a number, are an error, or with `crowds` regions whose objects are not told apart.
+    Without `masks` the two classes are background and thing, and the thing is where the objects are.
 
     What belongs to a split is told in one of three ways: {split} in `images` or `root`, a list of stems per split, or
     fractions. Fractions are contiguous blocks of the naturally sorted stems (2 before 10), not a random draw:
@@ -124,6 +150,10 @@ def folder(
         root: folder; `~` and environment variables are filled in.
         images: where image files are, such as "{split}/{stem}.jpg".
         masks: where mask files are, such as "{split}annot/{stem}.png".
+        instances: where the files of objects are, such as "gtFine/{split}/{stem}_gtFine_instanceIds.png".
+        instance_base: smaller numbers are no objects, as 0 never is: 1000 for Cityscapes, whose instanceIds hold the
+            class where there is no object.
+        crowds: True where pixels of a thing class without an object are crowds, False where they are a fault.
         classes: class names in the order of their index, or a text file under `root` with a name a line.
         ids: class (name or index) of each id in the mask files; the word "ignore" for no truth. Keys may be strings,
             as in JSON. When left out an id is a class index, and 255 (65535 with more than 255 classes) is ignored;
@@ -132,7 +162,7 @@ def folder(
         colours: for colour-coded masks, the (red, green, blue) of each class name, or a list of them; the key "ignore"
             holds the colours without truth.
         palette: (red, green, blue) of each class in pictures; taken from `colours`, else the PASCAL VOC colours.
-        things: indices of the classes that are countable objects.
+        things: names or indices of the classes that are countable objects.
         lists: text file of the stems of a split, under `root`, such as "splits/{split}.txt": a stem or a file name a
             line, in the first column.
         fractions: (from, to) of each split, such as {"train": (0, 0.8), "test": (0.8, 1)}.
@@ -162,41 +192,36 @@ def folder(
             f"source: say in one way what belongs to split {split!r}: with {{split}} in source.images, with "
             "source.lists (a file of stems), or with source.fractions."
         )
-    base = Path(_fill(files.resolve(root), "root", split))
-    if not base.is_dir():
-        raise UserError(f"source.root: there is no folder {base}.")
+    base = files.base(root, split)
     names = files.lines(base / classes, "classes") if isinstance(classes, str) else list(classes)
-    multilabel = "{class}" in masks
-    if multilabel and (ids or colours):
-        raise UserError("source.masks with {class} has a file a class: leave source.ids and source.colours out.")
-    if colours and (ids or ignore_ids):
-        raise UserError("source.colours has a colour a class, and one for 'ignore': leave source.ids, ignore_ids out.")
-    spec = make_spec(names, palette, things, "multilabel" if multilabel else "multiclass")
-    colour_ids = _colour_ids(colours, spec) if colours else None
-    if palette is None and colour_ids and set(range(len(names))) <= set(colour_ids.values()):
-        first = {label: colour for colour, label in reversed(colour_ids.items())}
-        spec = dataclasses.replace(spec, colours=tuple(first[k] for k in range(len(names))))
-    image_path, mask_path = _fill(images, "images", split), _fill(masks, "masks", split, "class")
-    mask_files = [files.find(base, mask_path.replace("{class}", name)) for name in (names if multilabel else [""])]
-    taken = {path for found in mask_files for path in found.values()}  # "{stem}.png" also finds "{stem}_mask.png"
+    spec, colour_ids = _describe(names, masks, instances, ids, ignore_ids, colours, palette, things)
+    image_path = files.fill(images, "images", split)
+    mask_path = files.fill(masks or "", "masks", split, "class")
+    instance_path = files.fill(instances or "", "instances", split)
+    parts = names if spec.mode == "multilabel" else [""]
+    mask_files = [files.find(base, mask_path.replace("{class}", part)) for part in parts] if masks else []
+    instance_files = [files.find(base, instance_path)] if instances else []
+    # "{stem}.png" also finds "{stem}_mask.png".
+    taken = {path for found in mask_files + instance_files for path in found.values()}
     image_files = {stem: path for stem, path in files.find(base, image_path).items() if path not in taken}
     stems = sorted(image_files, key=files.natural)
     if not stems:
         raise UserError(f"source.images: no image at {base / image_path} for split {split!r}.")
     if lists is not None:
-        stems = files.listed(base / _fill(lists, "lists", split), stems)
+        stems = files.listed(base / files.fill(lists, "lists", split), stems)
     if fractions is not None:
         stems = files.fraction(stems, dict(fractions.items()), split)
-    if missing := [stem for stem in stems if not any(stem in found for found in mask_files)]:
-        raise UserError(
-            f"source.masks: {len(missing)} of {len(stems)} images have no mask at {base / mask_path}: "
-            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. {len(taken)} masks were found there."
-        )
+    for key, path, found in (("masks", mask_path, mask_files), ("instances", instance_path, instance_files)):
+        if found:
+            _check_found(key, base / path, stems, found)
     return Folder(
         spec=spec,
         stems=tuple(stems),
         images=tuple(image_files[stem] for stem in stems),
         masks=tuple(tuple(found.get(stem) for found in mask_files) for stem in stems),
+        instances=tuple(found[stem] for found in instance_files for stem in stems),
+        instance_base=instance_base,
+        crowds=crowds,
         channels=channels,
         window=window,
         table=make_map(spec, ids, (spec.ignore,) if colours else ignore_ids),
@@ -204,10 +229,39 @@ def folder(
     )
 
 
-def _fill(template, key, split, *more):
-    if unknown := set(re.findall(r"\{(\w*)\}", template)) - {"split", "stem", *more}:
-        raise UserError(f"source.{key}={template!r}: {{{unknown.pop()}}} means nothing here.")
-    return template.replace("{split}", split)
+def _describe(names, masks, instances, ids, ignore_ids, colours, palette, things):
+    """Checks that what is told of the labels agrees; returns the spec, and the class of each colour."""
+    multilabel = masks is not None and "{class}" in masks
+    if multilabel and (ids or colours):
+        raise UserError("source.masks with {class} has a file a class: leave source.ids and source.colours out.")
+    if colours and (ids or ignore_ids):
+        raise UserError("source.colours has a colour a class, and one for 'ignore': leave source.ids, ignore_ids out.")
+    if masks is None and instances is None:
+        raise UserError("source: say where the truth is, with source.masks, source.instances or both.")
+    spec = make_spec(names, palette, things, "multilabel" if multilabel else "multiclass")
+    if masks is None:
+        if len(names) != 2 or spec.things not in ((), (1,)) or ids or ignore_ids or colours:
+            raise UserError(
+                "source.instances without source.masks tells two classes apart, background and thing: name them in "
+                "source.classes in this order, and leave source.ids, ignore_ids and colours out."
+            )
+        spec = dataclasses.replace(spec, things=(1,))
+    if instances is not None and (multilabel or not spec.things):
+        raise UserError("source.instances needs source.things, the classes that have objects, and one class a pixel.")
+    colour_ids = _colour_ids(colours, spec) if colours else None
+    if palette is None and colour_ids and set(range(len(names))) <= set(colour_ids.values()):
+        first = {label: colour for colour, label in reversed(colour_ids.items())}
+        spec = dataclasses.replace(spec, colours=tuple(first[k] for k in range(len(names))))
+    return spec, colour_ids
+
+
+def _check_found(key, path, stems, found):
+    if missing := [stem for stem in stems if not any(stem in each for each in found)]:
+        what = {"masks": "mask", "instances": "file of objects"}[key]
+        raise UserError(
+            f"source.{key}: {len(missing)} of {len(stems)} images have no {what} at {path}: {files.some(missing)}. "
+            f"{sum(map(len, found))} {key} were found there."
+        )
 
 
 def _colour_ids(colours, spec):

@@ -13,9 +13,13 @@ import numpy as np
 
 from segjax.data import files, reading
 from segjax.data.ids import Ids, Table, apply, count, make_map, make_spec
+from segjax.data.instances import from_segments
 from segjax.spec import DatasetSpec, UserError
 
 log = logging.getLogger("segjax")
+
+# What a list of segments holds of each.
+SEGMENT = ("id", "label", "is_crowd")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,6 +32,7 @@ class TFDS:
         records: random access to dicts of features, with images still encoded.
         image: feature that holds the image.
         mask: feature that holds the ids.
+        objects: feature that lists the segments whose ids the mask holds as colours; None where ids are classes.
         channels: 1 or 3.
         window: values that become 0 and 255 in images of more than 8 bits.
         table: label of each id, see `segjax.data.ids`.
@@ -38,6 +43,7 @@ class TFDS:
     records: Any
     image: str
     mask: str
+    objects: str | None
     channels: int
     window: Sequence[int | float] | None
     table: Ids
@@ -61,9 +67,9 @@ class TFDS:
             i: sample.
 
         Returns:
-            Pixel count of each id.
+            Pixel count of each id; empty where ids are of segments.
         """
-        return count(self._raw(self.records[i], i))
+        return {} if self.objects else count(self._raw(self.records[i], i))
 
     def read(self, i: int) -> dict[str, np.ndarray]:
         """Reads sample i.
@@ -72,23 +78,34 @@ class TFDS:
             i: sample.
 
         Returns:
-            "image": uint8 [y, x, c]; "label": `spec.label_dtype` [y, x].
+            "image": uint8 [y, x, c]; "label": `spec.label_dtype` [y, x]; "instance": uint16 [y, x] of segments.
 
         Raises:
             CorruptImage: the image or the mask cannot be decoded.
-            UserError: sizes differ, or the mask holds an id without a class.
+            UserError: sizes differ, the mask holds an id without a class or segment, or a segment is listed twice.
         """
         record, image_name, mask_name = self.records[i], self._where(i, self.image), self._where(i, self.mask)
         image = reading.image(record[self.image], self.channels, self.window, image_name)
         raw = self._raw(record, i)
         reading.check_sizes(image.shape[:2], raw.shape, image_name, mask_name)
-        return {"image": image, "label": apply(self.table, raw, self.spec, mask_name)}
+        if self.objects is None:
+            return {"image": image, "label": apply(self.table, raw, self.spec, mask_name)}
+        listed = {key: np.asarray(record[self.objects][key]).tolist() for key in SEGMENT}
+        segments, name = {}, self._where(i, self.objects)
+        for n, k, crowd in zip(*listed.values(), strict=True):
+            if n in segments:
+                raise UserError(f"{name}: segment {n} is listed twice.")
+            segments[n] = k, crowd
+        label, instance = from_segments(raw, segments, self.spec, mask_name, name)
+        return {"image": image, "label": label, "instance": instance}
 
     def _where(self, i, feature):
         return f"{self.name(i)} ({feature})"
 
     def _raw(self, record, i):
         mask = record[self.mask]
+        if self.objects:
+            return reading.objects(mask, colours=True, name=self._where(i, self.mask))
         if isinstance(mask, bytes):
             return reading.mask(mask, name=self._where(i, self.mask))
         return mask.reshape(mask.shape[:2]).astype(np.int64)
@@ -101,11 +118,13 @@ def tfds(
     builder: str,
     image: str = "image",
     mask: str = "segmentation_mask",
+    panoptic: str | None = None,
+    objects: str = "panoptic_objects",
     classes: Sequence[str] | None = None,
     ids: Table | None = None,
     ignore_ids: Sequence[int] = (),
     palette: Sequence[Sequence[int]] | None = None,
-    things: Sequence[int] = (),
+    things: Sequence[int | str] = (),
     data_dir: str | None = None,
     window: Sequence[int | float] | None = None,
 ) -> TFDS:
@@ -115,19 +134,26 @@ def tfds(
     Pixels are decoded by `segjax.data.reading`, not by TFDS: masks with a palette give their indices, and 16-bit masks
     all their values. Masks may be Image, LabeledImage or Tensor features.
 
+    With `panoptic` the truth is an Image of segment ids, R + 256 G + 65536 B, and a Sequence of these segments with
+    "id", "label" and "is_crowd", as in coco/2017_panoptic; pixels of id 0 have no truth. TFDS does not keep which
+    classes are things: of COCO's they are the first 80.
+
     Args:
         split: any split that TFDS understands, such as "train" or "train[:80%]".
         channels: 1 to read images as grey, 3 as RGB.
         builder: name, with a configuration and a version if need be: "oxford_iiit_pet:4.*.*".
         image: feature that holds the image.
         mask: feature that holds the ids.
-        classes: class names in the order of their index; those of the mask when it is a LabeledImage.
+        panoptic: feature that holds the segment ids, in place of a mask.
+        objects: feature that lists the segments.
+        classes: class names in the order of their index; when left out those of the mask, if it is a LabeledImage, or
+            of the segments.
         ids: class (name or index) of each id in the masks; the word "ignore" for no truth. Keys may be strings, as in
             JSON. When left out an id is a class index, and 255 (65535 with more than 255 classes) is ignored; with
             one or two classes it is an error until `ids` or `ignore_ids` names it, see `segjax.data.ids.make_map`.
         ignore_ids: further ids without truth.
         palette: (red, green, blue) of each class in pictures; the PASCAL VOC colours when left out.
-        things: indices of the classes that are countable objects.
+        things: names or indices of the classes that are countable objects.
         data_dir: where TFDS keeps its data; $TFDS_DATA_DIR or ~/tensorflow_datasets when left out.
         window: values that become 0 and 255 in images with more than 8 bits a pixel.
 
@@ -148,17 +174,30 @@ def tfds(
     """
     made = _prepared(builder, None if data_dir is None else files.resolve(data_dir))
     features = made.info.features
-    _check(features, builder, image, mask)
-    names = getattr(features[mask], "names", None) if classes is None else classes
+    _check_image(features, builder, "image", image)
+    if panoptic is None:
+        _check_mask(features, builder, mask)
+        own = features[mask]
+    else:
+        _check_image(features, builder, "panoptic", panoptic)
+        _check_segments(features, builder, objects)
+        own, mask = features[objects].feature["label"], panoptic
+    names = getattr(own, "names", None) if classes is None else classes
     if not names:
         raise UserError(f"source.classes: feature {mask!r} of {builder} has no class names of its own; list them.")
     spec = make_spec(names, palette, things)
+    if panoptic is not None and (not spec.things or ids or ignore_ids):
+        raise UserError(
+            "source.panoptic needs source.things, the classes that have objects (for COCO: range(80)), and ids of "
+            "segments are no classes: leave source.ids and ignore_ids out."
+        )
     return TFDS(
         spec=spec,
         label=re.sub(r"[^\w-]", "", f"{made.name}_{split.replace(':', '-')}"),
         records=_records(made, split),
         image=image,
         mask=mask,
+        objects=None if panoptic is None else objects,
         channels=channels,
         window=window,
         table=make_map(spec, ids, ignore_ids),
@@ -197,20 +236,42 @@ def _prepared(name, data_dir):
     return made
 
 
-def _check(features, builder, image, mask):
-    """Raises a UserError unless both features exist and hold what they should."""
+def _check_image(features, builder, key, name):
+    """Raises a UserError unless a feature exists and is an image of integers."""
     from tensorflow_datasets import features as kinds
 
-    for key, name in (("image", image), ("mask", mask)):
-        if name not in features:
-            raise UserError(f"source.{key}: {builder} has no feature {name!r}, only {', '.join(features)}.")
-    if not isinstance(features[image], kinds.Image) or features[image].np_dtype == np.float32:
-        raise UserError(f"source.image: feature {image!r} of {builder} is no Image of integers: {features[image]}.")
-    shape, dtype = features[mask].shape, features[mask].np_dtype
+    _check_there(features, builder, key, name)
+    if not isinstance(features[name], kinds.Image) or features[name].np_dtype == np.float32:
+        raise UserError(f"source.{key}: feature {name!r} of {builder} is no Image of integers: {features[name]}.")
+
+
+def _check_mask(features, builder, name):
+    """Raises a UserError unless a feature exists and is a map of ids."""
+    from tensorflow_datasets import features as kinds
+
+    _check_there(features, builder, "mask", name)
+    shape, dtype = features[name].shape, features[name].np_dtype
     whole = np.issubdtype(dtype, np.integer) or dtype == np.bool_
-    flat = len(shape) == 2 or (len(shape) == 3 and (shape[2] == 1 or isinstance(features[mask], kinds.Image)))
-    if not isinstance(features[mask], kinds.Image | kinds.Tensor) or not whole or not flat:
-        raise UserError(f"source.mask: feature {mask!r} of {builder} is no map of ids: {features[mask]}.")
+    flat = len(shape) == 2 or (len(shape) == 3 and (shape[2] == 1 or isinstance(features[name], kinds.Image)))
+    if not isinstance(features[name], kinds.Image | kinds.Tensor) or not whole or not flat:
+        raise UserError(f"source.mask: feature {name!r} of {builder} is no map of ids: {features[name]}.")
+
+
+def _check_segments(features, builder, name):
+    """Raises a UserError unless a feature exists and is a list of segments."""
+    from tensorflow_datasets import features as kinds
+
+    _check_there(features, builder, "objects", name)
+    inner = getattr(features[name], "feature", None)
+    if not isinstance(inner, kinds.FeaturesDict) or not set(SEGMENT) <= set(inner):
+        raise UserError(
+            f"source.objects: feature {name!r} of {builder} is no Sequence of {', '.join(SEGMENT)}: {features[name]}."
+        )
+
+
+def _check_there(features, builder, key, name):
+    if name not in features:
+        raise UserError(f"source.{key}: {builder} has no feature {name!r}, only {', '.join(features)}.")
 
 
 def _records(builder, split):

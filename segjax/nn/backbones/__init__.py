@@ -1,7 +1,8 @@
 """Backbones: (images, train) -> {"c1" .. "c5"}, maps at strides 2, 4, 8, 16 and 32, none above the output stride.
 
-The published networks and, for tests, a tiny one of each family: NAME_micro. The stem of NAME_deep is three 3x3
-convolutions in place of a 7x7 one, as DeepLab's ResNets have it.
+The published networks; for small machines a ResNet-18 of half the channels, resnet18_half; and, for tests, a tiny one of
+each family: NAME_micro. The stem of NAME_deep is three 3x3 convolutions in place of a 7x7 one, as DeepLab's ResNets have
+it.
 """
 
 import functools
@@ -36,6 +37,7 @@ BACKBONES = {
     "mobilenet_v3_large": functools.partial(_mobilenet_v3, rows=V3_LARGE, last=960),
     "convnext_tiny": functools.partial(ConvNeXt),
     "convnext_small": functools.partial(ConvNeXt, blocks=(3, 3, 27, 3)),
+    "resnet18_half": functools.partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False, width=32),
     "resnet_micro": functools.partial(ResNet, blocks=(1, 1, 2, 3), width=8),
     "vgg_micro": functools.partial(VGG, widths=((8,), (8,), (16,), (16, 16), (16, 16))),
     "mobilenet_v2_micro": functools.partial(

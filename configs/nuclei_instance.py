@@ -1,0 +1,48 @@
+"""Panoptic-DeepLab on the nuclei of the Data Science Bowl 2018 (BBBC038, stage 1): instance maps alone.
+
+The set is 664 training and 65 test images with one 16-bit instance map an image (0 background, 1 .. n), in
+$SEGJAX_DATA/dsb2018/{train,test}/{images,labels}/ID.png. Kaggle's own files hold a mask a nucleus: write each image's
+into one map first. The small maps of the network would lose the smallest nuclei, so images are enlarged twofold.
+
+SEGJAX_DATA=/path/to segjax train --config configs/nuclei_instance.py --workdir runs/nuclei
+
+AP not yet measured.
+"""
+
+from segjax.config import base
+
+
+def get_config():
+    """Crops of 96 pixels, enlarged to 192; scored in whole images."""
+    config = base(source="folder", model="panoptic_deeplab", task="instance")
+    config.source.root = "$SEGJAX_DATA/dsb2018"
+    config.source.images = "{split}/images/{stem}.png"
+    config.source.instances = "{split}/labels/{stem}.png"
+    config.source.classes = ("background", "nucleus")
+    config.preprocess.mean = (72.0, 72.0, 72.0)
+    config.preprocess.std = (88.0, 88.0, 88.0)
+    config.preprocess.resize = 2.0
+    config.data.crop = (192, 192)
+    config.data.scale = (0.7, 1.4)
+    config.data.rotate = 180.0
+    config.data.flip_vertical = True
+    config.data.rare = 0.5
+    config.augment.brightness = 0.1
+    config.augment.contrast = 0.2
+    config.augment.hue = 0.1
+    config.model.backbone = "resnet18_half"
+    config.model.width = 64
+    config.model.atrous_rates = (2, 4, 6)
+    config.task.hardest = 0.5
+    config.task.offset = 0.05
+    config.task.small_area = 512
+    config.task.nms_kernel = 5
+    config.task.top_k = 400  # 329 in a test image; AP looks at as many
+    config.optimizer.learning_rate = 2e-3
+    config.ema.decay = 0.99
+    config.run.total = 1400
+    config.run.warmup = 50
+    config.eval.batch_size = 2
+    config.eval.buckets = 4
+    config.checkpoint.evaluate = "last"  # there is no third split to choose the best one on
+    return config

@@ -1,0 +1,219 @@
+"""COCO's two layouts: panoptic truth as PNGs of segment ids, and objects as polygons and run lengths in a JSON file."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from segjax.data import coco_json, files, reading
+from segjax.data.coco import decode
+from segjax.data.ids import make_spec
+from segjax.data.instances import Mask, from_segments, paint
+from segjax.rle import coco_tools
+from segjax.spec import DatasetSpec, UserError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Coco:
+    """Images and what a JSON file says of them; made by `coco_panoptic` and `coco_instances`.
+
+    Attributes:
+        spec: facts about the labels.
+        records: what the file holds.
+        known: class index of each category; None of stuff in `coco_instances`.
+        images: folder of the images.
+        masks: folder of the PNGs of segment ids; None where the file holds the masks.
+        channels: 1 or 3.
+        window: values that become 0 and 255 in images of more than 8 bits.
+    """
+
+    spec: DatasetSpec
+    records: coco_json.Records
+    known: dict[int | str, int | None]
+    images: Path
+    masks: Path | None
+    channels: int
+    window: Sequence[int | float] | None
+
+    def __len__(self):
+        return len(self.records.images)
+
+    def name(self, i: int) -> str:
+        """The file name of image i without its extension."""
+        return os.path.splitext(self.records.images[i]["file_name"])[0]
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Rows and columns of image i as the JSON file has them; `read` compares them with the image."""
+        return self.records.images[i]["height"], self.records.images[i]["width"]
+
+    def read(self, i: int) -> dict[str, np.ndarray]:
+        """Reads sample i.
+
+        Args:
+            i: sample.
+
+        Returns:
+            "image": uint8 [y, x, c]; "label": `spec.label_dtype` [y, x]; "instance": uint16 [y, x].
+
+        Raises:
+            CorruptImage: a file cannot be decoded.
+            UserError: sizes differ, or an annotation makes no sense; the message has the file and the id.
+        """
+        entry = self.records.images[i]
+        path, listed = self.images / entry["file_name"], f"{self.records.path} (image {entry['id']})"
+        image = reading.image(path, self.channels, self.window)
+        reading.check_sizes(image.shape[:2], self.size(i), str(path), listed)
+        annotations = self.records.annotations[entry["id"]]
+        truth = self._objects if self.masks is None else self._segments
+        label, instance = truth(annotations, self.size(i), listed)
+        return {"image": image, "label": label, "instance": instance}
+
+    def _objects(self, annotations, size, listed):
+        masks = []
+        for annotation in annotations:
+            where = f"{self.records.path}: annotation {annotation['id']}"
+            label = coco_json.category(annotation, self.known, where)
+            masks.append(Mask(decode(annotation["segmentation"], size, where), label, bool(annotation["iscrowd"])))
+        return paint(masks, size, self.spec, listed)
+
+    def _segments(self, annotations, size, listed):
+        (annotation,) = annotations
+        segments = {}
+        for place, segment in enumerate(annotation["segments_info"]):
+            coco_json.require(segment, ("id", "category_id", "iscrowd"), f"{listed}: segments_info[{place}]")
+            label = coco_json.category(segment, self.known, f"{listed}: segment {segment['id']}")
+            if segment["id"] in segments:
+                raise UserError(f"{listed}: segment {segment['id']} is listed twice.")
+            segments[segment["id"]] = label, bool(segment["iscrowd"])
+        path = self.masks / annotation["file_name"]
+        ids = reading.objects(path, colours=True)
+        reading.check_sizes(size, ids.shape, listed, str(path))
+        return from_segments(ids, segments, self.spec, str(path), listed)
+
+
+def coco_panoptic(
+    split: str,
+    *,
+    channels: int = 3,
+    root: str,
+    images: str = "{split}",
+    annotations: str = "annotations/panoptic_{split}.json",
+    masks: str = "annotations/panoptic_{split}",
+    window: Sequence[int | float] | None = None,
+) -> Coco:
+    """A data set in COCO's panoptic format: a PNG of segment ids for each image, and a JSON file about the segments.
+
+    Classes are the categories in the order of the file, things those with isthing 1, and colours the file's own where
+    it has them. Pixels of no segment (id 0) have no truth; segments with iscrowd 1 are crowds.
+
+    Args:
+        split: name of the split, such as "val2017".
+        channels: 1 to read images as grey, 3 as RGB.
+        root: folder; `~` and environment variables are filled in, as is {split} here and below.
+        images: folder of the images, under `root`.
+        annotations: JSON file, under `root`.
+        masks: folder of the PNGs, under `root`.
+        window: values that become 0 and 255 in images with more than 8 bits a pixel.
+
+    Returns:
+        The source, in the order of the file.
+
+    Raises:
+        UserError: a file is missing, the JSON file lacks something, or an image has no PNG or several; the message
+            names the file and the id.
+
+    Example:
+        >>> source = coco_panoptic("val2017", root="$SEGJAX_DATA/coco")  # doctest: +SKIP
+    """
+    base = files.base(root, split)
+    records = coco_json.load(base / files.fill(annotations, "annotations", split), coco_json.PANOPTIC)
+    for key, found in records.annotations.items():
+        if len(found) != 1:
+            raise UserError(f"{records.path}: image {key} has {len(found)} annotations; it must have one.")
+    folder, truth = base / files.fill(images, "images", split), base / files.fill(masks, "masks", split)
+    _check_there("images", folder, records.path, {image["id"]: image["file_name"] for image in records.images})
+    _check_there("masks", truth, records.path, {key: a["file_name"] for key, (a,) in records.annotations.items()})
+    things = [k for k, category in enumerate(records.categories) if category["isthing"]]
+    _check_names(records.path, records.categories)
+    spec = make_spec([category["name"] for category in records.categories], _colours(records.categories), things)
+    known = {category["id"]: k for k, category in enumerate(records.categories)}
+    return Coco(spec, records, known, folder, truth, channels, window)
+
+
+def coco_instances(
+    split: str,
+    *,
+    channels: int = 3,
+    root: str,
+    images: str = "{split}",
+    annotations: str = "annotations/instances_{split}.json",
+    window: Sequence[int | float] | None = None,
+) -> Coco:
+    """A data set in COCO's instance format: a JSON file of objects, as polygons or run lengths.
+
+    Class 0 is "background", a stuff; the categories in the order of the file follow as things, without those that say
+    isthing 0. Where objects overlap the smaller lies on top, and all of them lie on crowds; an object of which nothing
+    is seen is left out. Images without objects are all background.
+
+    Args:
+        split: name of the split, such as "val2017".
+        channels: 1 to read images as grey, 3 as RGB.
+        root: folder; `~` and environment variables are filled in, as is {split} here and below.
+        images: folder of the images, under `root`.
+        annotations: JSON file, under `root`.
+        window: values that become 0 and 255 in images with more than 8 bits a pixel.
+
+    Returns:
+        The source, in the order of the file.
+
+    Raises:
+        UserError: pycocotools is not installed, a file is missing, or the JSON file lacks something; the message
+            names the file and the id.
+
+    Example:
+        >>> source = coco_instances("val2017", root="$SEGJAX_DATA/coco")  # doctest: +SKIP
+    """
+    coco_tools()
+    base = files.base(root, split)
+    records = coco_json.load(base / files.fill(annotations, "annotations", split), coco_json.INSTANCES)
+    folder = base / files.fill(images, "images", split)
+    _check_there("images", folder, records.path, {image["id"]: image["file_name"] for image in records.images})
+    categories = [category for category in records.categories if category.get("isthing", 1)]
+    colours = _colours(categories)
+    _check_names(records.path, categories, taken=("background",))
+    names = ["background", *(category["name"] for category in categories)]
+    spec = make_spec(names, colours and [(0, 0, 0), *colours], range(1, len(names)))
+    known = {category["id"]: None for category in records.categories}
+    known |= {category["id"]: k for k, category in enumerate(categories, 1)}
+    return Coco(spec, records, known, folder, None, channels, window)
+
+
+def _colours(categories):
+    return [category["color"] for category in categories] if all("color" in c for c in categories) else None
+
+
+def _check_names(path, categories, taken=()):
+    """Raises a UserError unless categories have names of their own, other than those that are taken."""
+    if not categories:
+        raise UserError(f"{path}: there are no categories{' of things (isthing 1)' if taken else ''}; add them.")
+    seen = set()
+    for category in categories:
+        if category["name"] in taken:
+            raise UserError(
+                f"{path}: category {category['id']} is called {category['name']!r}, as is what is of no object. Rename "
+                "it, or, if it has no annotations, take it out or set its isthing to 0."
+            )
+        if category["name"] in seen:
+            raise UserError(f"{path}: two categories are called {category['name']!r}; rename {category['id']}.")
+        seen.add(category["name"])
+
+
+def _check_there(key, folder, path, names):
+    """Raises a UserError where a file that the JSON file names is not there."""
+    if missing := [(i, name) for i, name in names.items() if not (folder / name).is_file()]:
+        raise UserError(
+            f"source.{key}: {len(missing)} of {len(names)} files that {path} names are not in {folder}: "
+            f"{files.some([f'{name} (image {i})' for i, name in missing])}."
+        )

@@ -1,0 +1,157 @@
+"""Images with text files of polygons, as Ultralytics' segmentation models are trained on."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from segjax.data import files, reading
+from segjax.data.coco import decode
+from segjax.data.ids import make_spec
+from segjax.data.instances import Mask, paint
+from segjax.rle import coco_tools
+from segjax.spec import DatasetSpec, UserError
+
+# How far beyond the image a point may lie, as a share of its side; tools that round put points there.
+TOLERANCE = 0.01
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Yolo:
+    """Images and their text files; made by `yolo`.
+
+    Attributes:
+        spec: facts about the labels.
+        stems: name of each image.
+        images: file of each image.
+        labels: text file of each image; None where there is none.
+        channels: 1 or 3.
+        window: values that become 0 and 255 in images of more than 8 bits.
+    """
+
+    spec: DatasetSpec
+    stems: tuple[str, ...]
+    images: tuple[Path, ...]
+    labels: tuple[Path | None, ...]
+    channels: int
+    window: Sequence[int | float] | None
+
+    def __len__(self):
+        return len(self.stems)
+
+    def name(self, i: int) -> str:
+        """The stem of image i: the part of its path that differs from image to image."""
+        return self.stems[i]
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Rows and columns of image i, from the head of its file."""
+        return reading.size(self.images[i])
+
+    def read(self, i: int) -> dict[str, np.ndarray]:
+        """Reads sample i.
+
+        Args:
+            i: sample.
+
+        Returns:
+            "image": uint8 [y, x, c]; "label": `spec.label_dtype` [y, x]; "instance": uint16 [y, x].
+
+        Raises:
+            CorruptImage: the image cannot be decoded.
+            UserError: a line of the text file makes no sense; the message has the file and the line.
+        """
+        image = reading.image(self.images[i], self.channels, self.window)
+        size, path = image.shape[:2], self.labels[i]
+        lines = [] if path is None else _lines(path)
+        masks = [_mask(text, size, self.spec, f"{path}, line {n}") for n, text in enumerate(lines, 1) if text.strip()]
+        label, instance = paint(masks, size, self.spec, str(path))
+        return {"image": image, "label": label, "instance": instance}
+
+
+def yolo(
+    split: str,
+    *,
+    channels: int = 3,
+    root: str,
+    images: str = "images/{split}",
+    labels: str = "labels/{split}/{stem}.txt",
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]] | None = None,
+    window: Sequence[int | float] | None = None,
+) -> Yolo:
+    """A data set with a text file of polygons for each image, as Ultralytics has it.
+
+    A line is an object: its class, counted from 0, and the corners x y x y .. of its outline as shares of the image's
+    width and height. Class 0 of the source is "background", a stuff, so that class c of the files is its class c + 1.
+    Where objects overlap the smaller lies on top; an object of which nothing is seen is left out. An image without a
+    text file is all background; a text file without an image is an error, unless it is called classes.txt.
+
+    Args:
+        split: name of the split, such as "train2017".
+        channels: 1 to read images as grey, 3 as RGB.
+        root: folder; `~` and environment variables are filled in, as is {split} here and below.
+        images: where images are under `root`: a folder, or a path with {stem} as in the source `folder`.
+        labels: where text files are under `root`, with {stem}.
+        classes: names in the order of the files' numbers, without the background.
+        palette: (red, green, blue) of the background and each class in pictures; the PASCAL VOC colours when left out.
+        window: values that become 0 and 255 in images with more than 8 bits a pixel.
+
+    Returns:
+        The source, in natural order of the stems.
+
+    Raises:
+        UserError: pycocotools is not installed, there are no images or no text files, or a text file has no image.
+
+    Example:
+        >>> source = yolo("train2017", root="coco128-seg", classes=("person", "bicycle"))  # doctest: +SKIP
+    """
+    coco_tools()
+    base = files.base(root, split)
+    image_path, label_path = files.fill(images, "images", split), files.fill(labels, "labels", split)
+    image_files, label_files = files.find(base, image_path), files.find(base, label_path)
+    for key, path, found in (("images", image_path, image_files), ("labels", label_path, label_files)):
+        if not image_files.keys() & found.keys():
+            raise UserError(f"source.{key}: no file of an image at {base / path} for split {split!r}.")
+    alone = (label_files[stem] for stem in sorted(label_files.keys() - image_files.keys(), key=files.natural))
+    if orphans := [path for path in alone if path.name != "classes.txt"]:
+        raise UserError(
+            f"source.labels: {len(orphans)} of {len(label_files)} text files fit no image at {base / image_path}, such "
+            f"as {orphans[0]}. Take them away, or mend the names or source.images."
+        )
+    stems = tuple(sorted(image_files, key=files.natural))
+    return Yolo(
+        spec=make_spec(["background", *classes], palette, range(1, len(classes) + 1)),
+        stems=stems,
+        images=tuple(image_files[stem] for stem in stems),
+        labels=tuple(label_files.get(stem) for stem in stems),
+        channels=channels,
+        window=window,
+    )
+
+
+def _lines(path):
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from error
+
+
+def _mask(text, size, spec, where):
+    """Draws the object of a line; `where` has its file and number."""
+    try:
+        first, *points = (float(word) for word in text.split())
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; a line is a class and numbers x y x y ...") from error
+    if first not in range(len(spec.classes) - 1):
+        raise UserError(f"{where}: class {first:g} is not one of 0 to {len(spec.classes) - 2}; compare source.classes.")
+    if len(points) % 2:
+        raise UserError(f"{where}: {len(points)} coordinates; they must be pairs x y.")
+    if len(points) < 6:
+        raise UserError(f"{where}: an outline needs three points, but has {len(points) // 2}. Boxes are no outlines.")
+    if strange := [value for value in points if not -TOLERANCE <= value <= 1 + TOLERANCE or math.isnan(value)]:
+        raise UserError(f"{where}: the coordinate {strange[0]:g} is not a share of the image's side, 0 to 1.")
+    rows, columns = size
+    corners = np.clip(np.reshape(points, (-1, 2)), 0, 1) * (columns, rows)
+    return Mask(decode([corners.ravel().tolist()], size, where), int(first) + 1)

@@ -16,8 +16,8 @@ Validation mIoU 0.781 with this ResNet-101, 0.800 with one whose stem is three 3
 official/vision/README, has 0.7879.
 
 Here: all of that, but the hardest pixels are those of each image (there of the whole batch), zooms are drawn evenly in
-their logarithm, weight decay is of kernels only, and the compute dtype is bfloat16. Meant for accelerators; mIoU not yet
-measured.
+their logarithm, weight decay is of kernels only, and the compute dtype is bfloat16. Meant for accelerators; mIoU not
+yet measured.
 """
 
 from segjax.config import base

@@ -12,7 +12,8 @@ and, as is published, from torchvision's ImageNet weights by adding
 Published: deeplab2 (configs/coco/panoptic_deeplab/resnet50_os16.textproto and g3doc/projects/panoptic_deeplab.md):
 batch 64, crops of 641x641 of images fitted into them, zoom 0.5 to 1.5, mirroring, output stride 16, Adam for 200,000
 steps from 5e-4 with polynomial decay 0.9 after 2,000 of warm-up, losses as for Cityscapes, centres above 0.1 that are
-the largest in 41x41 pixels, stuff of 4,096 pixels or more, batch norm that keeps 0.99, AutoAugment. Validation PQ 0.351.
+the largest in 41x41 pixels, stuff of 4,096 pixels or more, batch norm that keeps 0.99, AutoAugment. Validation PQ
+0.351.
 
 Here: all of that, but without AutoAugment, epsilon of batch norm is 1e-5 for 1e-3, zooms are drawn evenly in their
 logarithm and the compute dtype is bfloat16. Meant for accelerators; PQ not yet measured.

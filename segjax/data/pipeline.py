@@ -159,8 +159,8 @@ def train_batches(
     geometry.check(drawing, {_size(source, i) for i in range(len(source))}, preprocess)
     if not 0 <= paste <= 1 or (paste and (not divisor or preprocess.context)):
         raise UserError(
-            f"data.paste={paste} is a share of crops, 0..1, that objects are moved into: it needs task.name='panoptic' or "
-            "'instance', and no preprocess.context."
+            f"data.paste={paste} is a share of crops, 0..1, that objects are moved into: it needs task.name='panoptic' "
+            "or 'instance', and no preprocess.context."
         )
     corrupt: dict[str, str] = {}
     channels = len(preprocess.mean)

@@ -79,8 +79,8 @@ def create(
     """
     if not spec.things:
         raise UserError(
-            f"Objects need classes that are things, and of {', '.join(spec.classes)} none is one. Set source.things, or "
-            "use task.name='semantic'."
+            f"Objects need classes that are things, and of {', '.join(spec.classes)} none is one. Set source.things, "
+            "or use task.name='semantic'."
         )
     if spec.mode == "multilabel":
         raise UserError("Objects need masks of one class a pixel: leave {class} out of source.masks.")

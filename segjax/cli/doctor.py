@@ -24,6 +24,7 @@ EXTRAS = {  # extra -> (modules, what they are for)
     "tf": (("tensorflow", "array_record"), "TFDS sources and the tf.data loader"),
     "brain": (("nilearn", "nibabel"), "the brain source"),
     "weights": (("safetensors", "huggingface_hub"), "published weights"),
+    "coco": (("pycocotools",), "COCO's masks, polygons and scores"),
     "tensorboard": (("tensorboardX",), "TensorBoard"),
     "wandb": (("wandb",), "Weights & Biases"),
 }

@@ -70,6 +70,10 @@ def load(path: Path, keys: Mapping[str, Sequence[str]]) -> Records:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"source.annotations: there is no file {path}. Check that key, and the names of the splits."
+        ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"source.annotations: {path} cannot be read as JSON ({error}).") from error
     if not isinstance(content, dict) or not set(keys) <= set(content):

@@ -164,6 +164,8 @@ def train_batches(
         )
     corrupt: dict[str, str] = {}
     channels = len(preprocess.mean)
+    if divisor:
+        _read(source, 0, channels, divisor, corrupt)  # a source without instance maps is known before a network is made
 
     def scene(index: int, key: int) -> Scene:
         image, label, instance = _read(source, index, channels, divisor, corrupt)

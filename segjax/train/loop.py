@@ -56,10 +56,12 @@ def plan(config: ConfigDict, spec: DatasetSpec) -> Plan:
             f"The model trims {built.model.margin} pixels from each side of its input, so preprocess.context must be "
             f"{built.model.margin}, not {built.preprocess.context}."
         )
-    if task.divisor and not built.model.finds_objects:
+    if built.model.finds_objects != (task.divisor > 0):
+        pair = f"task.name={config.task.name!r} does not fit model.name={config.model.name!r}"
         raise UserError(
-            f"task.name={config.task.name!r} needs a model that finds objects, not {config.model.name!r}: make the "
-            "configuration with base(model='panoptic_deeplab')."
+            f"{pair}, which finds no objects: make the configuration with base(model='panoptic_deeplab')."
+            if task.divisor
+            else f"{pair}, which finds objects: make the configuration with base(task='panoptic') or 'instance'."
         )
     return built
 
@@ -191,9 +193,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None)
             summary = score(now) if "eval" in due else None
             if summary is not None:
                 log.write(i, "test", summary)
-                log.message(
-                    f"step {i}  {config.splits.test} {config.checkpoint.best} {summary[config.checkpoint.best]}"
-                )
+                best = summary[config.checkpoint.best]
+                figure = f"{best:.4f}" if isinstance(best, float) else best
+                log.message(f"step {i}  {config.splits.test} {config.checkpoint.best} {figure}")
             if due & {"eval", "checkpoint"}:
                 checkpoints.save(i, parallel.as_global(mesh, now), summary)
             if due:

@@ -25,7 +25,7 @@ def plain(logits, centre, offset, inside, *, things, ignore, threshold, nms_kern
     """One image, step by step."""
     h, w, k = logits.shape
     n = min(top_k, h * w)
-    reach = window // 2
+    reach = nms_kernel // 2
     peaks = []
     for y, x in np.ndindex(h, w):
         around = np.s_[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1]

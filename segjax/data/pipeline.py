@@ -241,6 +241,7 @@ def eval_batches(
         rows += group.tolist()
     rows += [-1] * (-len(rows) % batch_size)
     corrupt: dict[str, str] = {}
+    nothing = Scene(*_nothing(source.spec, len(preprocess.mean)), geometry.whole((1, 1), preprocess))
 
     def sample(position: int) -> Sample:
         index, channels = rows[position], len(preprocess.mean)
@@ -248,7 +249,7 @@ def eval_batches(
         y, x = read[1].shape[:2]
         content = np.array([*geometry.resized((y, x), preprocess.resize), y, x], np.int32)
         scene = Scene(*read, geometry.whole((y, x), preprocess))
-        return Sample(scene, scene, np.zeros(1, np.uint16), np.int32(index), np.int32(position), content)
+        return Sample(scene, nothing, np.zeros(1, np.uint16), np.int32(index), np.int32(position), content)
 
     return Batches(source, batch_size, len(rows) // batch_size, sample, layouts, process, loading, corrupt)
 

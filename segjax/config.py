@@ -69,6 +69,12 @@ SOURCES = {
         "seed": 0,  # scenes are a function of (seed, split, index)
         "objects": (2, 8),  # fewest and most things in a scene
     },
+    "noise": {
+        "count": 64,  # images in the split
+        "size": (512, 512),  # rows, columns
+        "classes": 19,  # number of classes
+        "things": 0,  # how many of them, the last, are countable objects
+    },
     "brain": {
         "plane": "axial",  # axial | coronal
     },

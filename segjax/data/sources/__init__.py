@@ -9,6 +9,7 @@ from segjax.data.sources.arrays import arrays
 from segjax.data.sources.brain import brain
 from segjax.data.sources.coco import coco_instances, coco_panoptic
 from segjax.data.sources.folder import folder
+from segjax.data.sources.noise import noise
 from segjax.data.sources.shapes import shapes
 from segjax.data.sources.tfds import tfds
 from segjax.data.sources.yolo import yolo
@@ -21,6 +22,7 @@ SOURCES: dict[str, Callable[..., Any]] = {
     "yolo": yolo,
     "tfds": tfds,
     "shapes": shapes,
+    "noise": noise,
     "brain": brain,
     "arrays": arrays,
 }

@@ -1,0 +1,104 @@
+"""Images of noise over random blocks of labels: something to compile and time with where there are no data."""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from segjax.spec import DatasetSpec, UserError
+
+BLOCK = 32  # rows and columns of a block of one class, in pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """Images that are drawn when they are read; made by `noise`.
+
+    Attributes:
+        spec: facts about the labels.
+        split: name of the split.
+        channels: 1 or 3.
+        count: number of images.
+        shape: rows and columns.
+    """
+
+    spec: DatasetSpec
+    split: str
+    channels: int
+    count: int
+    shape: tuple[int, int]
+
+    def __len__(self):
+        return self.count
+
+    def name(self, i: int) -> str:
+        """The split and the number of image i."""
+        return f"{self.split}_{i:05d}"
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Rows and columns of every image."""
+        return self.shape
+
+    def read(self, i: int) -> dict[str, np.ndarray]:
+        """Draws image i, a function of (split, i).
+
+        Args:
+            i: image; negative and out of range are errors.
+
+        Returns:
+            "image": uint8 [y, x, c]; "label": uint8 [y, x]; "instance": uint16 [y, x], one object a block of things.
+        """
+        if not 0 <= i < self.count:
+            raise IndexError(f"Image {i} of {self.count}.")
+        rng = np.random.Generator(np.random.Philox(key=np.array((zlib.crc32(self.split.encode()), i), np.uint64)))
+        image = rng.integers(0, 256, (*self.shape, self.channels), np.uint8)
+        blocks = tuple(-(-n // BLOCK) for n in self.shape)
+        label = rng.integers(0, len(self.spec.classes), blocks, np.uint8)
+        thing = np.isin(label, self.spec.things)
+        instance = np.where(thing, np.cumsum(thing).reshape(blocks), 0).astype(np.uint16)
+
+        def full(a):
+            return a.repeat(BLOCK, 0).repeat(BLOCK, 1)[: self.shape[0], : self.shape[1]]
+
+        return {"image": image, "label": full(label), "instance": full(instance)}
+
+
+def noise(
+    split: str,
+    *,
+    channels: int = 3,
+    count: int = 64,
+    size: Sequence[int] = (512, 512),
+    classes: int = 19,
+    things: int = 0,
+) -> Noise:
+    """Images of noise over random blocks of labels; nothing to download and nothing to learn.
+
+    Args:
+        split: name of the split; no image is in two of them.
+        channels: 3 for RGB, 1 for grey.
+        count: number of images.
+        size: rows and columns.
+        classes: number of classes, at most 255.
+        things: how many of them, the last, are countable objects.
+
+    Returns:
+        The source.
+
+    Raises:
+        UserError: no images, no pixels, or numbers of classes that do not fit.
+
+    Example:
+        >>> source = noise("train", count=2, size=(40, 64), classes=3)
+        >>> source.read(1)["label"].shape, source.spec.classes
+        ((40, 64), ('class 0', 'class 1', 'class 2'))
+    """
+    if count < 1 or len(size) != 2 or min(size) < 1:
+        raise UserError(
+            f"source.count={count} and source.size={tuple(size)}: noise needs an image of at least a pixel."
+        )
+    if not 1 <= classes <= 255 or not 0 <= things <= classes:
+        raise UserError(f"source.classes={classes} must be 1 .. 255, and source.things={things} no more than that.")
+    spec = DatasetSpec(tuple(f"class {k}" for k in range(classes)), things=tuple(range(classes - things, classes)))
+    return Noise(spec, split, channels, count, (int(size[0]), int(size[1])))

@@ -1,5 +1,6 @@
 """Devices as a mesh, and the placement of arrays on it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,10 +15,11 @@ AXIS = "data"
 Mode = str  # "jit" or "pmap"
 
 
-def make_mesh(*, mode: Mode = "jit", devices: int = 0) -> Mesh:
+def make_mesh(found: Sequence[jax.Device] | None = None, *, mode: Mode = "jit", devices: int = 0) -> Mesh:
     """Lays the devices out along the batch axis.
 
     Args:
+        found: what to lay out, perhaps devices that are only described; None is the devices that are there.
         mode: how steps are compiled; both modes use the same mesh.
         devices: how many devices to use; 0 is all of them.
 
@@ -32,7 +34,7 @@ def make_mesh(*, mode: Mode = "jit", devices: int = 0) -> Mesh:
         1
     """
     check_choice("parallel.mode", mode, ("jit", "pmap"))
-    found = jax.devices()
+    found = list(jax.devices() if found is None else found)
     if devices > len(found):
         raise UserError(f"parallel.devices={devices}, but there are {len(found)}: {found[0].device_kind}.")
     if devices and jax.process_count() > 1 and devices != len(found):

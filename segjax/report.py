@@ -13,7 +13,7 @@ import numpy as np
 from segjax import infer, pictures
 from segjax.data.reading import CorruptImage
 from segjax.spec import UserError
-from segjax.train import checkpoint, loop
+from segjax.train import build, checkpoint
 from segjax.train.log import by_class
 
 _ENVIRONMENT = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -130,7 +130,7 @@ def table(summary: dict[str, Any]) -> Html:
     return Html(_TABLE.render(headings=headings, rows=rows, figures=plain))
 
 
-def strips(workdir: str, count: int = 8, opened: loop.Sources = None) -> list[tuple[str, Any]]:
+def strips(workdir: str, count: int = 8, opened: build.Sources = None) -> list[tuple[str, Any]]:
     """Predicts images spread evenly over the test split and sets each beside its truth.
 
     Args:
@@ -146,7 +146,7 @@ def strips(workdir: str, count: int = 8, opened: loop.Sources = None) -> list[tu
         UserError: no run or no checkpoint there.
     """
     config, _ = checkpoint.read_config(workdir)
-    source, predict = loop.open_split(config, config.splits.test, opened), infer.load(workdir)
+    source, predict = build.open_split(config, config.splits.test, opened), infer.load(workdir)
     chosen = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int))
     found = []
     for i in chosen.tolist():
@@ -175,7 +175,7 @@ def _parts(sample, found, spec):
     return parts
 
 
-def show(workdir: str, count: int = 4, opened: loop.Sources = None) -> Html:
+def show(workdir: str, count: int = 4, opened: build.Sources = None) -> Html:
     """Shows test images inline in a notebook.
 
     Args:
@@ -195,7 +195,7 @@ def show(workdir: str, count: int = 4, opened: loop.Sources = None) -> Html:
     return Html("\n".join(images))
 
 
-def write(workdir: str, summary: dict[str, Any], pictures_of: int = 8, opened: loop.Sources = None) -> None:
+def write(workdir: str, summary: dict[str, Any], pictures_of: int = 8, opened: build.Sources = None) -> None:
     """Writes report/: a picture for each of some test images, the legend, and index.html.
 
     Args:

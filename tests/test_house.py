@@ -24,7 +24,7 @@ from segjax.data.loader import Loading
 from segjax.data.sources.arrays import arrays
 from segjax.models.__main__ import table
 from segjax.spec import DatasetSpec, Preprocess
-from segjax.train import loop, optimizer
+from segjax.train import build, optimizer
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "segjax"
 
@@ -144,8 +144,8 @@ def test_configurations_find_their_objects(name, train, test, objects, test_data
     """Those of instance maps read the real thing: every object of the test split."""
     monkeypatch.setenv("SEGJAX_DATA", test_data)
     config = load(PACKAGE.parent / "configs" / f"{name}.py").get_config()
-    assert len(loop.open_split(config, "train")) == train
-    source = loop.open_split(config, "test")
+    assert len(build.open_split(config, "train")) == train
+    source = build.open_split(config, "test")
     assert len(source) == test and sum(int(source.read(i)["instance"].max()) for i in range(test)) == objects
 
 
@@ -157,7 +157,7 @@ def test_configurations_fit_their_data(name, size, test_data, monkeypatch):
     for split, count in {"camvid_unet": {"train": 367, "test": 233}, "isbi_unet": {"train": 24, "test": 6}}[
         name
     ].items():
-        source = loop.open_split(config, split)
+        source = build.open_split(config, split)
         label = source.read(0)["label"]
         assert len(source) == count and label.shape == source.size(0) == size
         assert set(np.unique(label)) <= {*range(len(source.spec.classes)), 255} and (label != 255).mean() > 0.5

@@ -18,7 +18,7 @@ from segjax.config import call
 from segjax.data import audit, pipeline
 from segjax.data.loader import Loading
 from segjax.spec import Preprocess, UserError
-from segjax.train.loop import open_split
+from segjax.train.build import open_split
 from segjax.train.step import coloured
 
 

@@ -2,104 +2,20 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
-from flax import linen as nn
 from ml_collections import ConfigDict
 
-from segjax import models, parallel, tasks
-from segjax.config import call, choose, durations, to_dict
-from segjax.data import pipeline, sources
-from segjax.data.loader import Loading
-from segjax.spec import DatasetSpec, Preprocess, UserError
-from segjax.tasks import Task
-from segjax.train import checkpoint, optimizer, state, step
+from segjax import parallel
+from segjax.config import call, to_dict
+from segjax.data import pipeline
+from segjax.spec import DatasetSpec, UserError
+from segjax.train import checkpoint, optimizer, state
+from segjax.train.build import Plan, Sources, eval_step, hosts, open_eval, open_split, open_train, plan, training
 from segjax.train.evaluate import evaluate
 from segjax.train.log import Log
-
-Sources = Mapping[str, Any] | None
-
-
-class Plan(NamedTuple):
-    """What a configuration describes, apart from the training data."""
-
-    mesh: Any
-    preprocess: Preprocess
-    task: Task
-    model: nn.Module
-
-
-def plan(config: ConfigDict, spec: DatasetSpec) -> Plan:
-    """Builds mesh, preprocessing, task and model.
-
-    Args:
-        config: configuration of the run.
-        spec: the data set, as its source or a workdir describes it.
-
-    Returns:
-        The plan.
-
-    Raises:
-        UserError: a key or value that does not fit.
-    """
-    task = call(tasks.create, "task", config.task, spec)
-    built = Plan(
-        mesh=call(parallel.make_mesh, "parallel", config.parallel),
-        preprocess=call(Preprocess, "preprocess", config.preprocess),
-        task=task,
-        model=call(models.create, "model", config.model, spec=task.spec),
-    )
-    if built.model.margin != built.preprocess.context:
-        raise UserError(
-            f"The model trims {built.model.margin} pixels from each side of its input, so preprocess.context must be "
-            f"{built.model.margin}, not {built.preprocess.context}."
-        )
-    if built.model.finds_objects != (task.divisor > 0):
-        pair = f"task.name={config.task.name!r} does not fit model.name={config.model.name!r}"
-        raise UserError(
-            f"{pair}, which finds no objects: make the configuration with base(model='panoptic_deeplab')."
-            if task.divisor
-            else f"{pair}, which finds objects: make the configuration with base(task='panoptic') or 'instance'."
-        )
-    return built
-
-
-def open_split(config: ConfigDict, split: str, opened: Sources = None) -> Any:
-    """Opens a split of the configured source.
-
-    Args:
-        config: configuration of the run.
-        split: what the source calls it.
-        opened: sources by split that stand in for the configured one.
-
-    Returns:
-        The source.
-    """
-    if opened is not None:
-        return choose("split", split, opened)
-    channels = len(call(Preprocess, "preprocess", config.preprocess).mean)
-    return call(sources.create, "source", config.source, split, channels=channels)
-
-
-def open_eval(config: ConfigDict, split: str, built: Plan, opened: Sources = None) -> pipeline.Batches:
-    """Opens a split for one pass over its whole images.
-
-    Args:
-        config: configuration of the run.
-        split: what the source calls it.
-        built: the plan.
-        opened: sources by split that stand in for the configured one.
-
-    Returns:
-        The batches.
-    """
-    parallel.check_batch(built.mesh, config.eval.batch_size, "eval.batch_size")
-    source, loading = open_split(config, split, opened), call(Loading, "loading", config.loading)
-    return call(
-        pipeline.eval_batches, "eval", config.eval, source, built.preprocess, loading, _hosts(), built.task.divisor
-    )
 
 
 def scorer(config: ConfigDict, built: Plan, batches: pipeline.Batches) -> Callable[[state.State], dict[str, Any]]:
@@ -113,12 +29,8 @@ def scorer(config: ConfigDict, built: Plan, batches: pipeline.Batches) -> Callab
     Returns:
         State -> the task's figures for these batches.
     """
-    mesh, preprocess, task, model = built
-    mode = config.parallel.mode
-    eval_step = step.compile_step(
-        lambda axis: step.make_eval_step(model, task, preprocess, axis), mesh, mode, donate=False
-    )
-    return lambda now: evaluate(eval_step, now.variables(config.ema.evaluate), task, batches, mesh, mode)
+    compiled, mode = eval_step(config, built), config.parallel.mode
+    return lambda now: evaluate(compiled, now.variables(config.ema.evaluate), built.task, batches, built.mesh, mode)
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None) -> dict[str, Any]:
@@ -147,34 +59,24 @@ def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None)
     began = time.monotonic()
     source = open_split(config, config.splits.train, opened)
     built = mesh, preprocess, task, model = plan(config, source.spec)
-    parallel.check_batch(mesh, config.data.batch_size, "data.batch_size")
-    loading = call(Loading, "loading", config.loading)
-    train = call(
-        pipeline.train_batches, "data", config.data, source, preprocess, loading, config.seed, _hosts(), task.divisor
-    )
+    train = open_train(config, built, {config.splits.train: source})
     test = open_eval(config, config.splits.test, built, opened)
-    run = call(durations, "run", config.run, train.count, train.batch_size)
-    tx, schedule = call(optimizer.make, "optimizer", config.optimizer, run.total, run.warmup)
-    mode, ema, shape = config.parallel.mode, config.ema, train.shapes["image"][0]
+    run, tx, schedule, train_step = training(config, built, train)
+    mode, averaged, shape = config.parallel.mode, config.ema.decay > 0, train.shapes["image"][0]
     changed = call(checkpoint.compare, "resume", config.resume, workdir, config, task.spec)
-
-    def make_train(axis):
-        return step.make_train_step(model, task, tx, preprocess, dict(config.augment), config.seed, ema.decay, axis)
-
-    train_step = step.compile_step(make_train, mesh, mode, donate=True)
     score = scorer(config, built, test)
 
     with (
         call(checkpoint.Checkpoints, "checkpoint", config.checkpoint, workdir) as checkpoints,
-        call(Log, "log", config.log, workdir, run.total, config=to_dict(config), enabled=_hosts()[0] == 0) as log,
+        call(Log, "log", config.log, workdir, run.total, config=to_dict(config), enabled=hosts()[0] == 0) as log,
     ):
         checkpoints.check_best(task.summary(task.new_metric()))
         start = checkpoints.latest() or 0
         if start:
-            now = checkpoints.restore(start, state.abstract(model, tx, shape, ema.decay > 0), mesh)
+            now = checkpoints.restore(start, state.abstract(model, tx, shape, averaged), mesh)
             origin = f"resumed at step {start}" + (", so init.weights is not read" if config.init.weights else "")
         else:
-            now = state.init(model, tx, shape, ema.decay > 0, config.seed, mesh)
+            now = state.init(model, tx, shape, averaged, config.seed, mesh)
             now, origin = call(state.start_from, "init", config.init, now, model, preprocess)
         checkpoint.record(workdir, config, task.spec)
         log.truncate(start)
@@ -282,11 +184,6 @@ def restore(config: ConfigDict, spec: DatasetSpec, workdir: str) -> tuple[Plan, 
         chosen = checkpoints.chosen()
         now = checkpoints.restore(chosen, state.abstract(built.model, tx, shape, config.ema.decay > 0), built.mesh)
     return built, now, chosen
-
-
-def _hosts() -> tuple[int, int]:
-    """Index of this host, number of hosts."""
-    return jax.process_index(), jax.process_count()
 
 
 def describe(mesh, mode, train, test, params, origin, changed) -> str:

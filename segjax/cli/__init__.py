@@ -29,6 +29,9 @@ VERBS = {
     "train": Verb("trains and evaluates; resumes from the workdir by itself", ("config", "workdir")),
     "evaluate": Verb("scores a workdir's checkpoint", ("workdir",)),
     "predict": Verb("images or a folder in, masks and overlays out", ("workdir", "input", "output")),
+    "compile": Verb(
+        "compiles the steps of a run, also for a TPU that is not there, and says what they cost", ("config",)
+    ),
     "inspect": Verb("audits a data set and shows what the pipeline feeds", ("config",)),
     "doctor": Verb("versions, devices, what is missing and the command that mends it"),
 }
@@ -94,6 +97,8 @@ def _module(verb: str) -> ModuleType:
         from segjax.cli import evaluate as module
     elif verb == "predict":
         from segjax.cli import predict as module
+    elif verb == "compile":
+        from segjax.cli import compile as module
     elif verb == "inspect":
         from segjax.cli import inspect as module
     else:

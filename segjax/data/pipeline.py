@@ -52,8 +52,8 @@ class Batches:
 
     @property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of each array of the first batch, over all hosts."""
-        layout = self.layouts[0][1]
+        """Shape and dtype of each array of the largest batch, the last, over all hosts."""
+        layout = self.layouts[-1][1]
         canvas, spec, preprocess = layout.canvas, layout.spec, layout.preprocess
         height, width = (n + 2 * preprocess.context for n in canvas.inputs)
         shapes = {

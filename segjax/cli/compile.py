@@ -1,0 +1,271 @@
+"""`segjax compile`: compiles the steps of a run from shapes alone, and says what they cost."""
+
+import importlib.metadata
+import importlib.util
+import os
+from typing import Any
+
+import jax
+from absl import flags
+from jax.experimental import topologies
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from segjax import chips
+from segjax.cli.cache import define_cache, use_cache
+from segjax.cli.setup import define_config
+from segjax.cli.standins import define_size, open_sources
+from segjax.spec import UserError
+from segjax.train import aot
+from segjax.train.fit import fit
+
+LAYERS = 16  # rows of the table of layers
+NO_ESTIMATE = (
+    "This backend says nothing about time. For an estimate without a TPU: pip install 'segjax[tpu]', then add "
+    "--topology=v5e:2x2."
+)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the verb's flags."""
+    define_config(values)
+    text = "TPU to compile for, without one: v5e:4x4, v4:2x2x4, … (version:chips along each axis); the devices here."
+    flags.DEFINE_string("topology", None, text, flag_values=values)
+    flags.DEFINE_list("what", list(aot.STEPS), "Steps to compile.", flag_values=values)
+    flags.DEFINE_bool("fit", False, "Search the largest training batch that fits.", flag_values=values)
+    flags.DEFINE_float("memory", None, "GiB of a device, for --fit; what the chip has.", 0, flag_values=values)
+    define_size(values)
+    define_cache(values)
+
+
+def main(values: flags.FlagValues) -> dict[str, Any]:
+    """Runs the verb.
+
+    Args:
+        values: its flags.
+
+    Returns:
+        "devices", versions, and for each step what `segjax.train.aot.report` says; with --fit "fit".
+    """
+    devices = described(values.topology) if values.topology else None
+    use_cache(values)
+    config, console = values.config, Console(stderr=True)
+    opened = open_sources(config, values.size, values.classes)
+    programs = aot.programs(config, values.what, devices, opened)
+    device = programs[0].devices[0]
+    facts: dict[str, Any] = {
+        "topology": values.topology,
+        "device": device.device_kind,
+        "jax": jax.__version__,
+        "libtpu": importlib.metadata.version("libtpu") if values.topology else None,
+    }
+    for program in programs:
+        facts[program.name] = aot.report(program)
+        show(console, program.name, facts[program.name], device)
+        if not facts[program.name]["fits"]:
+            advise(console, config, program, facts[program.name], devices, opened)
+    if values.fit:
+        memory = int(values.memory * 2**30) if values.memory else None
+        facts["fit"] = found = fit(config, devices, opened, memory)
+        console.print(_said(found, config), highlight=False)
+    if device.platform != "tpu":
+        console.print(NO_ESTIMATE, highlight=False)
+    return facts
+
+
+def described(topology: str) -> list[jax.Device]:
+    """The devices of a TPU slice that need not be there.
+
+    Args:
+        topology: version and number of chips along each axis, such as "v5e:4x4" or "v4:2x2x4".
+
+    Returns:
+        Its devices; of several hosts where the slice has them.
+
+    Raises:
+        UserError: no TPU compiler, or one that does not know the topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "--topology needs the TPU compiler, which runs on any Linux machine: pip install 'segjax[tpu]'."
+        )
+    # The compiler asks no metadata server, shares its lock file, and the program is traced on the CPU.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+        said = str(error).split("\n")[0].removeprefix("INVALID_ARGUMENT: ")
+        raise UserError(
+            f"--topology={topology}: {said} Versions are v2, v3, v5e and v6e with two axes (v5e:4x4), v4, v5p and "
+            "tpu7x with three (v4:2x2x4); a host has four chips or eight."
+        ) from error
+
+
+def show(console: Console, name: str, facts: dict[str, Any], device: jax.Device) -> None:
+    """Prints what a step costs.
+
+    Args:
+        console: where to.
+        name: of the step.
+        facts: from `segjax.train.aot.report`.
+        device: one of its devices.
+    """
+    chip = chips.of(device)
+    where = f"{facts['devices']} x {device.device_kind}"
+    console.print(f"\n[bold]{name}[/bold]: {facts['images']} images on {where}", highlight=False)
+    if not facts["fits"] and "peak_bytes" not in facts:
+        console.print(f"does not fit: {facts['message']}", highlight=False)
+        return
+    limit = f" of {_size(facts['memory_bytes'])}" if facts["memory_bytes"] else ""
+    lines = [
+        ("memory a device", f"{_size(facts['peak_bytes'])}{limit}" + ("" if facts["fits"] else ": does not fit")),
+        *((each, _size(facts[f"{key}_bytes"])) for each, key in MEMORY),
+        (
+            "operations a device",
+            f"{facts['flops'] / 1e9:,.1f} GFLOP, {_size(facts['bytes_accessed'])} read and written",
+        ),
+    ]
+    if facts.get("estimated_ms"):
+        lines += [
+            (
+                "estimated time",
+                f"{facts['estimated_ms']:.2f} ms ({facts['estimated_cycles']:,} cycles at {chip.clock} GHz)",
+            ),
+            ("estimated share of peak", f"{facts['share_of_peak']:.1%} of {chip.peak:g} bfloat16 TFLOP/s"),
+            (
+                "estimated images/s",
+                f"{facts['estimated_images_per_second_per_chip']:,.1f} a chip, "
+                f"{facts['estimated_images_per_second']:,.1f} in all",
+            ),
+        ]
+    lines += [
+        ("traced, compiled in", f"{facts['trace_seconds']:.1f} s, {facts['compile_seconds']:.1f} s"),
+        ("hash of the program", facts["hash"]),
+    ]
+    grid = Table(box=None, show_header=False, padding=(0, 2))
+    for line in lines:
+        grid.add_row(*line)
+    console.print(grid)
+    _layers(console, facts)
+    _collectives(console, facts["collectives"])
+    _buffers(console, facts["buffers"])
+
+
+MEMORY = (("  arguments", "argument"), ("  temporaries", "temporary"), ("  results", "output"), ("  program", "code"))
+
+
+def _layers(console, facts):
+    if not facts["layers"]:
+        return
+    grid = Table("layer", box=SIMPLE, title="Estimated time by layer", title_justify="left")
+    for heading in ("forward", "backward", "share"):
+        grid.add_column(heading, justify="right")
+    cycles = facts["estimated_cycles"]
+
+    def ms(part):
+        return f"{part / cycles * facts['estimated_ms']:.3f}" if facts.get("estimated_ms") else f"{part:,}"
+
+    def add(name, forward, backward):
+        grid.add_row(Text(name), ms(forward), ms(backward), f"{(forward + backward) / cycles:.1%}")
+
+    for each in facts["layers"][:LAYERS]:
+        add(each["layer"] or "(input, loss, update)", each["forward"], each["backward"])
+    rest = facts["layers"][LAYERS:]
+    if rest:
+        add(f"({len(rest)} more)", *(sum(each[k] for each in rest) for k in ("forward", "backward")))
+    console.print(grid)
+    if facts["unknown_loops"]:
+        console.print(f"{facts['unknown_loops']} loops of unknown length count once.", highlight=False)
+
+
+def _collectives(console, found):
+    if not found:
+        return
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for each in found:
+        kinds.setdefault(each["opcode"], []).append(each)
+    grid = Table("between devices", box=SIMPLE)
+    for heading in ("number", "bytes", "largest in"):
+        grid.add_column(heading, justify="right")
+    for opcode, group in kinds.items():
+        total = _size(sum(each["bytes"] for each in group))
+        grid.add_row(opcode, str(len(group)), total, Text(group[0]["layer"] or "(input, loss, update)"))
+    console.print(grid)
+    for each in found:
+        if each["activation"]:
+            console.print(
+                f"[bold]Warning[/bold]: {each['opcode']} of an activation, {' '.join(each['shapes'])}, in "
+                f"{each['layer'] or '(input, loss, update)'}",
+                highlight=False,
+            )
+
+
+def _buffers(console, found):
+    grid = Table("largest buffers", box=SIMPLE)
+    for heading in ("values", "in memory", "padding", "made in"):
+        grid.add_column(heading, justify="right")
+    for each in found:
+        waste = 1 - each["bytes"] / max(1, each["padded_bytes"])
+        name = each["layer"] or "(input, loss, update)"
+        where = Text(name + (", backward" if each["backward"] else ""))
+        grid.add_row(
+            Text(each["shape"]),
+            _size(each["bytes"]),
+            _size(each["padded_bytes"]),
+            f"{waste:.0%}" if waste else "-",
+            where,
+        )
+    console.print(grid)
+
+
+def advise(console, config, program, facts, devices, opened) -> None:
+    """Prints what a step that does not fit is made of, and what would make it smaller.
+
+    Args:
+        console: where to.
+        config: configuration of the run.
+        program: the step.
+        facts: from `segjax.train.aot.report`.
+        devices: what it is compiled for; None is the devices here.
+        opened: sources by split.
+    """
+    if "buffers" not in facts:
+        trial = config.copy_and_resolve_references()
+        trial.data.batch_size = trial.eval.batch_size = facts["devices"]
+        (small,) = aot.programs(trial, (program.name,), devices, opened)
+        found = aot.report(small)
+        if found["fits"]:
+            console.print(f"The same step with {facts['devices']} images:", highlight=False)
+            _buffers(console, found["buffers"])
+    section = "data" if program.name == "train" else "eval"
+    hints = [] if program.name == "predict" else [f"a smaller {section}.batch_size (--fit finds the largest)"]
+    if program.name == "train" and not config.model.remat:
+        hints.append("model.remat=True")
+    if config.model.dtype != "bfloat16":
+        hints.append("model.dtype=bfloat16")
+    hints += [
+        "parallel.space=N, N devices for the rows of an image",
+        "preprocess.resize" if section == "eval" else "data.crop",
+    ]
+    console.print("It takes less with " + "; ".join(hints) + ".", highlight=False)
+
+
+def _said(found, config):
+    batch, used = found["batch_size"], found["peak_bytes"]
+    remat = ", model.remat=True" if config.model.remat else ""
+    text = f"The largest batch that fits is {batch}{remat}" + (f" ({_size(used)} a device)." if batch else ".")
+    if "remat_batch_size" in found:
+        text += f" With model.remat=True it is {found['remat_batch_size']}" + (
+            f", and the configured {config.data.batch_size} fit." if found["needs_remat"] else "."
+        )
+    return text
+
+
+def _size(count):
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"
+        count /= 1000

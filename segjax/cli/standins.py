@@ -1,0 +1,61 @@
+"""Noise in place of the configured data, for verbs that need no more than shapes."""
+
+import dataclasses
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from segjax.data.ids import make_spec
+from segjax.data.sources.noise import noise
+from segjax.spec import UserError
+from segjax.train import build
+
+
+def define_size(values: flags.FlagValues) -> None:
+    """Defines the flags that stand for the data.
+
+    Args:
+        values: where flags are defined.
+    """
+    text = "Rows,columns of a test image: the data are not read, and need not be there."
+    flags.DEFINE_list("size", None, text, flag_values=values)
+    text = "With --size: number of classes, where the configuration does not name them."
+    flags.DEFINE_integer("classes", None, text, 1, 255, flag_values=values)
+
+
+def open_sources(config: ConfigDict, size: list[str] | None, classes: int | None) -> build.Sources:
+    """Opens the training and test split, or what stands in for them.
+
+    Args:
+        config: configuration of the run.
+        size: rows and columns of every image; None opens the data.
+        classes: number of classes, where the configuration does not name them.
+
+    Returns:
+        Sources by split.
+
+    Raises:
+        UserError: no data and no size, or no classes.
+    """
+    splits = sorted({config.splits.train, config.splits.test})
+    if size is None:
+        try:
+            return {split: build.open_split(config, split) for split in splits}
+        except UserError as error:
+            raise UserError(
+                f"{error} Or give --size=ROWS,COLUMNS, of a test image: no data are needed then."
+            ) from error
+    if len(size) != 2 or not all(each.isdecimal() and int(each) for each in size):
+        raise UserError(f"--size={','.join(size)} must be two numbers, rows and columns, as in --size=1024,2048.")
+    names = config.source.get("classes")
+    if not classes and not names:
+        raise UserError("The configuration names no classes: give --classes=NUMBER beside --size.")
+    if classes or isinstance(names, int):
+        names = [f"class {k}" for k in range(classes or names)]
+    things = config.source.get("things") or ()
+    if classes or isinstance(things, int):
+        things = range(1, len(names))
+    spec = make_spec(names, None, tuple(things))
+    channels = len(config.preprocess.mean)
+    made = {split: noise(split, channels=channels, size=tuple(map(int, size))) for split in splits}
+    return {split: dataclasses.replace(source, spec=spec) for split, source in made.items()}

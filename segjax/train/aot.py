@@ -1,0 +1,225 @@
+"""The steps of a run, compiled from shapes alone: for the devices here, or for some that are only described."""
+
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+from ml_collections import ConfigDict
+
+from segjax import chips, hlo
+from segjax.config import check_choice
+from segjax.data.pipeline import Batches
+from segjax.train import build, state, step
+
+STEPS = ("train", "eval", "predict")
+
+
+class Program(NamedTuple):
+    """A step of a run that is not compiled yet.
+
+    name: one of `STEPS`; function: made by jit or pmap; arguments: shapes and what is static; images: a call has, over
+    all devices; devices: that it runs on.
+    """
+
+    name: str
+    function: Any
+    arguments: tuple
+    images: int
+    devices: list[jax.Device]
+
+    @property
+    def variables(self) -> Any:
+        """Shapes of the parameters and statistics, by module."""
+        given = self.arguments[0]
+        return given.variables(False) if isinstance(given, state.State) else given
+
+
+def compiled(program: Program) -> tuple[Any, dict[str, Any]]:
+    """Compiles a step.
+
+    Args:
+        program: from `programs`.
+
+    Returns:
+        The executable, and "hash", the same for the same program whatever compiles it, "trace_seconds" and
+        "compile_seconds".
+
+    Raises:
+        jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED where the compiler knows that it does not fit.
+    """
+    began = time.perf_counter()
+    lowered = program.function.lower(*program.arguments)
+    traced = time.perf_counter()
+    facts = {"hash": hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16], "trace_seconds": traced - began}
+    built = lowered.compile()
+    return built, facts | {"compile_seconds": time.perf_counter() - traced}
+
+
+def report(program: Program) -> dict[str, Any]:
+    """Compiles a step and says what it costs, on each of its devices.
+
+    Args:
+        program: from `programs`.
+
+    Returns:
+        "images", "devices", "hash", seconds; "fits"; and where it does, bytes ("argument_bytes", "temporary_bytes",
+        "output_bytes", "code_bytes", "peak_bytes", "memory_bytes" of the chip), "flops", "bytes_accessed", the
+        compiler's "estimated_cycles" and what follows from them ("estimated_ms", "share_of_peak",
+        "estimated_images_per_second", "…_per_chip"), "layers", "unknown_loops", "collectives", "buffers" (see
+        `segjax.hlo`); None for what the compiler does not say. Where it does not fit, "message".
+    """
+    facts: dict[str, Any] = {"images": program.images, "devices": len(program.devices)}
+    try:
+        executable, found = compiled(program)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return facts | {"fits": False, "message": str(error).split("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")}
+    facts |= found | memory(executable, program.devices[0])
+    costs = executable.cost_analysis() or {}
+    text = hlo.parse(executable.as_text(), _modules(program.variables))
+    whole = {math.prod(x.shape) for x in jax.tree.leaves((program.variables, executable.out_info))}
+    layers, unknown = hlo.layers(text)
+    cycles = sum(each.forward + each.backward for each in layers)
+    facts |= {"flops": costs.get("flops"), "bytes_accessed": costs.get("bytes accessed")}
+    facts |= _estimate(cycles, facts["flops"], program)
+    return facts | {
+        "layers": hlo.to_json(layers) if cycles else [],
+        "unknown_loops": unknown,
+        "collectives": hlo.to_json(hlo.collectives(text, whole)),
+        "buffers": [
+            {"bytes": b.shape.bytes, "padded_bytes": b.shape.padded_bytes} | hlo.to_json(b)
+            for b in hlo.buffers(text, 8)
+        ],
+    }
+
+
+def memory(executable: Any, device: jax.Device) -> dict[str, Any]:
+    """Bytes that a compiled step takes on each device.
+
+    Args:
+        executable: the step.
+        device: one of its devices.
+
+    Returns:
+        "argument_bytes", "output_bytes" (those that take no argument's place), "temporary_bytes", "code_bytes", their
+        sum "peak_bytes", "memory_bytes" of the device or None, and "fits".
+    """
+    stats, chip = executable.memory_analysis(), chips.of(device)
+    sizes = {
+        "argument_bytes": stats.argument_size_in_bytes,
+        "output_bytes": stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        "temporary_bytes": stats.temp_size_in_bytes,
+        "code_bytes": stats.generated_code_size_in_bytes,
+    }
+    peak, limit = sum(sizes.values()), int(chip.memory * 2**30) if chip else None
+    return sizes | {"peak_bytes": peak, "memory_bytes": limit, "fits": limit is None or peak <= limit}
+
+
+def _estimate(cycles, flops, program):
+    """What the compiler's cycles mean on the chip."""
+    chip = chips.of(program.devices[0])
+    if not cycles or chip is None or not chip.clock:
+        return {"estimated_cycles": cycles or None}
+    seconds = cycles / (chip.clock * 1e9)
+    rate = program.images / seconds
+    count = len({_chip(device) for device in program.devices})
+    return {
+        "estimated_cycles": cycles,
+        "estimated_ms": 1e3 * seconds,
+        "share_of_peak": flops / seconds / (chip.peak * 1e12),
+        "estimated_images_per_second": rate,
+        "estimated_images_per_second_per_chip": rate / count,
+    }
+
+
+def _chip(device):
+    """What the cores of a chip have in common."""
+    return (device.process_index, tuple(device.coords)) if hasattr(device, "coords") else device.id
+
+
+def _modules(variables):
+    """Names of all modules, nested."""
+    merged: dict[str, Any] = {}
+
+    def merge(into, tree):
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                merge(into.setdefault(key, {}), value)
+
+    for tree in variables.values():
+        merge(merged, tree)
+    return merged
+
+
+def programs(
+    config: ConfigDict,
+    what: Sequence[str] = STEPS,
+    devices: Sequence[jax.Device] | None = None,
+    opened: build.Sources = None,
+) -> list[Program]:
+    """Describes the steps that a run compiles.
+
+    Args:
+        config: configuration of the run.
+        what: which of `STEPS`; "eval" is that of the largest images, "predict" that of one of them.
+        devices: what to compile for; None is the devices that are there.
+        opened: sources by split that stand in for the configured one.
+
+    Returns:
+        The steps.
+
+    Raises:
+        UserError: a key or value that does not fit.
+
+    Example:
+        >>> from segjax.config import base
+        >>> config = base(source="noise")
+        >>> config.source.size, config.data.crop, config.model.widths = (32, 32), (32, 32), (4, 8)
+        >>> [program.images for program in programs(config, ("train", "predict"))]
+        [8, 1]
+    """
+    for name in what:
+        check_choice("what", name, STEPS)
+    source = build.open_split(config, config.splits.train, opened)
+    built = mesh, preprocess, task, model = build.plan(config, source.spec, devices)
+    train = build.open_train(config, built, {config.splits.train: source})
+    training = build.training(config, built, train)
+    averaged = config.ema.decay > 0
+    now = state.abstract(model, training.tx, train.shapes["image"][0], averaged)
+    variables, everywhere = now.variables(config.ema.evaluate), list(mesh.devices.flat)
+    found = []
+    if "train" in what:
+        batch = _batch(train, config.parallel.mode, len(everywhere))
+        found.append(Program("train", training.step, (now, batch), train.batch_size, everywhere))
+    if {"eval", "predict"} & set(what):
+        test = build.open_eval(config, config.splits.test, built, opened)
+    if "eval" in what:
+        batch = _batch(test, config.parallel.mode, len(everywhere))
+        del batch["position"]
+        found.append(Program("eval", build.eval_step(config, built), (variables, batch), test.batch_size, everywhere))
+    if "predict" in what:
+        one, canvas = SingleDeviceSharding(everywhere[0]), test.layouts[-1][1].canvas
+        shape = (1, *test.shapes["image"][0][1:])
+        placed = [
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), x)
+            for x in (variables, jnp.zeros(shape, jnp.uint8), jnp.zeros((1, 4), jnp.int32))
+        ]
+        predict = step.compile_predict(model, task, preprocess)
+        found.append(Program("predict", predict, (*placed, canvas.inputs, canvas.labels), 1, everywhere[:1]))
+    return found
+
+
+def _batch(batches: Batches, mode: str, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch as the step takes it: under pmap [devices, rows of a device, ...]."""
+
+    def shaped(shape, dtype):
+        shape = (count, shape[0] // count, *shape[1:]) if mode == "pmap" else shape
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    return {key: shaped(*each) for key, each in batches.shapes.items()}

@@ -32,6 +32,9 @@ VERBS = {
     "compile": Verb(
         "compiles the steps of a run, also for a TPU that is not there, and says what they cost", ("config",)
     ),
+    "benchmark": Verb(
+        "times the same steps, and the input, on the devices here, and names the bottleneck", ("config",)
+    ),
     "inspect": Verb("audits a data set and shows what the pipeline feeds", ("config",)),
     "doctor": Verb("versions, devices, what is missing and the command that mends it"),
 }
@@ -99,6 +102,8 @@ def _module(verb: str) -> ModuleType:
         from segjax.cli import predict as module
     elif verb == "compile":
         from segjax.cli import compile as module
+    elif verb == "benchmark":
+        from segjax.cli import benchmark as module
     elif verb == "inspect":
         from segjax.cli import inspect as module
     else:

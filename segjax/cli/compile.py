@@ -14,11 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from segjax import chips
-from segjax.cli.cache import define_cache, use_cache
-from segjax.cli.setup import define_config
+from segjax.cli.setup import define_cache, define_config
 from segjax.cli.standins import define_size, open_sources
 from segjax.spec import UserError
-from segjax.train import aot
+from segjax.train import aot, cache
 from segjax.train.fit import fit
 
 LAYERS = 16  # rows of the table of layers
@@ -50,7 +49,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         "devices", versions, and for each step what `segjax.train.aot.report` says; with --fit "fit".
     """
     devices = described(values.topology) if values.topology else None
-    use_cache(values)
+    cache.switch(values.cache)
     config, console = values.config, Console(stderr=True)
     opened = open_sources(config, values.size, values.classes)
     programs = aot.programs(config, values.what, devices, opened)
@@ -91,8 +90,10 @@ def described(topology: str) -> list[jax.Device]:
         raise UserError(
             "--topology needs the TPU compiler, which runs on any Linux machine: pip install 'segjax[tpu]'."
         )
-    # The compiler asks no metadata server, shares its lock file, and the program is traced on the CPU.
+    # The compiler asks no metadata server, shares its lock file and is told what it would complain not to find; the
+    # program is traced on the CPU.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v4-8"}
     jax.config.update("jax_platforms", "cpu")
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
@@ -119,13 +120,13 @@ def show(console: Console, name: str, facts: dict[str, Any], device: jax.Device)
     if not facts["fits"] and "peak_bytes" not in facts:
         console.print(f"does not fit: {facts['message']}", highlight=False)
         return
-    limit = f" of {_size(facts['memory_bytes'])}" if facts["memory_bytes"] else ""
+    limit = f" of {size(facts['memory_bytes'])}" if facts["memory_bytes"] else ""
     lines = [
-        ("memory a device", f"{_size(facts['peak_bytes'])}{limit}" + ("" if facts["fits"] else ": does not fit")),
-        *((each, _size(facts[f"{key}_bytes"])) for each, key in MEMORY),
+        ("memory a device", f"{size(facts['peak_bytes'])}{limit}" + ("" if facts["fits"] else ": does not fit")),
+        *((each, size(facts[f"{key}_bytes"])) for each, key in MEMORY),
         (
             "operations a device",
-            f"{facts['flops'] / 1e9:,.1f} GFLOP, {_size(facts['bytes_accessed'])} read and written",
+            f"{facts['flops'] / 1e9:,.1f} GFLOP, {size(facts['bytes_accessed'])} read and written",
         ),
     ]
     if facts.get("estimated_ms"):
@@ -142,7 +143,11 @@ def show(console: Console, name: str, facts: dict[str, Any], device: jax.Device)
             ),
         ]
     lines += [
-        ("traced, compiled in", f"{facts['trace_seconds']:.1f} s, {facts['compile_seconds']:.1f} s"),
+        (
+            "traced, compiled in",
+            f"{facts['trace_seconds']:.1f} s, {facts['compile_seconds']:.1f} s"
+            + (", from the cache" if facts["from_cache"] else ""),
+        ),
         ("hash of the program", facts["hash"]),
     ]
     grid = Table(box=None, show_header=False, padding=(0, 2))
@@ -191,7 +196,7 @@ def _collectives(console, found):
     for heading in ("number", "bytes", "largest in"):
         grid.add_column(heading, justify="right")
     for opcode, group in kinds.items():
-        total = _size(sum(each["bytes"] for each in group))
+        total = size(sum(each["bytes"] for each in group))
         grid.add_row(opcode, str(len(group)), total, Text(group[0]["layer"] or "(input, loss, update)"))
     console.print(grid)
     for each in found:
@@ -213,8 +218,8 @@ def _buffers(console, found):
         where = Text(name + (", backward" if each["backward"] else ""))
         grid.add_row(
             Text(each["shape"]),
-            _size(each["bytes"]),
-            _size(each["padded_bytes"]),
+            size(each["bytes"]),
+            size(each["padded_bytes"]),
             f"{waste:.0%}" if waste else "-",
             where,
         )
@@ -256,7 +261,7 @@ def advise(console, config, program, facts, devices, opened) -> None:
 def _said(found, config):
     batch, used = found["batch_size"], found["peak_bytes"]
     remat = ", model.remat=True" if config.model.remat else ""
-    text = f"The largest batch that fits is {batch}{remat}" + (f" ({_size(used)} a device)." if batch else ".")
+    text = f"The largest batch that fits is {batch}{remat}" + (f" ({size(used)} a device)." if batch else ".")
     if "remat_batch_size" in found:
         text += f" With model.remat=True it is {found['remat_batch_size']}" + (
             f", and the configured {config.data.batch_size} fit." if found["needs_remat"] else "."
@@ -264,7 +269,19 @@ def _said(found, config):
     return text
 
 
-def _size(count):
+def size(count: int | float) -> str:
+    """Writes a number of bytes for people.
+
+    Args:
+        count: bytes.
+
+    Returns:
+        Three digits and a unit.
+
+    Example:
+        >>> size(1536000)
+        '1.54 MB'
+    """
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"

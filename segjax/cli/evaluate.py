@@ -4,7 +4,8 @@ from typing import Any
 
 from absl import flags
 
-from segjax.cli.setup import define_config, define_hosts, join_hosts
+from segjax.cli.setup import define_cache, define_config, define_hosts, join_hosts
+from segjax.train import cache
 from segjax.train.log import table
 from segjax.train.loop import evaluate_workdir
 
@@ -14,6 +15,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run.", flag_values=values)
     flags.DEFINE_string("split", None, "What the source calls it; the configured test split.", flag_values=values)
     define_config(values)
+    define_cache(values)
     define_hosts(values)
 
 
@@ -27,6 +29,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         The figures.
     """
     join_hosts(values)
+    cache.switch(values.cache)
     summary = evaluate_workdir(values.workdir, values.split, values.config)
     table(summary)
     return summary

@@ -12,9 +12,10 @@ from absl import flags
 from PIL import Image, PngImagePlugin
 
 from segjax import infer, pictures, rle
+from segjax.cli.setup import define_cache
 from segjax.data import coco, files, reading
 from segjax.spec import UserError, encode
-from segjax.train import checkpoint
+from segjax.train import cache, checkpoint
 
 log = logging.getLogger("segjax")
 
@@ -31,6 +32,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("tile", 0, text, 0, flag_values=values)
     text = "LOW,HIGH: black and white of images deeper than 8 bits; the run's source.window."
     flags.DEFINE_list("window", None, text, flag_values=values)
+    define_cache(values)
 
 
 def main(values: flags.FlagValues) -> dict[str, Any]:
@@ -47,6 +49,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
             without pycocotools.
     """
     began = time.monotonic()
+    cache.switch(values.cache)
     paths = [path for given in values.input for path in files.images(pathlib.Path(given))]
     stem, count = collections.Counter(path.stem for path in paths).most_common(1)[0]
     if count > 1:

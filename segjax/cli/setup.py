@@ -122,6 +122,16 @@ def _said(error):
     return f"{type(error).__name__}: {text}"
 
 
+def define_cache(values: flags.FlagValues) -> None:
+    """Defines --cache.
+
+    Args:
+        values: where flags are defined.
+    """
+    text = "Keep compiled programs in $JAX_COMPILATION_CACHE_DIR, or ~/.cache/segjax."
+    flags.DEFINE_bool("cache", True, text, flag_values=values)
+
+
 def define_hosts(values: flags.FlagValues) -> None:
     """Defines the flags of runs on several hosts.
 

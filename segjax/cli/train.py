@@ -8,7 +8,8 @@ import jax
 from absl import flags
 
 from segjax import report
-from segjax.cli.setup import define_config, define_hosts, join_hosts
+from segjax.cli.setup import define_cache, define_config, define_hosts, join_hosts
+from segjax.train import cache
 from segjax.train.loop import train_and_evaluate
 
 log = logging.getLogger("segjax")
@@ -19,6 +20,7 @@ def define_flags(values: flags.FlagValues) -> None:
     define_config(values)
     flags.DEFINE_string("workdir", None, "Folder for configuration, log, checkpoints and report.", flag_values=values)
     flags.DEFINE_integer("pictures", 8, "Test images in the report.", lower_bound=0, flag_values=values)
+    define_cache(values)
     define_hosts(values)
 
 
@@ -32,6 +34,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         Figures of the best (or last) checkpoint.
     """
     join_hosts(values)
+    cache.switch(values.cache)
     summary = train_and_evaluate(values.config, values.workdir)
     if jax.process_count() == 1:
         report.write(values.workdir, summary, values.pictures)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from segjax import chips, hlo
 from segjax.config import check_choice
 from segjax.data.pipeline import Batches
-from segjax.train import build, state, step
+from segjax.train import build, cache, state, step
 
 STEPS = ("train", "eval", "predict")
 
@@ -46,8 +46,8 @@ def compiled(program: Program) -> tuple[Any, dict[str, Any]]:
         program: from `programs`.
 
     Returns:
-        The executable, and "hash", the same for the same program whatever compiles it, "trace_seconds" and
-        "compile_seconds".
+        The executable, and "hash", the same for the same program whatever compiles it, "trace_seconds",
+        "compile_seconds" and "from_cache", whether it was compiled before.
 
     Raises:
         jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED where the compiler knows that it does not fit.
@@ -56,8 +56,10 @@ def compiled(program: Program) -> tuple[Any, dict[str, Any]]:
     lowered = program.function.lower(*program.arguments)
     traced = time.perf_counter()
     facts = {"hash": hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16], "trace_seconds": traced - began}
+    before = cache.counts()
     built = lowered.compile()
-    return built, facts | {"compile_seconds": time.perf_counter() - traced}
+    found = cache.counts().hits > before.hits
+    return built, facts | {"compile_seconds": time.perf_counter() - traced, "from_cache": found}
 
 
 def report(program: Program) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from segjax import parallel
 from segjax.config import call, to_dict
 from segjax.data import pipeline
 from segjax.spec import DatasetSpec, UserError
-from segjax.train import checkpoint, optimizer, state
+from segjax.train import cache, checkpoint, optimizer, state
 from segjax.train.build import Plan, Sources, eval_step, hosts, open_eval, open_split, open_train, plan, training
 from segjax.train.evaluate import evaluate
 from segjax.train.log import Log
@@ -84,6 +84,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None)
         previous = (start, time.monotonic())
         for i, batch in enumerate(train.batches(start, run.total), start + 1):
             now, scalars = train_step(now, parallel.put_batch(mesh, batch, mode))
+            if i == start + 1:
+                jax.block_until_ready(scalars)
+                log.message(first_step(began))
             due = {what for what in ("log", "eval", "checkpoint") if run.due(what, i)}
             if due:
                 scalars = {k: float(v) for k, v in jax.device_get(scalars).items()}
@@ -107,6 +110,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None)
         summary = checkpoints.summary(chosen) or score(now)
         log.table(summary)
     return summary | {"step": chosen, "seconds": round(time.monotonic() - began, 1)}
+
+
+def first_step(began: float) -> str:
+    """How long the start took, and what the cache of programs had to do with it."""
+    programs = cache.counts()
+    return (
+        f"first step after {time.monotonic() - began:.1f} s "
+        f"({programs.misses} programs compiled for the cache, {programs.hits} from it)"
+    )
 
 
 def check_finite(loss: float, at: int, workdir: str) -> None:

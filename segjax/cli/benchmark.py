@@ -1,0 +1,133 @@
+"""`segjax benchmark`: times the steps of a run and its input on the devices here, and names the bottleneck."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+from absl import flags
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from segjax.cli.compile import size
+from segjax.cli.setup import define_cache, define_config, define_hosts, join_hosts
+from segjax.cli.standins import define_size, open_sources
+from segjax.config import check_choice
+from segjax.spec import UserError
+from segjax.train import aot, benchmark, cache
+
+PARTS = (*aot.STEPS, "input")
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the verb's flags."""
+    define_config(values)
+    flags.DEFINE_list("what", list(PARTS), "Steps to time; input is that of training.", flag_values=values)
+    flags.DEFINE_float("seconds", 5.0, "To spend on each measurement.", 0, flag_values=values)
+    text = "What an earlier run printed: ratios to it are printed too."
+    flags.DEFINE_string("compare", None, text, flag_values=values)
+    define_size(values)
+    define_cache(values)
+    define_hosts(values)
+
+
+def main(values: flags.FlagValues) -> dict[str, Any]:
+    """Runs the verb.
+
+    Args:
+        values: its flags.
+
+    Returns:
+        Figures of each part, see `segjax.train.benchmark`, "bottleneck" and, with --compare, "compared".
+    """
+    join_hosts(values)
+    cache.switch(values.cache)
+    for name in values.what:
+        check_choice("what", name, PARTS)
+    before = _read(values.compare) if values.compare else None
+    config, console = values.config, Console(stderr=True, quiet=jax.process_index() > 0)
+    opened = open_sources(config, values.size, values.classes)
+    device = jax.devices()[0]
+    facts: dict[str, Any] = {"device": device.device_kind, "devices": jax.device_count(), "jax": jax.__version__}
+    chosen = tuple(name for name in values.what if name != "input")
+    if chosen:
+        facts |= benchmark.steps(config, chosen, values.seconds, opened)
+        _steps(console, facts, chosen)
+    if "input" in values.what and values.size is None:
+        facts["input"] = benchmark.inputs(config, values.seconds, opened)
+        _input(console, facts["input"])
+    elif "input" in values.what:
+        console.print("The input is not timed: --size stands in for the data.", highlight=False)
+    if {"train", "input"} <= facts.keys():
+        facts["bottleneck"] = _bottleneck(console, facts)
+    if before is not None:
+        facts["compared"] = benchmark.compared(facts, before)
+        _compare(console, facts, before)
+    return facts
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        lines = pathlib.Path(path).read_text(encoding="utf-8").strip().splitlines()
+        found = json.loads(lines[-1])
+    except (OSError, IndexError, ValueError) as error:
+        raise UserError(
+            f"--compare={path}: no run was saved there. Save one with `segjax benchmark … > {path}`."
+        ) from error
+    if not isinstance(found, dict) or "device" not in found:
+        raise UserError(f"--compare={path}: its last line is not what `segjax benchmark` prints.")
+    return found
+
+
+def _steps(console, facts, chosen):
+    grid = Table("step", box=SIMPLE, title=f"{facts['devices']} x {facts['device']}", title_justify="left")
+    for heading in ("images", "ms", "10 %", "90 %", "images/s", "peak", "compile", "cached", "memory"):
+        grid.add_column(heading, justify="right")
+    for name in chosen:
+        each = facts[name]
+        grid.add_row(
+            name,
+            str(each["images"]),
+            f"{each['ms']:.2f}",
+            f"{each['ms_low']:.2f}",
+            f"{each['ms_high']:.2f}",
+            f"{each['images_per_second']:,.1f}",
+            "-" if each["share_of_peak"] is None else f"{each['share_of_peak']:.1%}",
+            f"{each['cold_seconds']:.1f} s",
+            f"{each['warm_seconds']:.1f} s",
+            size(each["peak_bytes"]),
+        )
+    console.print(grid)
+
+
+def _input(console, each):
+    lines = [
+        ("read and decode", f"{each['read_ms']:.2f} ms an image, one core"),
+        ("draw, warp and batch", f"{each['warp_ms']:.2f} ms an image, one core"),
+        ("to the devices", f"{each['transfer_ms']:.2f} ms a batch"),
+        ("input alone", f"{each['images_per_second']:,.1f} images/s with {each['workers']} readers"),
+        ("input and train step", f"{each['together']:,.1f} images/s"),
+    ]
+    grid = Table(box=None, show_header=False, padding=(0, 2))
+    for line in lines:
+        grid.add_row(*line)
+    console.print(grid)
+
+
+def _bottleneck(console, facts):
+    step, read = facts["train"]["images_per_second"], facts["input"]["images_per_second"]
+    name = "input" if read < step else "train step"
+    console.print(
+        f"\nBottleneck: the {name}. The step takes {step:,.1f} images/s, the input gives {read:,.1f}; "
+        f"together {facts['input']['together']:,.1f}.",
+        highlight=False,
+    )
+    return name
+
+
+def _compare(console, facts, before):
+    if before["device"] != facts["device"] or before.get("devices") != facts["devices"]:
+        console.print(f"The earlier run was on {before.get('devices')} x {before['device']}.", highlight=False)
+    for name, ratio in facts["compared"].items():
+        console.print(f"{name}: {ratio:.2f} times the images/s of the earlier run", highlight=False)

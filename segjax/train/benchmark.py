@@ -1,0 +1,221 @@
+"""Times the steps of a run, its input, and both together, on the devices that are there."""
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+
+from segjax import chips, parallel
+from segjax.data.pipeline import Batches
+from segjax.train import aot, build, state
+
+WARM_UP = 2  # calls that are not timed
+LEAST = 5  # calls that are, at least
+
+
+def steps(config: ConfigDict, what: tuple[str, ...], seconds: float, opened: build.Sources = None) -> dict[str, Any]:
+    """Times compiled steps with parameters as they are drawn and the first batch of the data.
+
+    Args:
+        config: configuration of the run.
+        what: which of `segjax.train.aot.STEPS`.
+        seconds: to spend on each, at least; five calls are timed in any case.
+        opened: sources by split that stand in for the configured one.
+
+    Returns:
+        For each step "cold_seconds" and "warm_seconds", to trace and compile without and with the cache of programs,
+        "images", "ms" (median), "ms_low", "ms_high" (10th and 90th percentile), "calls", "images_per_second",
+        "peak_bytes" and, where the chip is known, "share_of_peak"; "device_peak_bytes" of all, where it is counted.
+    """
+    source = build.open_split(config, config.splits.train, opened)
+    built = mesh, _, _, model = build.plan(config, source.spec)
+    train = build.open_train(config, built, opened)
+    tx = build.training(config, built, train).tx
+    averaged = config.ema.decay > 0
+    now = state.init(model, tx, train.shapes["image"][0], averaged, config.seed, mesh)
+    facts: dict[str, Any] = {}
+    for program in aot.programs(config, what, None, opened):
+        with _empty_cache():
+            _, cold = aot.compiled(program)
+            jax.clear_caches()
+            executable, warm = aot.compiled(program)
+        call = _caller(program, executable, config, built, now, opened)
+        times = timed(call, seconds)
+        facts[program.name] = {
+            "images": program.images,
+            **_spread(times),
+            "images_per_second": program.images / float(np.median(times)),
+            "share_of_peak": _share(executable, float(np.median(times)), program.devices[0]),
+            "cold_seconds": cold["trace_seconds"] + cold["compile_seconds"],
+            "warm_seconds": warm["trace_seconds"] + warm["compile_seconds"],
+            "peak_bytes": aot.memory(executable, program.devices[0])["peak_bytes"],
+        }
+    used = mesh.local_devices[0].memory_stats() or {}
+    return facts | {"device_peak_bytes": used.get("peak_bytes_in_use")}
+
+
+def inputs(config: ConfigDict, seconds: float, opened: build.Sources = None) -> dict[str, Any]:
+    """Times the training data alone, stage by stage, and then with the train step.
+
+    Args:
+        config: configuration of the run.
+        seconds: to spend on each measurement.
+        opened: sources by split that stand in for the configured one.
+
+    Returns:
+        Milliseconds of one core for an image: "read_ms", "warp_ms" (with drawing and batching); "transfer_ms" of a
+        batch to the devices; "images_per_second" of the input alone, with "workers" readers; "together" with the step.
+    """
+    source = build.open_split(config, config.splits.train, opened)
+    built = build.plan(config, source.spec)
+    mesh, mode = built.mesh, config.parallel.mode
+    train = build.open_train(config, built, opened)
+    count = iter(range(10**9))
+    read = timed(lambda: source.read(next(count) % len(source)), seconds)
+    alone = _rate(dataclasses.replace(train, loading=train.loading._replace(workers=1)), seconds, lambda batch: None)
+    rate = _rate(train, seconds, lambda batch: None)
+    batch = next(train.batches(0, 1))
+    transfer = timed(lambda: jax.block_until_ready(parallel.put_batch(mesh, batch, mode)), seconds / 4)
+    training = build.training(config, built, train)
+    now = state.init(built.model, training.tx, train.shapes["image"][0], config.ema.decay > 0, config.seed, mesh)
+
+    def step(batch):
+        nonlocal now
+        now, scalars = training.step(now, parallel.put_batch(mesh, batch, mode))
+        return scalars
+
+    together = _rate(train, seconds, step)
+    read_ms = 1e3 * float(np.median(read))
+    return {
+        "read_ms": read_ms,
+        "warp_ms": max(0.0, 1e3 / alone - read_ms),
+        "transfer_ms": 1e3 * float(np.median(transfer)),
+        "workers": config.loading.workers or os.cpu_count() or 1,
+        "images_per_second": rate,
+        "together": together,
+    }
+
+
+def timed(call: Callable[[], Any], seconds: float) -> list[float]:
+    """Times calls one by one, until their results are there.
+
+    Args:
+        call: what to time; two calls before the first are not.
+        seconds: to spend, at least; five calls are timed in any case.
+
+    Returns:
+        Seconds of each call.
+
+    Example:
+        >>> len(timed(lambda: None, 0.0))
+        5
+    """
+    for _ in range(WARM_UP):
+        jax.block_until_ready(call())
+    times: list[float] = []
+    while len(times) < LEAST or sum(times) < seconds:
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def compared(now: dict[str, Any], before: dict[str, Any]) -> dict[str, float]:
+    """Ratios of rates to those of an earlier run: above 1 is faster now.
+
+    Args:
+        now: figures by part, each with "images_per_second".
+        before: the same of the earlier run.
+
+    Returns:
+        Ratio by part, of the parts that both have.
+
+    Example:
+        >>> compared({"train": {"images_per_second": 30.0}}, {"train": {"images_per_second": 20.0}})
+        {'train': 1.5}
+    """
+    parts = [name for name, each in now.items() if isinstance(each, dict) and "images_per_second" in each]
+    return {
+        name: now[name]["images_per_second"] / before[name]["images_per_second"]
+        for name in parts
+        if isinstance(before.get(name), dict) and "images_per_second" in before[name]
+    }
+
+
+def _caller(program, executable, config, built, now, opened) -> Callable[[], Any]:
+    """A call of a compiled step with real arguments."""
+    mesh, mode = built.mesh, config.parallel.mode
+    if program.name == "train":
+        batch = parallel.put_batch(mesh, next(build.open_train(config, built, opened).batches(0, 1)), mode)
+        # The step takes the memory of its state, of which predictions still need the parameters.
+        held = [jax.tree.map(lambda x: x.copy(), now)]
+
+        def train():
+            held[0], scalars = executable(held[0], batch)
+            return scalars
+
+        return train
+    variables = now.variables(config.ema.evaluate)
+    test: Batches = build.open_eval(config, config.splits.test, built, opened)
+    last = int(test.count) - 1
+    batch = next(test.batches(last, last + 1))
+    batch.pop("position")
+    if program.name == "eval":
+        batch = parallel.put_batch(mesh, batch, mode)
+        return lambda: executable(variables, batch)
+    device = program.devices[0]
+    variables = jax.device_put(jax.device_get(variables), device)
+    image, content = (jax.device_put(batch[key][:1], device) for key in ("image", "content"))
+    return lambda: executable(variables, image, content)
+
+
+def _rate(batches: Batches, seconds: float, use: Callable[[Any], Any]) -> float:
+    """Images a second that a loop over batches uses, once it runs."""
+    stream, result = batches.batches(0, 10**6), None
+    for _ in range(WARM_UP):
+        result = use(next(stream))
+    jax.block_until_ready(result)
+    began, count = time.perf_counter(), 0
+    while count < LEAST or time.perf_counter() - began < seconds:
+        result, count = use(next(stream)), count + 1
+    jax.block_until_ready(result)
+    rate = count * batches.batch_size / (time.perf_counter() - began)
+    stream.close()
+    return rate
+
+
+def _spread(times):
+    low, median, high = np.percentile(times, (10, 50, 90)) * 1e3
+    return {"ms": float(median), "ms_low": float(low), "ms_high": float(high), "calls": len(times)}
+
+
+def _share(executable, seconds, device):
+    """Share of the chip's peak, None where it is not known."""
+    chip, flops = chips.of(device), (executable.cost_analysis() or {}).get("flops")
+    return flops / seconds / (chip.peak * 1e12) if chip and flops else None
+
+
+@contextlib.contextmanager
+def _empty_cache() -> Iterator[None]:
+    """A cache of programs that nothing is in, in place of the user's."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_enable_compilation_cache")
+    before = {name: getattr(jax.config, name) for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, value in zip(names, (folder, 0.0, True), strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        jax.clear_caches()
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()

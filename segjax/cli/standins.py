@@ -47,15 +47,20 @@ def open_sources(config: ConfigDict, size: list[str] | None, classes: int | None
             ) from error
     if len(size) != 2 or not all(each.isdecimal() and int(each) for each in size):
         raise UserError(f"--size={','.join(size)} must be two numbers, rows and columns, as in --size=1024,2048.")
-    names = config.source.get("classes")
-    if not classes and not names:
-        raise UserError("The configuration names no classes: give --classes=NUMBER beside --size.")
-    if classes or isinstance(names, int):
-        names = [f"class {k}" for k in range(classes or names)]
-    things = config.source.get("things") or ()
-    if classes or isinstance(things, int):
-        things = range(1, len(names))
-    spec = make_spec(names, None, tuple(things))
+    spec = _spec(config, classes)
     channels = len(config.preprocess.mean)
     made = {split: noise(split, channels=channels, size=tuple(map(int, size))) for split in splits}
     return {split: dataclasses.replace(source, spec=spec) for split, source in made.items()}
+
+
+def _spec(config, classes):
+    """Classes by number, as the configuration names them, or else as the source that is there does."""
+    if classes:
+        return make_spec([f"class {k}" for k in range(classes)], None, tuple(range(1, classes)))
+    names = config.source.get("classes")
+    if isinstance(names, tuple | list) and names:
+        return make_spec(names, None, tuple(config.source.get("things") or ()))
+    try:
+        return build.open_split(config, config.splits.train).spec
+    except UserError as error:
+        raise UserError("The configuration names no classes: give --classes=NUMBER beside --size.") from error

@@ -43,7 +43,7 @@ def steps(config: ConfigDict, what: tuple[str, ...], seconds: float, opened: bui
     now = state.init(model, tx, train.shapes["image"][0], averaged, config.seed, mesh)
     facts: dict[str, Any] = {}
     for program in aot.programs(config, what, None, opened):
-        with _empty_cache():
+        with empty_cache():
             _, cold = aot.compiled(program)
             jax.clear_caches()
             executable, warm = aot.compiled(program)
@@ -204,7 +204,7 @@ def _share(executable, seconds, device):
 
 
 @contextlib.contextmanager
-def _empty_cache() -> Iterator[None]:
+def empty_cache() -> Iterator[None]:
     """A cache of programs that nothing is in, in place of the user's."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_enable_compilation_cache")
     before = {name: getattr(jax.config, name) for name in names}

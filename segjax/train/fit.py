@@ -87,12 +87,10 @@ def largest(peak: Callable[[int], tuple[int | None, int | None]], start: int, st
             low, known[guess] = guess, used
         if high is not None and high - low <= step:
             return low, known.get(low)
-        if len(known) < 2:
-            guess = low * 2 if high is None else (low + high) // 2
-        else:
+        guess = 2 * low
+        if len(known) > 1:
             (a, below), (b, above) = sorted(known.items())[-2:]
-            room = int((limit - above) / max(1e-9, (above - below) / (b - a)))
-            guess = b + max(step, room)
+            guess = b + max(step, int((limit - above) * (b - a) / max(1, above - below)))
+        if high is not None and guess >= high:
+            guess = max(low + step, (low + high) // 2)
         guess = guess // step * step
-        if high is not None:
-            guess = min(max(guess, low + step), high - step)

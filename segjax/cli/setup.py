@@ -221,8 +221,9 @@ def _initialize(given, cluster, timeout):
         thread.join(max(timeout - 3, 0))
     if thread.is_alive():
         raise UserError(
-            f"{what}: not all hosts came within {timeout} seconds. Start the same command on each (gcloud: --worker=all) "
-            "and see that they reach each other; --join_timeout=SECONDS waits longer, --nodistributed runs alone."
+            f"{what}: not all hosts came within {timeout} seconds. Start the same command on each (gcloud: "
+            "--worker=all) and see that they reach each other; --join_timeout=SECONDS waits longer, --nodistributed "
+            "runs alone."
         )
     if failed:
         raise UserError(

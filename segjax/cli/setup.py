@@ -148,7 +148,7 @@ def define_hosts(values: flags.FlagValues) -> None:
     Args:
         values: where flags are defined.
     """
-    text = "Join the other hosts (--nodistributed: run alone); else as a TPU slice, Slurm or Open MPI says."
+    text = "Join other hosts, or not (--no...); else if a TPU slice, Slurm or Open MPI says so."
     flags.DEFINE_bool("distributed", None, text, flag_values=values)
     flags.DEFINE_string("coordinator", None, "Address:port of host 0, outside such a job.", flag_values=values)
     flags.DEFINE_integer("hosts", None, "Number of hosts, with --coordinator.", 1, flag_values=values)

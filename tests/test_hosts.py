@@ -205,6 +205,13 @@ def test_a_workdir_that_hosts_do_not_share_is_named(tmp_path, mine):
         assert code == 1 and text.startswith(f"host {i}: segjax: Hosts 1 do not see what host 0 writes")
 
 
+def test_a_workdir_in_a_bucket_is_not_made_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="gs://bucket/run is no folder"):
+        checkpoint.Checkpoints("gs://bucket/run")
+    assert not list(tmp_path.iterdir())
+
+
 def values(*arguments):
     values = flags.FlagValues()
     setup.define_hosts(values)
@@ -271,6 +278,7 @@ def test_the_environment_says_how_many_processes_there_are(environment, expected
         ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None, None),  # one worker
         ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, None, (2, 1, "a, b")),  # Kubernetes
         ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1", **SLICES}, None, (4, 3, "a, b")),
+        ({"TPU_PROCESS_ADDRESSES": "a:8471,b:8471", "TPU_WORKER_ID": "0"}, None, (2, 0, "a:8471, b:8471")),
         ({"TPU_SKIP_MDS_QUERY": "1"}, None, None),
         ({}, {}, None),  # no server, as in a notebook
         ({}, {"worker-network-endpoints": "x:y:10.0.0.5", "agent-worker-number": "0"}, None),

@@ -281,7 +281,8 @@ def find_cluster(environment: Mapping[str, str], tpu: bool, metadata: Callable[[
 
 def _tpu_slice(environment, metadata):
     """The workers of a Cloud TPU slice, or of several; on Kubernetes the environment holds what the server knows."""
-    workers, worker = environment.get("TPU_WORKER_HOSTNAMES"), environment.get("TPU_WORKER_ID")
+    workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
+    worker = environment.get("TPU_WORKER_ID")
     slices, this = environment.get("MEGASCALE_NUM_SLICES"), environment.get("MEGASCALE_SLICE_ID")
     if workers is None:
         if "TPU_SKIP_MDS_QUERY" in environment:
@@ -292,7 +293,7 @@ def _tpu_slice(environment, metadata):
         pairs = dict(line.split(":", 1) for line in (metadata("tpu-env") or "").splitlines() if ":" in line)
         slices = slices or pairs.get("MEGASCALE_NUM_SLICES", "").strip(" '")
         this = this or pairs.get("MEGASCALE_SLICE_ID", "").strip(" '")
-    names = [name.rpartition(":")[2] for name in workers.split(",")]  # a host name, or name:id:address
+    names = [name.split(":")[2] if name.count(":") == 2 else name for name in workers.split(",")]  # name:id:address
     count = len(names)
     return Cluster(
         count * int(slices or 1), int(worker or 0) + count * int(this or 0), f"Cloud TPU workers {', '.join(names)}"

@@ -299,8 +299,8 @@ HOSTS = """
 """
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_two_processes_train_and_score_as_one(tmp_path, mode):
+def test_two_processes_train_and_score_as_one(tmp_path, mode="pmap"):
+    """Under jit: test_hosts.py."""
     import socket
 
     config = tiny(tmp_path)

@@ -48,6 +48,7 @@ class _Stderr(logging.StreamHandler):
         super().emit(record)
 
 
+log = logging.getLogger("segjax")
 _HANDLER = _Stderr()
 
 
@@ -69,27 +70,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: segjax VERB [flags]     (segjax VERB --help lists the flags)\n")
         print("\n".join(f"  {name:10}{each.text}" for name, each in VERBS.items()))
         return 0
+    _quiet()
     try:
         if verb not in VERBS:
             raise flags.Error(f"There is no verb {verb!r}. Verbs: {', '.join(VERBS)}.")
-        _quiet()
         values = _parse(verb, argv[1:])
         if values is None:
             return 0
         result = _module(verb).main(values)
-        print(json.dumps(result), flush=True)
+        if result is not None:
+            print(json.dumps(result), flush=True)
         return 0
     except (UserError, OSError, flags.Error, KeyboardInterrupt) as error:
         if "--verbose" in argv:
             traceback.print_exc()
-        print(f"segjax: {'interrupted' if isinstance(error, KeyboardInterrupt) else error}", file=sys.stderr)
-        return 2 if isinstance(error, flags.Error) else 130 if isinstance(error, KeyboardInterrupt) else 1
+        log.error("segjax: %s", "interrupted" if isinstance(error, KeyboardInterrupt) else error)
+        return _leave(2 if isinstance(error, flags.Error) else 130 if isinstance(error, KeyboardInterrupt) else 1)
     except Exception as error:  # a fault of ours or of a library: one line all the same
         if "--verbose" in argv:
             traceback.print_exc()
         text = " ".join(str(error).split())[:500]
-        print(f"segjax: {type(error).__name__}: {text} (--verbose shows where)", file=sys.stderr)
-        return 1
+        log.error("segjax: %s: %s (--verbose shows where)", type(error).__name__, text)
+        return _leave(1)
+
+
+def _leave(code: int) -> int:
+    """Exit code of a run that failed; of several hosts it ends the process at once.
+
+    Else JAX would wait at the exit for the other hosts, which wait for this one in a step. Without it they end too:
+    see HEARTBEAT_SECONDS in segjax.cli.setup.
+    """
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _module(verb: str) -> ModuleType:
@@ -153,6 +169,6 @@ def _quiet() -> None:
     """Keeps the libraries' chatter away from the run's own lines."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("absl").setLevel(logging.ERROR)
-    log = logging.getLogger("segjax")
     log.setLevel(logging.INFO)
-    log.addHandler(_HANDLER)
+    # At the root, where absl would otherwise put another handler, which prints each line a second time.
+    logging.getLogger().addHandler(_HANDLER)

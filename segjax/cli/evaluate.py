@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 from absl import flags
 
 from segjax.cli.setup import define_cache, define_config, define_hosts, join_hosts
@@ -19,17 +20,17 @@ def define_flags(values: flags.FlagValues) -> None:
     define_hosts(values)
 
 
-def main(values: flags.FlagValues) -> dict[str, Any]:
+def main(values: flags.FlagValues) -> dict[str, Any] | None:
     """Runs the verb.
 
     Args:
         values: its flags.
 
     Returns:
-        The figures.
+        The figures; None on all hosts but the first.
     """
     join_hosts(values)
     cache.switch(values.cache)
     summary = evaluate_workdir(values.workdir, values.split, values.config)
     table(summary)
-    return summary
+    return summary if jax.process_index() == 0 else None

@@ -24,14 +24,14 @@ def define_flags(values: flags.FlagValues) -> None:
     define_hosts(values)
 
 
-def main(values: flags.FlagValues) -> dict[str, Any]:
+def main(values: flags.FlagValues) -> dict[str, Any] | None:
     """Runs the verb.
 
     Args:
         values: its flags.
 
     Returns:
-        Figures of the best (or last) checkpoint.
+        Figures of the best (or last) checkpoint; None on all hosts but the first.
     """
     join_hosts(values)
     cache.switch(values.cache)
@@ -41,4 +41,4 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         log.info("Pictures: %s", pathlib.Path(values.workdir) / "report" / "index.html")
     else:
         log.info("No report: it is written where the same command runs again on one host.")
-    return summary
+    return summary if jax.process_index() == 0 else None

@@ -95,8 +95,8 @@ class Batches:
                 yield batch
 
     def _check_corrupt(self):
-        # Each host sees its share of the samples.
-        if len(self.corrupt) > self.loading.max_corrupt * len(self.source) / self.process[1]:
+        # A host counts what it met itself: in training, in time, every sample.
+        if len(self.corrupt) > self.loading.max_corrupt * len(self.source):
             named = " ".join(list(self.corrupt.values())[:5])
             raise UserError(
                 f"{len(self.corrupt)} of {len(self.source)} samples cannot be read, more than "

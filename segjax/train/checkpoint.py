@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import pathlib
+import time
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from segjax import parallel
@@ -44,6 +47,34 @@ def compare(workdir: str, config: ConfigDict, spec: DatasetSpec, *, allow_change
     return changed
 
 
+def check_shared(workdir: str) -> None:
+    """Checks that all hosts see one workdir: where they do not, the first checkpoint would wait for ever.
+
+    Args:
+        workdir: folder of the run; made if need be.
+
+    Raises:
+        UserError: they do not, or the folder cannot be written.
+    """
+    if jax.process_count() == 1:
+        return
+    number = multihost_utils.broadcast_one_to_all(np.int32(time.time_ns() % 2**31))
+    mark = pathlib.Path(workdir) / f".shared_{number}"  # a new name, of which no file system has an old answer
+    if jax.process_index() == 0:
+        _make_folder(mark.parent, workdir)
+        mark.touch()
+    multihost_utils.sync_global_devices("mark is written")
+    seen = multihost_utils.process_allgather(np.array(mark.exists()))
+    if jax.process_index() == 0:
+        mark.unlink()
+    if not seen.all():
+        hosts = ", ".join(map(str, np.flatnonzero(~seen)))
+        raise UserError(
+            f"Hosts {hosts} do not see what host 0 writes to the workdir {workdir}: choose a folder of a file system "
+            "that all hosts share."
+        )
+
+
 def record(workdir: str, config: ConfigDict, spec: DatasetSpec) -> None:
     """Writes the configuration of a run to its workdir, all of it or nothing.
 
@@ -58,11 +89,20 @@ def record(workdir: str, config: ConfigDict, spec: DatasetSpec) -> None:
     if jax.process_index() > 0:
         return
     folder = pathlib.Path(workdir)
+    _make_folder(folder, workdir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         part = folder / "config.json.part"
         part.write_text(json.dumps(_as_saved(config, spec), indent=2) + "\n")
         part.replace(folder / "config.json")
+    except OSError as error:
+        raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
+
+
+def _make_folder(folder: pathlib.Path, workdir: str) -> None:
+    if "://" in str(workdir):
+        raise UserError(f"The workdir {workdir} is no folder: mount it, and name the folder where it is.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
 
@@ -136,10 +176,7 @@ class Checkpoints:
         check_choice("checkpoint.evaluate", evaluate, ("best", "last"))
         self.best, self._evaluate, self._workdir = best, evaluate, workdir
         folder = pathlib.Path(workdir).absolute() / "checkpoints"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
+        _make_folder(folder, workdir)
         policies = ocp.checkpoint_managers
         self._manager = ocp.CheckpointManager(
             folder,

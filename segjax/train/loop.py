@@ -63,6 +63,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None)
     test = open_eval(config, config.splits.test, built, opened)
     run, tx, schedule, train_step = training(config, built, train)
     mode, averaged, shape = config.parallel.mode, config.ema.decay > 0, train.shapes["image"][0]
+    checkpoint.check_shared(workdir)
     changed = call(checkpoint.compare, "resume", config.resume, workdir, config, task.spec)
     score = scorer(config, built, test)
 

@@ -209,7 +209,7 @@ def test_faults_of_an_override(here, segjax, override, code, message):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["tarin"], "There is no verb 'tarin'. Verbs: train, evaluate, predict, inspect, doctor."),
+        (["tarin"], "There is no verb 'tarin'. Verbs: train, evaluate, predict, compile, benchmark, inspect, doctor."),
         (["train"], "segjax train needs --config and --workdir"),
         (["train", "--config=c.py"], "segjax train needs --workdir"),
         (["train", "--workdir=w"], "segjax train needs --config"),
@@ -277,7 +277,7 @@ def test_help_lists_the_flags_of_the_verb_only(verb, capsys):
     assert lines[2].startswith(f"usage: segjax {verb}")
     listed = set(re.findall(r"^  --(\w+)", out, re.MULTILINE))
     assert {"verbose", *VERBS[verb].required} <= listed
-    assert ("config" in listed) == (verb in ("train", "evaluate", "inspect"))
+    assert ("config" in listed) == (verb in ("train", "evaluate", "compile", "benchmark", "inspect"))
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])

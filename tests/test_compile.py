@@ -21,7 +21,7 @@ TINY = str(pathlib.Path(__file__).parent.parent / "configs" / "tiny.py")
 
 LOOP = """
 %body (p: (s32[], f32[8,64])) -> (s32[], f32[8,64]) {
-  %m = bf16[8,64]{1,0:T(8,128)} multiply(%a, %a), metadata={op_name="jit(f)/jvp(Net)/a/mul"}, b={"estimated_cycles":"10"}
+  %m = bf16[8,64]{1,0:T(8,128)} multiply(%a, %a), metadata={op_name="jit(f)/jvp(N)/a/mul"}, b={"estimated_cycles":"10"}
 }
 
 %condition (p: (s32[], f32[8,64])) -> pred[] {

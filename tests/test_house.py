@@ -31,6 +31,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "segjax"
 # Room -> rooms it may import, beside its own folder.
 BASE = {"spec", "config"}
 TOOLS = {"data", "nn", "losses", "metrics", "augment", "parallel", "pictures", "rle", "targets", "postprocess"}
+TOOLS |= {"chips", "hlo"}
 ROOMS = {
     "spec": set(),
     "config": {"spec"},

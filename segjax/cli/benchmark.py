@@ -32,14 +32,15 @@ def define_flags(values: flags.FlagValues) -> None:
     define_hosts(values)
 
 
-def main(values: flags.FlagValues) -> dict[str, Any]:
+def main(values: flags.FlagValues) -> dict[str, Any] | None:
     """Runs the verb.
 
     Args:
         values: its flags.
 
     Returns:
-        Figures of each part, see `segjax.train.benchmark`, "bottleneck" and, with --compare, "compared".
+        Figures of each part, see `segjax.train.benchmark`, "bottleneck" and, with --compare, "compared"; None on hosts
+        other than the first.
     """
     join_hosts(values)
     cache.switch(values.cache)
@@ -64,7 +65,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
     if before is not None:
         facts["compared"] = benchmark.compared(facts, before)
         _compare(console, facts, before)
-    return facts
+    return facts if jax.process_index() == 0 else None
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -253,8 +253,8 @@ def test_compile_for_a_tpu_that_is_not_there(tpu):
 
 @pytest.mark.slow
 def test_what_does_not_fit_says_so(tpu):
-    argv = ("--topology=v5e:2x2", "--what=train", "--size=64,64", "--config.data.crop=(4096, 4096)")
-    code, out, err = tpu(*argv, "--config.data.batch_size=64")
+    argv = ("--topology=v5e:2x2", "--what=train", "--size=512,512", "--config.data.crop=(512, 512)")
+    code, out, err = tpu(*argv, "--config.data.batch_size=16384")
     assert code == 0, err
     assert json.loads(out.splitlines()[-1])["train"]["fits"] is False
     assert "does not fit" in err and "largest buffers" in err and "model.remat=True" in err

@@ -30,7 +30,7 @@ NO_ESTIMATE = (
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the verb's flags."""
     define_config(values)
-    text = "TPU to compile for, without one: v5e:4x4, v4:2x2x4, … (version:chips along each axis); the devices here."
+    text = "TPU slice to compile for, without having it: v5e:4x4, v4:2x2x4, …; the devices here."
     flags.DEFINE_string("topology", None, text, flag_values=values)
     flags.DEFINE_list("what", list(aot.STEPS), "Steps to compile.", flag_values=values)
     flags.DEFINE_bool("fit", False, "Search the largest training batch that fits.", flag_values=values)

@@ -90,7 +90,6 @@ def largest(peak: Callable[[int], tuple[int | None, int | None]], start: int, st
         guess = 2 * low
         if len(known) > 1:
             (a, below), (b, above) = sorted(known.items())[-2:]
-            guess = b + max(step, int((limit - above) * (b - a) / max(1, above - below)))
-        if high is not None and guess >= high:
-            guess = max(low + step, (low + high) // 2)
-        guess = guess // step * step
+            guess = b + max(step, int((limit - above) * (b - a) / max(1, above - below)) // step * step)
+        if high is not None and not low < guess < high:
+            guess = max(low + step, (low + high) // 2 // step * step)

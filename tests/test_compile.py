@@ -253,11 +253,11 @@ def test_compile_for_a_tpu_that_is_not_there(tpu):
 
 @pytest.mark.slow
 def test_what_does_not_fit_says_so(tpu):
-    argv = ("--topology=v5e:2x2", "--what=train", "--size=512,512", "--config.data.crop=(512, 512)")
-    code, out, err = tpu(*argv, "--config.data.batch_size=16384")
+    argv = ("--topology=v5e:2x2", "--what=eval", "--size=2048,2048", "--config.eval.batch_size=2048")
+    code, out, err = tpu(*argv)
     assert code == 0, err
-    assert json.loads(out.splitlines()[-1])["train"]["fits"] is False
-    assert "does not fit" in err and "largest buffers" in err and "model.remat=True" in err
+    assert json.loads(out.splitlines()[-1])["eval"]["fits"] is False
+    assert "does not fit" in err and "largest buffers" in err and "a smaller eval.batch_size" in err
 
 
 def test_unknown_topologies_are_named(tpu):

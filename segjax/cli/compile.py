@@ -246,9 +246,10 @@ def advise(console, config, program, facts, devices, opened) -> None:
             console.print(f"The same step with {facts['devices']} images:", highlight=False)
             _buffers(console, found["buffers"])
     section = "data" if program.name == "train" else "eval"
-    hints = [] if program.name == "predict" else [f"a smaller {section}.batch_size (--fit finds the largest)"]
-    if program.name == "train" and not config.model.remat:
-        hints.append("model.remat=True")
+    hints = [] if program.name == "predict" else [f"a smaller {section}.batch_size"]
+    if program.name == "train":
+        hints[0] += " (--fit finds the largest)"
+        hints += [] if config.model.remat else ["model.remat=True"]
     if config.model.dtype != "bfloat16":
         hints.append("model.dtype=bfloat16")
     hints += [

@@ -281,6 +281,8 @@ def base(source: str = "shapes", model: str = "unet", task: str = "semantic") ->
         "parallel": {  # parallel.make_mesh and train.step
             "mode": "jit",  # jit (over a mesh) | pmap
             "devices": 0,  # 0: all
+            "space": 1,  # devices that share the rows of an image, for images too large for one
+            "fsdp": False,  # divide parameters, their moments and averages over the devices, for networks too large
         },
         # A workdir with checkpoints is resumed; init.weights counts for a first start only.
         "init": {  # train.state.start_from

@@ -36,6 +36,7 @@ class Predictor:
         preprocess: Preprocess,
         grid: int = 1,
         tile: int = 0,
+        mesh: Any = None,
     ):
         """Ties a model to its variables.
 
@@ -47,6 +48,7 @@ class Predictor:
             grid: sizes are padded to multiples of this, so that images of similar sizes share a compiled program;
                 1 compiles one for each size and sees no padding.
             tile: predict in tiles of this size with the model's context around each; 0 predicts whole images.
+            mesh: devices that share the rows of each image; None for one device.
 
         Raises:
             UserError: tiles asked of a model without context, or whose images are resized.
@@ -58,7 +60,7 @@ class Predictor:
         self.preprocess = preprocess
         self._grid, self._tile = grid, tile
         self._variables = variables
-        self._run = compile_predict(model, task, preprocess)
+        self._run = compile_predict(model, task, preprocess, mesh)
 
     def __call__(self, image: UInt8[np.ndarray, "y x c"]) -> dict[str, np.ndarray]:
         """Predicts one image.
@@ -113,9 +115,12 @@ def load(workdir: str, grid: int = 1, tile: int = 0) -> Predictor:
         UserError: no run or no checkpoint there.
     """
     config, spec = checkpoint.read_config(workdir)
-    config.parallel.devices = 1
+    # Images are predicted one at a time, by the devices that share one; where those are not here, by one.
+    space = config.parallel.space if config.parallel.space <= jax.local_device_count() else 1
+    config.parallel.update(devices=space, space=space)
     plan, state, _ = loop.restore(config, spec, workdir)
-    return Predictor(plan.model, state.variables(config.ema.evaluate), plan.task, plan.preprocess, grid, tile)
+    variables, mesh = state.variables(config.ema.evaluate), plan.mesh if space > 1 else None
+    return Predictor(plan.model, variables, plan.task, plan.preprocess, grid, tile, mesh)
 
 
 def overlap_tile(

@@ -1,5 +1,6 @@
 """Devices as a mesh, and the placement of arrays on it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,38 +10,61 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from segjax.config import check_choice
+from segjax.space import DATA, SPACE
 from segjax.spec import UserError
 
-AXIS = "data"
 Mode = str  # "jit" or "pmap"
+MAPS = ("image", "label", "instance")  # of a batch: arrays [b, h, w, ...], the others are [b, ...]
 
 
-def make_mesh(found: Sequence[jax.Device] | None = None, *, mode: Mode = "jit", devices: int = 0) -> Mesh:
-    """Lays the devices out along the batch axis.
+def make_mesh(
+    found: Sequence[jax.Device] | None = None,
+    *,
+    mode: Mode = "jit",
+    devices: int = 0,
+    space: int = 1,
+    fsdp: bool = False,
+) -> Mesh:
+    """Lays the devices out: images of a batch along one axis, rows of an image along the other.
 
     Args:
-        found: what to lay out, perhaps devices that are only described; None is the devices that are there.
+        found: devices to choose from, which need not be attached; None is all that are.
         mode: how steps are compiled; both modes use the same mesh.
         devices: how many devices to use; 0 is all of them.
+        space: devices that share the rows of an image, for images too large for one.
+        fsdp: whether parameters are divided over the devices, see `state_sharding`; the mesh is the same.
 
     Returns:
-        A mesh with the axis "data".
+        A mesh with the axes "data" and "space".
 
     Raises:
-        UserError: an unknown mode, or more devices than there are.
+        UserError: an unknown mode, more devices than there are, or a division that does not come out even.
 
     Example:
-        >>> make_mesh(devices=1).shape["data"]
-        1
+        >>> dict(make_mesh(devices=1).shape)
+        {'data': 1, 'space': 1}
     """
     check_choice("parallel.mode", mode, ("jit", "pmap"))
-    found = list(jax.devices() if found is None else found)
+    if mode == "pmap" and (space != 1 or fsdp):
+        raise UserError("parallel.space and parallel.fsdp divide what pmap holds whole: set parallel.mode='jit'.")
+    attached = found is None
+    found = list(jax.devices() if attached else found)
     if devices > len(found):
         raise UserError(f"parallel.devices={devices}, but there are {len(found)}: {found[0].device_kind}.")
-    if devices and jax.process_count() > 1 and devices != len(found):
+    if attached and devices and jax.process_count() > 1 and devices != len(found):
         raise UserError("parallel.devices picks devices of one host; with several hosts leave it at 0.")
     count = devices or len(found)
-    return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=found[:count])
+    if space < 1 or count % space:
+        divisors = [n for n in range(1, count + 1) if count % n == 0]
+        raise UserError(f"parallel.space={space} cannot share {count} devices: use one of {divisors}.")
+    axes = {"axis_names": (DATA, SPACE), "axis_types": (AxisType.Auto,) * 2}
+    if space == 1:
+        return jax.make_mesh((count, 1), devices=found[:count], **axes)
+    # Each host reads whole images: devices that share one must be of one host, whatever the network between them.
+    chosen = np.array(sorted(found[:count], key=lambda d: (d.process_index, d.id))).reshape(-1, space)
+    if any(len({device.process_index for device in row}) > 1 for row in chosen):
+        raise UserError(f"parallel.space={space} must divide the devices of each host, which reads whole images.")
+    return Mesh(chosen, **axes)
 
 
 def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
@@ -54,7 +78,7 @@ def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
     Raises:
         UserError: not divisible; names the nearest sizes that are.
     """
-    count = mesh.devices.size
+    count = mesh.shape[DATA]
     if batch_size % count:
         below, above = batch_size // count * count, (batch_size // count + 1) * count
         sizes = f"{below} or {above}" if below else str(above)
@@ -63,14 +87,83 @@ def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
         )
 
 
+def check_rows(mesh: Mesh, rows: int, context: int) -> None:
+    """Raises a UserError where the rows of training crops cannot be divided evenly over the devices.
+
+    Args:
+        mesh: the devices.
+        rows: of a crop.
+        context: pixels of image around it.
+
+    Raises:
+        UserError: not divisible; names the nearest numbers that are. Or a context, within which rows of the image
+            and of its label lie on different devices.
+    """
+    count = mesh.shape[SPACE]
+    if count > 1 and context:
+        raise UserError(f"parallel.space={count} divides images without preprocess.context only, not {context}.")
+    if rows % count:
+        below, above = rows // count * count, (rows // count + 1) * count
+        sizes = f"{below} or {above}" if below else str(above)
+        raise UserError(f"data.crop: {rows} rows cannot be divided over parallel.space={count} devices: use {sizes}.")
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
-def batched(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array whose first axis is divided over the devices."""
-    return NamedSharding(mesh, P(AXIS))
+def batched(mesh: Mesh, key: str = "", rows: int = 0) -> NamedSharding:
+    """The sharding of an array of a batch.
+
+    Args:
+        mesh: the devices.
+        key: of the array in the batch.
+        rows: of its maps, if it holds maps.
+
+    Returns:
+        Images divided along the mesh's first axis, and rows of the maps of `MAPS` along its second; rows that do not
+        come out even are held whole, and divided within the step.
+    """
+    even = key in MAPS and rows % mesh.shape[SPACE] == 0
+    return NamedSharding(mesh, P(DATA, SPACE) if even else P(DATA))
+
+
+def divided(mesh: Mesh, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Says within a step how its batch is divided; rows that do not come out even too, as nowhere else is possible."""
+    places = {k: NamedSharding(mesh, P(DATA, SPACE) if k in MAPS else P(DATA)) for k in batch}
+    return {k: jax.lax.with_sharding_constraint(v, places[k]) for k, v in batch.items()}
+
+
+def state_sharding(mesh: Mesh, state: Any, fsdp: bool) -> Any:
+    """Where the arrays of a state lie.
+
+    Args:
+        mesh: the devices.
+        state: arrays, or their shapes.
+        fsdp: divide parameters, and their moments and averages with them, over all devices instead of holding them
+            whole ("fully sharded data parallel"): each along its longest axis that comes out even. Arrays of less
+            than 1024 elements stay whole.
+
+    Returns:
+        The same tree of shardings.
+    """
+    count = mesh.devices.size
+
+    def of(x):
+        axes = [i for i, n in enumerate(x.shape) if n % count == 0]
+        if not fsdp or count == 1 or not axes or math.prod(x.shape) < 1024:
+            return replicated(mesh)
+        longest = max(axes, key=lambda i: x.shape[i])
+        return NamedSharding(mesh, P(*[(DATA, SPACE) if i == longest else None for i in range(longest + 1)]))
+
+    return jax.tree.map(of, state)
+
+
+def gathered(tree: Any) -> Any:
+    """Arrays of one mesh, whole on every device, so that every host can read them."""
+    place = replicated(jax.tree.leaves(tree)[0].sharding.mesh)
+    return jax.jit(lambda tree: tree, out_shardings=place)(tree)
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], mode: Mode) -> dict[str, jax.Array]:
@@ -86,26 +179,27 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], mode: Mode) -> dict[str,
         The arrays on the devices.
     """
     if mode == "jit":
-        return {k: jax.make_array_from_process_local_data(batched(mesh), v) for k, v in batch.items()}
+        place = {k: batched(mesh, k, v.shape[1] if v.ndim > 1 else 0) for k, v in batch.items()}
+        return {k: jax.make_array_from_process_local_data(place[k], v) for k, v in batch.items()}
     count = len(mesh.local_devices)
-    local = Mesh(np.array(mesh.local_devices), (AXIS,))
-    return {k: jax.device_put(v.reshape(count, -1, *v.shape[1:]), batched(local)) for k, v in batch.items()}
+    local = NamedSharding(Mesh(np.array(mesh.local_devices), (DATA,)), P(DATA))
+    return {k: jax.device_put(v.reshape(count, -1, *v.shape[1:]), local) for k, v in batch.items()}
 
 
 def as_global(mesh: Mesh, tree: Any) -> Any:
-    """Makes global arrays of what every device holds whole; pmap's results know their own host only.
+    """Makes global arrays of pmap's results, which every device holds whole but which know their own host only.
 
     Args:
         mesh: the devices.
-        tree: arrays that every device of the mesh holds.
+        tree: arrays over the mesh, or that every device of it holds.
 
     Returns:
-        The same buffers as arrays over the whole mesh.
+        The same buffers as arrays over the mesh.
     """
     place = replicated(mesh)
 
     def convert(x):
-        if x.sharding == place:
+        if getattr(x.sharding, "mesh", None) == mesh:
             return x
         return jax.make_array_from_single_device_arrays(x.shape, place, [s.data for s in x.addressable_shards])
 

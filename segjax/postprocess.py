@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from segjax import space
 from segjax.spec import UserError
 
 CHUNK = 8  # centres that one pass over the maps compares
@@ -66,10 +67,10 @@ def find_centres(
     """
     if nms_kernel < 1 or nms_kernel % 2 == 0:
         raise UserError(f"nms_kernel={nms_kernel} must be odd and positive.")
-    b, _, w = centre.shape
+    w = centre.shape[2]
     centre = jnp.where(inside, centre.astype(jnp.float32), -jnp.inf)
     peak = (centre >= _largest_around(centre, nms_kernel)) & (centre > threshold)
-    values, places = jax.lax.top_k(jnp.where(peak, centre, -jnp.inf).reshape(b, -1), top_k)
+    values, places = space.top_k(jnp.where(peak, centre, -jnp.inf), top_k)
     return jnp.stack([places // w, places % w], -1), values, values > -jnp.inf
 
 
@@ -185,8 +186,8 @@ def panoptic(
     instance = jnp.where(is_thing & inside, group_pixels(offset, points, valid), 0)
 
     # One count of (object, class) pairs tells the votes, the areas of stuff, and from them the class of each pair.
-    pairs = (instance * k + semantic).reshape(b, -1)
-    counted = jnp.where(inside.reshape(b, -1), pairs, (n + 1) * k)
+    pairs = instance * k + semantic
+    counted = space.filled(jnp.where(inside, pairs, (n + 1) * k), (n + 1) * k)
     counts = jax.vmap(lambda i: jnp.zeros((n + 1) * k, jnp.int32).at[i].add(1, mode="drop"))(counted)
     counts = counts.reshape(b, n + 1, k)
     is_stuff = jnp.array([i not in things for i in range(k)])[None]
@@ -194,13 +195,15 @@ def panoptic(
     classes = jnp.where(has_pixels, jnp.argmax(counts[:, 1:], -1).astype(jnp.int32), -1)
     stuff = jnp.where(is_stuff & (counts[:, 0] >= stuff_area), jnp.arange(k, dtype=jnp.int32)[None], ignore)
     decided = jnp.concatenate([stuff[:, None], jnp.broadcast_to(classes[..., None], (b, n, k))], 1)
-    label = jnp.take_along_axis(decided.reshape(b, -1), pairs, axis=1).reshape(b, h, w)
+    label = jax.vmap(lambda table, i: table[i])(decided.reshape(b, -1), pairs)
     label = jnp.where(inside, label, ignore)
 
     picked = jnp.where(jax.nn.one_hot(label, k, dtype=bool), logits, 0.0).sum(-1)
     probability = jnp.exp(picked - jax.nn.logsumexp(logits, -1))
-    ids = instance.reshape(b, -1)
-    totals = jax.vmap(lambda i, p: jnp.zeros(n + 1, jnp.float32).at[i].add(p))(ids, probability.reshape(b, -1))[:, 1:]
+    totals = jax.vmap(lambda i, p: jnp.zeros(n + 1, jnp.float32).at[i].add(p))(
+        *map(space.filled, (instance, probability))
+    )
+    totals = totals[:, 1:]
     area = jnp.maximum(counts[:, 1:].sum(-1), 1).astype(jnp.float32)
     scores = jnp.where(has_pixels, totals / area * jnp.where(valid, heights, 0.0), 0.0)
     return Objects(label, instance, semantic, classes, scores, points, valid)

@@ -70,7 +70,7 @@ def test_what_arrives_of_a_gather_is_counted():
 def test_a_gathered_activation_is_seen_in_a_real_program():
     mesh = parallel.make_mesh(devices=4)
     image = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
-    split = jax.sharding.NamedSharding(mesh, P(None, parallel.AXIS))
+    split = jax.sharding.NamedSharding(mesh, P(None, parallel.DATA))
     summed = jax.jit(lambda x: jnp.cumsum(x, 1), in_shardings=split, out_shardings=split)
     found = hlo.collectives(hlo.parse(summed.lower(image).compile().as_text()))
     assert {each.opcode for each in found if each.activation} == {"all-gather"}

@@ -29,12 +29,13 @@ from segjax.train import build, optimizer
 PACKAGE = pathlib.Path(__file__).parent.parent / "segjax"
 
 # Room -> rooms it may import, beside its own folder.
-BASE = {"spec", "config"}
+BASE = {"spec", "config", "space"}
 TOOLS = {"data", "nn", "losses", "metrics", "augment", "parallel", "pictures", "rle", "targets", "postprocess"}
 TOOLS |= {"chips", "hlo"}
 ROOMS = {
     "spec": set(),
     "config": {"spec"},
+    "space": set(),
     **dict.fromkeys(TOOLS, BASE),
     **dict.fromkeys(("data", "metrics"), BASE | {"rle"}),
     "weights": BASE,

@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from segjax.nn.windows import Pads, Window, filled, line_views, transposed, views
+from segjax.space import by_platform, shards, shift_rows
 
 
 def convolution(
@@ -45,6 +46,14 @@ def convolution(
         >>> convolution(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), padding=(1, 1))[0, 1].ravel()
         Array([6., 9., 6.], dtype=float32)
     """
+    reach = dilation * (kernel.shape[0] - 1)
+    if shards() > 1 and stride == 1 and reach == sum(padding) and max(padding) > -(-x.shape[1] // shards()):
+        # Wider than a device's share of the rows, as an atrous pyramid's rates can be: the kernel's rows one by one.
+        columns = Window(kernel.shape[1], 1, dilation, padding)
+        plain = _plain(groups, columns, rows=Window(1, 1, 1, (0, 0))).forward
+        shifts = (i * dilation - padding[0] for i in range(kernel.shape[0]))
+        terms = [plain(shift_rows(x, by), kernel[i : i + 1]) for i, by in enumerate(shifts) if abs(by) < x.shape[1]]
+        return sum(terms[1:], terms[0])
     return _convolution(x, kernel, groups, Window(kernel.shape[0], stride, dilation, padding))
 
 
@@ -65,14 +74,16 @@ def _by_vjp(forward):
     )
 
 
-def _plain(groups, window):
+def _plain(groups, window, rows=None):
+    rows = rows or window
+
     def forward(x, kernel):
         return lax.conv_general_dilated(
             x,
             kernel,
-            (window.stride, window.stride),
-            (window.padding, window.padding),
-            rhs_dilation=(window.dilation, window.dilation),
+            (rows.stride, window.stride),
+            (rows.padding, window.padding),
+            rhs_dilation=(rows.dilation, window.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=groups,
         )
@@ -109,14 +120,14 @@ def _in_float32(f):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolution(x, kernel, groups, window):
     cpu, default = _on_cpu(x, kernel, groups, window), _plain(groups, window)
-    return lax.platform_dependent(x, kernel, cpu=cpu.forward, default=default.forward)
+    return by_platform(x, kernel, cpu=cpu.forward, default=default.forward)
 
 
 def _backward(groups, window, residuals, g):
     cpu, default = _on_cpu(*residuals, groups, window), _plain(groups, window)
     return (
-        lax.platform_dependent(*residuals, g, cpu=cpu.dx, default=default.dx),
-        lax.platform_dependent(*residuals, g, cpu=cpu.dk, default=default.dk),
+        by_platform(*residuals, g, cpu=cpu.dx, default=default.dx),
+        by_platform(*residuals, g, cpu=cpu.dk, default=default.dk),
     )
 
 

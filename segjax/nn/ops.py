@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from segjax.nn.windows import Pads, Window, transposed, views
+from segjax.space import by_platform, multiply_rows, row_by_row
 
 
 def max_pool(
@@ -48,7 +49,7 @@ def _max_pool(x, window):
     def largest_view(x):
         return functools.reduce(jnp.maximum, (view for _, view in views(x, window, -jnp.inf)))
 
-    return lax.platform_dependent(x, cpu=largest_view, default=functools.partial(_reduce_window, window))
+    return by_platform(x, cpu=largest_view, default=functools.partial(_reduce_window, window))
 
 
 def _reduce_window(window, x):
@@ -81,7 +82,7 @@ def _pool_backward(window, residuals, g):
 
     # JAX has no gradient of dilated windows, so these have this one everywhere.
     default = scatter if window.dilation == 1 else to_first
-    return (lax.platform_dependent(*residuals, g, cpu=to_first, default=default),)
+    return (by_platform(*residuals, g, cpu=to_first, default=default),)
 
 
 def _pool_forward(x, window):
@@ -122,7 +123,7 @@ def mean_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Arra
     def at_once(x):
         return add(x, rows, columns)
 
-    total = lax.platform_dependent(x.astype(jnp.float32), cpu=one_axis_each, default=at_once)
+    total = by_platform(x.astype(jnp.float32), cpu=one_axis_each, default=at_once)
     return (total / (rows * columns)).astype(x.dtype)
 
 
@@ -170,12 +171,19 @@ class UpConv2x2(nn.Module):
             blocks = blocks.reshape(b, h, w, 2, 2, self.features)
             return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.features)
 
-        y = lax.platform_dependent(x, kernel, cpu=matrix_product, default=transposed)
+        def of_rows(x, kernel):
+            return by_platform(x, kernel, cpu=matrix_product, default=transposed)
+
+        # For the kernel's gradient XLA would gather rows that are divided over devices.
+        y = row_by_row(of_rows, x, kernel)
         return y + bias.reshape(1, 1, 1, -1)
 
 
 def resample(
-    x: Float[Array, "b h w c"], rows: Float[Array, "y h"] | None, columns: Float[Array, "x w"] | None
+    x: Float[Array, "b h w c"],
+    rows: Float[Array, "*images y h"] | None,
+    columns: Float[Array, "*images x w"] | None,
+    reach: tuple[int, int] | None = None,
 ) -> Float[Array, "b y x c"]:
     """Multiplies the rows and the columns of maps by a matrix each.
 
@@ -188,24 +196,28 @@ def resample(
 
     Args:
         x: maps [b, h, w, c].
-        rows: weights [y, h]; None leaves the rows as they are.
-        columns: weights [x, w]; None leaves the columns as they are.
+        rows: weights [y, h], or of each image [b, y, h]; None leaves the rows as they are.
+        columns: weights [x, w], or of each image [b, x, w]; None leaves the columns as they are.
+        reach: see `segjax.space.multiply_rows`.
 
     Returns:
         Maps [b, y, x, c].
     """
     multiply = functools.partial(jnp.einsum, precision="highest")
 
+    def along_columns(x):
+        product = "bxw,bywc->byxc" if columns is not None and columns.ndim == 3 else "xw,bywc->byxc"
+        return x if columns is None else multiply(product, columns, x)
+
     def rows_first(x):
-        x = x if rows is None else multiply("yh,bhwc->bywc", rows, x)
-        return x if columns is None else multiply("xw,bywc->byxc", columns, x)
+        return along_columns(x if rows is None else multiply_rows(rows, x, reach))
 
     def columns_first(x):
-        x = x if columns is None else multiply("xw,bhwc->bhxc", columns, x)
+        x = along_columns(x)
         if rows is None:
             return x
         b, h, w, c = x.shape
-        images = multiply("byh,bhn->byn", jnp.broadcast_to(rows, (b, *rows.shape)), x.reshape(b, h, w * c))
+        images = multiply("byh,bhn->byn", jnp.broadcast_to(rows, (b, *rows.shape[-2:])), x.reshape(b, h, w * c))
         return images.reshape(b, -1, w, c)
 
-    return lax.platform_dependent(x, cpu=columns_first, default=rows_first)
+    return by_platform(x, cpu=columns_first, default=rows_first)

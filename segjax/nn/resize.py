@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from segjax.nn.ops import resample
+from segjax.space import multiply_rows, shards
 from segjax.spec import UserError
 
 
@@ -29,6 +30,17 @@ def _corner_weights(source: int, target: int) -> jax.Array:
     """Bilinear weights [target, source] that put the outermost sample centres upon each other."""
     centre = jnp.arange(target, dtype=jnp.float32) * ((source - 1) / max(target - 1, 1))
     return jnp.maximum(0.0, 1.0 - jnp.abs(centre[:, None] - jnp.arange(source, dtype=jnp.float32)[None, :]))
+
+
+def _reach(source: int, target: int, align_corners: bool) -> tuple[int, int]:
+    """Rows above and below its own that a device needs, where rows are divided as XLA divides them: ceil(n / count)."""
+    row, count = np.arange(target), shards()
+    scale = (source - 1) / max(target - 1, 1) if align_corners else source / target
+    centre = np.clip(row * scale if align_corners else (row + 0.5) * scale - 0.5, 0, source - 1)
+    first = row // -(-target // count) * -(-source // count)
+    last = first + -(-source // count) - 1
+    above, below = (first - np.floor(centre)).max(), (np.ceil(centre) - last).max()
+    return max(0, int(above)), max(0, int(below))
 
 
 def resize(x: Float[Array, "b h w c"], size: tuple[int, int], align_corners: bool = False) -> Float[Array, "b y x c"]:
@@ -64,7 +76,7 @@ def resize(x: Float[Array, "b h w c"], size: tuple[int, int], align_corners: boo
         if x.shape[axis] == 1:
             x = jnp.repeat(x, size[axis - 1], axis)
     rows, columns = (weights(a, b) if a != b else None for a, b in zip(x.shape[1:3], size, strict=True))
-    return resample(x, rows, columns)
+    return resample(x, rows, columns, _reach(x.shape[1], size[0], align_corners))
 
 
 def nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b y x c"]:
@@ -86,8 +98,12 @@ def nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "
         source = x.shape[axis]
         if target % source == 0:
             x = jnp.repeat(x, target // source, axis)
+            continue
+        chosen = np.arange(target) * source // target
+        if axis == 1 and shards() > 1:
+            x = multiply_rows(jnp.asarray(np.eye(source)[chosen], x.dtype), x, None)
         else:
-            x = jnp.take(x, np.arange(target) * source // target, axis)
+            x = jnp.take(x, chosen, axis)
     return x
 
 
@@ -132,9 +148,9 @@ def fit(
     _check(x)
     height, width = x.shape[1:3]
 
-    def one(image, part):
+    def of_image(part):
         rows = _weights(height, size[0], part[0] * (height / canvas[0]), part[2])
-        columns = _weights(width, size[1], part[1] * (width / canvas[1]), part[3])
-        return resample(image[None], rows.astype(image.dtype), columns.astype(image.dtype))[0]
+        return rows, _weights(width, size[1], part[1] * (width / canvas[1]), part[3])
 
-    return jax.vmap(one)(x, content.astype(jnp.float32))
+    rows, columns = jax.vmap(of_image)(content.astype(jnp.float32))
+    return resample(x, rows.astype(x.dtype), columns.astype(x.dtype))

@@ -40,7 +40,7 @@ def steps(config: ConfigDict, what: tuple[str, ...], seconds: float, opened: bui
     train = build.open_train(config, built, opened)
     tx = build.training(config, built, train).tx
     averaged = config.ema.decay > 0
-    now = state.init(model, tx, train.shapes["image"][0], averaged, config.seed, mesh)
+    now = state.init(model, tx, train.shapes["image"][0], averaged, config.seed, mesh, config.parallel.fsdp)
     facts: dict[str, Any] = {}
     for program in aot.programs(config, what, None, opened):
         with empty_cache():
@@ -85,7 +85,15 @@ def inputs(config: ConfigDict, seconds: float, opened: build.Sources = None) -> 
     batch = next(train.batches(0, 1))
     transfer = timed(lambda: jax.block_until_ready(parallel.put_batch(mesh, batch, mode)), seconds / 4)
     training = build.training(config, built, train)
-    now = state.init(built.model, training.tx, train.shapes["image"][0], config.ema.decay > 0, config.seed, mesh)
+    now = state.init(
+        built.model,
+        training.tx,
+        train.shapes["image"][0],
+        config.ema.decay > 0,
+        config.seed,
+        mesh,
+        config.parallel.fsdp,
+    )
 
     def step(batch):
         nonlocal now

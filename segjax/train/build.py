@@ -14,7 +14,7 @@ from segjax.data import pipeline, sources
 from segjax.data.loader import Loading
 from segjax.spec import DatasetSpec, Preprocess, UserError
 from segjax.tasks import Task
-from segjax.train import optimizer, step
+from segjax.train import optimizer, state, step
 
 Sources = Mapping[str, Any] | None
 
@@ -93,6 +93,7 @@ def open_train(config: ConfigDict, built: Plan, opened: Sources = None) -> pipel
         The batches.
     """
     parallel.check_batch(built.mesh, config.data.batch_size, "data.batch_size")
+    parallel.check_rows(built.mesh, config.data.crop[0], built.preprocess.context)
     source, loading = open_split(config, config.splits.train, opened), call(Loading, "loading", config.loading)
     return call(
         pipeline.train_batches,
@@ -154,7 +155,10 @@ def training(config: ConfigDict, built: Plan, batches: pipeline.Batches) -> Trai
         colours, decay = dict(config.augment), config.ema.decay
         return step.make_train_step(model, task, tx, preprocess, colours, config.seed, decay, axis)
 
-    return Training(run, tx, schedule, step.compile_step(make, mesh, config.parallel.mode, donate=True))
+    shapes = state.abstract(model, tx, batches.shapes["image"][0], config.ema.decay > 0)
+    placed = parallel.state_sharding(mesh, shapes, config.parallel.fsdp)
+    compiled = step.compile_step(make, mesh, config.parallel.mode, donate=True, placed=placed)
+    return Training(run, tx, schedule, compiled)
 
 
 def eval_step(config: ConfigDict, built: Plan) -> Callable:

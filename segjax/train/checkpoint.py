@@ -253,13 +253,14 @@ class Checkpoints:
         """Figures that were saved with a checkpoint; None where it was not scored."""
         return self._manager.metrics(step)
 
-    def restore(self, step: int, abstract: State, mesh: Any) -> State:
+    def restore(self, step: int, abstract: State, mesh: Any, fsdp: bool = False) -> State:
         """Reads a checkpoint onto the devices.
 
         Args:
             step: which one.
             abstract: shapes and dtypes of the state.
             mesh: the devices, whose number may differ from the run's.
+            fsdp: see `segjax.parallel.state_sharding`; may differ too.
 
         Returns:
             The state.
@@ -280,8 +281,8 @@ class Checkpoints:
                 f"Checkpoint {step} in {self._workdir} does not fit the configured model and optimiser: "
                 f"{'; '.join(wrong[:5])}{more}. Choose another --workdir, or the configuration in its config.json."
             )
-        place = parallel.replicated(mesh)
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract)
+        placed = parallel.state_sharding(mesh, abstract, fsdp)
+        target = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, placed)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         return self._manager.restore(step, args=args)["state"]
 

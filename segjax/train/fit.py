@@ -53,7 +53,7 @@ def fit(
 
         return of
 
-    step = call(parallel.make_mesh, "parallel", config.parallel, devices).shape[parallel.AXIS]
+    step = call(parallel.make_mesh, "parallel", config.parallel, devices).shape[parallel.DATA]
     batch, used = largest(peak(config.model.remat), config.data.batch_size, step)
     facts = {"batch_size": batch, "peak_bytes": used, "needs_remat": False}
     if batch < config.data.batch_size and not config.model.remat:

@@ -62,7 +62,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None)
     train = open_train(config, built, {config.splits.train: source})
     test = open_eval(config, config.splits.test, built, opened)
     run, tx, schedule, train_step = training(config, built, train)
-    mode, averaged, shape = config.parallel.mode, config.ema.decay > 0, train.shapes["image"][0]
+    mode, fsdp = config.parallel.mode, config.parallel.fsdp
+    averaged, shape = config.ema.decay > 0, train.shapes["image"][0]
     checkpoint.check_shared(workdir)
     changed = call(checkpoint.compare, "resume", config.resume, workdir, config, task.spec)
     score = scorer(config, built, test)
@@ -74,10 +75,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None)
         checkpoints.check_best(task.summary(task.new_metric()))
         start = checkpoints.latest() or 0
         if start:
-            now = checkpoints.restore(start, state.abstract(model, tx, shape, averaged), mesh)
+            now = checkpoints.restore(start, state.abstract(model, tx, shape, averaged), mesh, fsdp)
             origin = f"resumed at step {start}" + (", so init.weights is not read" if config.init.weights else "")
         else:
-            now = state.init(model, tx, shape, averaged, config.seed, mesh)
+            now = state.init(model, tx, shape, averaged, config.seed, mesh, fsdp)
             now, origin = call(state.start_from, "init", config.init, now, model, preprocess)
         checkpoint.record(workdir, config, task.spec)
         log.truncate(start)
@@ -195,7 +196,8 @@ def restore(config: ConfigDict, spec: DatasetSpec, workdir: str) -> tuple[Plan, 
     shape = (1, side, side, len(built.preprocess.mean))
     with call(checkpoint.Checkpoints, "checkpoint", config.checkpoint, workdir) as checkpoints:
         chosen = checkpoints.chosen()
-        now = checkpoints.restore(chosen, state.abstract(built.model, tx, shape, config.ema.decay > 0), built.mesh)
+        abstract = state.abstract(built.model, tx, shape, config.ema.decay > 0)
+        now = checkpoints.restore(chosen, abstract, built.mesh, config.parallel.fsdp)
     return built, now, chosen
 
 
@@ -203,8 +205,9 @@ def describe(mesh, mode, train, test, params, origin, changed) -> str:
     """What a run is about to do, in a few lines."""
     device = mesh.devices.flat[0]
     count = sum(x.size for x in jax.tree.leaves(params))
+    devices = " x ".join(f"{name} {n}" for name, n in mesh.shape.items())
     lines = [
-        f"{mode} on {mesh.devices.size} x {device.device_kind} (hosts: {jax.process_count()})",
+        f"{mode} on {mesh.devices.size} x {device.device_kind} ({devices}, hosts: {jax.process_count()})",
         f"{len(train.source)} training and {len(test.source)} test images, {len(train.spec.classes)} classes, "
         f"{count:,} parameters",
         origin,

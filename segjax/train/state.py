@@ -62,7 +62,13 @@ def abstract(model: nn.Module, tx: optax.GradientTransformation, shape: tuple[in
 
 
 def init(
-    model: nn.Module, tx: optax.GradientTransformation, shape: tuple[int, ...], averaged: bool, seed: int, mesh: Any
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    shape: tuple[int, ...],
+    averaged: bool,
+    seed: int,
+    mesh: Any,
+    fsdp: bool = False,
 ) -> State:
     """Makes the first state, in place on every device.
 
@@ -73,12 +79,13 @@ def init(
         averaged: whether moving averages are kept.
         seed: seed of the parameters.
         mesh: the devices.
+        fsdp: see `segjax.parallel.state_sharding`.
 
     Returns:
-        A State whose arrays every device holds.
+        A State whose arrays lie there.
     """
-    make = jax.jit(lambda: _init(model, tx, (1, *shape[1:]), averaged, seed), out_shardings=parallel.replicated(mesh))
-    return make()
+    placed = parallel.state_sharding(mesh, abstract(model, tx, shape, averaged), fsdp)
+    return jax.jit(lambda: _init(model, tx, (1, *shape[1:]), averaged, seed), out_shardings=placed)()
 
 
 def start_from(
@@ -113,9 +120,8 @@ def start_from(
     if weights is None:
         return state, "from scratch"
     net = model if check_settings else None
-    variables, report = pretrained.load(
-        weights, jax.device_get(state.variables(False)), layout, model=net, strict=strict
-    )
+    old = parallel.gathered(state.variables(False))
+    variables, report = pretrained.load(weights, jax.device_get(old), layout, model=net, strict=strict)
     wanted = report.preprocess
     if check_inputs and wanted:
         pairs = ((wanted.mean, preprocess.mean), (wanted.std, preprocess.std))

@@ -1,6 +1,5 @@
 """The train and evaluation steps: one pure function each, compiled by jit over a mesh or by pmap."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
 from segjax import augment, parallel
+from segjax.space import DATA, whole
 from segjax.spec import Preprocess
 from segjax.tasks import Task
 from segjax.train.state import State
@@ -97,7 +97,7 @@ def make_train_step(
 
         def loss_fn(params):
             outputs, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                {"params": whole(params), "batch_stats": state.batch_stats},
                 image,
                 train=True,
                 mutable=["batch_stats"],
@@ -139,7 +139,7 @@ def make_eval_step(
     """
 
     def eval_step(variables, batch):
-        outputs = model.apply(variables, normalise(batch["image"], preprocess), train=False)
+        outputs = model.apply(whole(variables), normalise(batch["image"], preprocess), train=False)
         height, width = (n - 2 * preprocess.context for n in batch["image"].shape[1:3])
         measured = task.measure(outputs, batch, (height, width), preprocess.resize is None)
         return jax.lax.all_gather(measured, axis_name, tiled=True) if axis_name else measured
@@ -147,54 +147,71 @@ def make_eval_step(
     return eval_step
 
 
-def compile_predict(model: nn.Module, task: Task, preprocess: Preprocess) -> Callable[..., dict[str, jax.Array]]:
-    """Compiles the prediction of images on one device, once for each size.
+def compile_predict(
+    model: nn.Module, task: Task, preprocess: Preprocess, mesh: Mesh | None = None
+) -> Callable[..., dict[str, jax.Array]]:
+    """Compiles the prediction of images, once for each size.
 
     Args:
         model: maps normalised images to outputs.
         task: turns outputs into predictions.
         preprocess: how pixels become inputs.
+        mesh: the devices that images are divided over; None for one device.
 
     Returns:
         (variables, image uint8 [b, h, w, c], content int32 [b, 4], canvas, size) -> maps of `size` and tables; see
         `Task.predict`.
     """
 
-    @functools.partial(jax.jit, static_argnums=(3, 4))
     def predict(variables, image, content, canvas, size):
-        outputs = model.apply(variables, normalise(image, preprocess), train=False)
+        outputs = model.apply(whole(variables), normalise(image, preprocess), train=False)
         return task.predict(outputs, content, canvas, size, preprocess.resize is None)
 
-    return predict
+    def on_mesh(variables, image, content, canvas, size):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            batch = parallel.divided(mesh, {"image": image, "content": content})
+            return predict(variables, **batch, canvas=canvas, size=size)
+
+    return jax.jit(predict if mesh is None else on_mesh, static_argnums=(3, 4))
 
 
-def compile_step(make: Callable, mesh: Mesh, mode: parallel.Mode, donate: bool) -> Callable:
+def compile_step(make: Callable, mesh: Mesh, mode: parallel.Mode, donate: bool, placed: Any = None) -> Callable:
     """Compiles a step for the devices of a mesh.
 
     Args:
-        make: axis_name -> un-compiled step of (replicated state, batch divided over the devices), whose results
-            are the same on every device.
+        make: axis_name -> un-compiled step of (state, batch divided over the devices).
         mesh: the devices.
         mode: "jit" with explicit shardings, or "pmap".
-        donate: give the state's memory to the result.
+        donate: the first result is the next state, and gets the memory of the last one.
+        placed: where these lie, see `parallel.state_sharding`; None for whole on every device.
 
     Returns:
-        The compiled step; batches come from `parallel.put_batch` with the same mode.
+        The compiled step; batches come from `parallel.put_batch` with the same mode. Every host can read the results,
+        and a device of one holds what all hosts measured.
     """
     donated = (0,) if donate else ()
     if mode == "pmap":
         return jax.pmap(
-            make(parallel.AXIS),
-            axis_name=parallel.AXIS,
+            make(DATA),
+            axis_name=DATA,
             in_axes=(None, 0),
             out_axes=None,
             donate_argnums=donated,
             devices=list(mesh.devices.flat) if jax.process_count() == 1 else None,
         )
-    everywhere = parallel.replicated(mesh)
+    everywhere, step = parallel.replicated(mesh), make(None)
+    placed = everywhere if placed is None else placed
+    # What one host measures it collects from its devices as it lies; of several each needs all.
+    measured = everywhere if jax.process_count() > 1 else None
+
+    def run(state, batch):
+        # What XLA cannot divide looks for the mesh while it is traced, see `segjax.space`.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return step(state, parallel.divided(mesh, batch))
+
     return jax.jit(
-        make(None),
-        in_shardings=(everywhere, parallel.batched(mesh)),
-        out_shardings=everywhere,
+        run,
+        in_shardings=(placed if donate else None, None),
+        out_shardings=(placed, everywhere) if donate else measured,
         donate_argnums=donated,
     )

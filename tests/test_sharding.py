@@ -1,0 +1,328 @@
+"""Rows of images and parameters divided over devices: the same numbers, and no map gathered on the way."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from segjax import infer, models, parallel, postprocess, space, tasks
+from segjax.config import base
+from segjax.data.sources.arrays import arrays
+from segjax.nn import resize
+from segjax.nn.convolution import convolution
+from segjax.nn.ops import UpConv2x2, max_pool
+from segjax.spec import DatasetSpec, Preprocess, UserError
+from segjax.train import checkpoint, optimizer, state, step
+from segjax.train.loop import evaluate_workdir, train_and_evaluate
+
+RGB = Preprocess(mean=(127.5,) * 3, std=(64.0,) * 3)
+SPEC = DatasetSpec(("a", "b", "c"), things=(1, 2))
+TOP_K = 8
+TASKS = {
+    "unet": {"dice": 0.5, "hardest": 0.5},
+    "deeplabv3plus": {},
+    "panoptic_deeplab": {"name": "panoptic", "divisor": 20, "centre": 1.0, "top_k": TOP_K, "stuff_area": 4},
+}
+MODELS = {
+    "unet": {"widths": (4, 8, 8)},
+    "deeplabv3plus": {"backbone": "resnet_micro", "width": 8, "low_width": 8, "dropout": 0.0},
+    "panoptic_deeplab": {"backbone": "mobilenet_v3_micro", "width": 8, "dropout": 0.0},
+}
+# Rounding decides on which side of zero a ReLU's input lies that is all but zero, and so on a share of a gradient that
+# is far more than rounding: from these seeds none lies there.
+SEEDS = {"unet": 0, "deeplabv3plus": 0, "panoptic_deeplab": 0}
+
+
+def batch_of(name, size, count=4):
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (count, *size, 3), np.uint8)
+    label = image.argmax(-1).astype(np.uint8)
+    label[0, :3], label[1, :9] = 255, 255
+    index = np.arange(count, dtype=np.int32)
+    content = np.array([[*size, *size]] * count, np.int32)
+    batch = {"image": image, "label": label, "index": index, "position": index, "content": content}
+    if name == "panoptic_deeplab":
+        batch["instance"] = (random.integers(1, 6, label.shape) * ((label > 0) & (label < 255))).astype(np.uint16)
+    return batch
+
+
+def gathers(text):
+    """Shapes of what a program gathers or exchanges whole."""
+    lines = re.findall(r"= (.*?) (?:all-gather|all-to-all)(?:-start)?\(", text)
+    return [tuple(map(int, n.split(",")) if n else ()) for line in lines for n in re.findall(r"\[([\d,]*)\]", line)]
+
+
+def one_step(name, rows, devices, size=(64, 32)):
+    """Outputs, gradients and the next state of a training step; and the compiled program's text."""
+    mesh = parallel.make_mesh(devices=devices, space=rows)
+    task = tasks.create(SPEC, **TASKS[name])
+    model, tx = models.create(name, task.spec, **MODELS[name]), optax.sgd(0.1, momentum=0.9)
+
+    def make(axis):
+        train = step.make_train_step(model, task, tx, RGB, {"noise": 0.1, "contrast": 0.1}, 0, 0.9, axis)
+
+        def both(now, batch):
+            outputs = model.apply(now.variables(False), step.normalise(batch["image"], RGB), train=False)
+            new, scalars = train(now, batch)
+            return {"outputs": outputs, "gradients": new.opt_state[0].trace, "state": new, "scalars": scalars}
+
+        return both
+
+    now = state.init(model, tx, (4, *size, 3), True, SEEDS[name], mesh)
+    batch = parallel.put_batch(mesh, batch_of(name, size), "jit")
+    compiled = step.compile_step(make, mesh, "jit", donate=False).lower(now, batch).compile()
+    return jax.device_get(compiled(now, batch)), compiled.as_text()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_training_step_is_that_of_one_device(name):
+    """Batch norm, losses, pyramids wider than a device's rows, resizing, pooling; 2 x 2 devices, and 1 x 4."""
+    one, _ = one_step(name, 1, 1)
+    assert min(map(np.ptp, jax.tree.leaves(one["outputs"]))) > 1e-3
+    for rows in (2, 4):
+        other, text = one_step(name, rows, 4)
+        assert not gathers(text)
+        for part, tree in one.items():
+            scale = max(np.abs(x).max() for x in jax.tree.leaves(tree))
+            for (path, a), b in zip(
+                jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(other[part]), strict=True
+            ):
+                message = f"{part}{jax.tree_util.keystr(path)} on {4 // rows} x {rows}"
+                np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5 * min(1.0, scale), err_msg=message)
+
+
+def divided(f, mesh):
+    """A function of maps and of other arrays, compiled with the rows of the maps divided."""
+
+    def run(maps, *others):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return f(jax.lax.with_sharding_constraint(maps, NamedSharding(mesh, P("data", "space"))), *others)
+
+    return jax.jit(run)
+
+
+def check(f, x, *others, exact=False):
+    """Results and gradients on 2 x 2 and 1 x 4 devices are those of one, and nothing is gathered."""
+
+    def both(x, *others):
+        y, pull = jax.vjp(f, x, *others)
+        results = y, pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+        # Where rows do not come out even a result could not lie divided, so they are made to.
+        return jax.tree.map(lambda a: space.filled(a) if a.ndim == 4 else a, results)
+
+    one = jax.jit(both)(x, *others)
+    for rows in (2, 4):
+        compiled = divided(both, parallel.make_mesh(space=rows)).lower(x, *others).compile()
+        assert not gathers(compiled.as_text())
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(compiled(x, *others)), strict=True):
+            b = b[:, : a.shape[1]] if b.ndim == 4 else b
+            np.testing.assert_allclose(b, a, rtol=0, atol=0 if exact else 1e-5 * max(1, np.abs(a).max()))
+
+
+def maps(rows, columns=6, channels=3, count=2):
+    return jax.random.normal(jax.random.key(rows), (count, rows, columns, channels))
+
+
+@pytest.mark.parametrize(
+    "rows, target", [(8, 16), (8, 128), (4, 64), (16, 8), (12, 40), (9, 31), (5, 40), (1, 8), (12, 12), (13, 7)]
+)
+def test_resizing(rows, target):
+    """By whole factors a device needs a row of each neighbour, by others and in rows that do not come out even more."""
+    check(lambda x: resize.resize(x, (target, 9)), maps(rows))
+    check(lambda x: resize.resize(x, (target, 9), align_corners=True), maps(rows))
+
+
+@pytest.mark.parametrize("rows, target", [(8, 16), (9, 31), (8, 13)])
+def test_repeating(rows, target):
+    check(lambda x: resize.nearest(x, (target, 9)), maps(rows))
+
+
+def test_resizing_of_parts():
+    content = jnp.array([[40, 30, 64, 50], [9, 17, 30, 64]])
+    check(lambda x: resize.fit(x, content, (48, 32), (64, 64)), maps(12))
+
+
+@pytest.mark.parametrize("rows, by", [(8, 1), (8, -3), (8, 5), (9, 4), (8, 8), (8, -11), (8, 0)])
+def test_shifting(rows, by):
+    x = maps(rows)
+    rows_of = np.arange(rows) + by
+    wanted = np.where((rows_of >= 0) & (rows_of < rows), 1, 0)[None, :, None, None] * np.asarray(x)[:, rows_of % rows]
+    np.testing.assert_array_equal(space.shift_rows(x, by), wanted)
+    check(lambda x: space.shift_rows(x, by), x, exact=True)
+
+
+@pytest.mark.parametrize("dilation, groups, rows", [(3, 1, 8), (6, 3, 8), (5, 1, 9), (18, 1, 16), (2, 3, 12)])
+def test_convolutions_wider_than_a_share_of_the_rows(dilation, groups, rows):
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 3 // groups, 3))
+    check(lambda x, k: convolution(x, k, 1, dilation, groups, (dilation, dilation)), maps(rows, 12), kernel)
+
+
+@pytest.mark.parametrize("rows", [8, 10])
+def test_halving_and_doubling(rows):
+    layer = UpConv2x2(4)
+    variables = layer.init(jax.random.key(0), maps(rows))
+    check(lambda x, v: layer.apply(v, x), maps(rows), variables)
+    check(lambda x: max_pool(x, 2, 2), maps(rows, 8))
+    check(lambda x: max_pool(x, 3, 2, padding=(1, 1)), maps(2 * rows, 8))
+
+
+@pytest.mark.parametrize("rows, k", [(8, 5), (10, 30), (9, 54)])
+def test_the_largest_pixels(rows, k):
+    """Of equal ones the first, whichever devices they lie on."""
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 9, (2, rows, 6)), jnp.float32)
+    values, places = jax.lax.top_k(x.reshape(2, -1), k)
+    for count in (2, 4):
+        compiled = divided(lambda x: space.top_k(x, k), parallel.make_mesh(space=count)).lower(x).compile()
+        assert all(len(shape) == 2 for shape in gathers(compiled.as_text()))  # tables [b, n]
+        found = compiled(x)
+        np.testing.assert_array_equal(found[0], values)
+        np.testing.assert_array_equal(found[1], places)
+
+
+@pytest.mark.parametrize("name, size, fitted", [("unet", (70, 30), (50, 40)), ("panoptic_deeplab", (64, 32), None)])
+def test_evaluation_and_prediction_are_those_of_one_device(name, size, fitted):
+    """Any number of rows, the network's input at another size than the label or at the same."""
+    task = tasks.create(SPEC, **TASKS[name])
+    model = models.create(name, task.spec, **MODELS[name])
+    preprocess = dataclasses.replace(RGB, resize=fitted)
+    batch = batch_of(name, size)
+    del batch["position"]
+    if fitted:
+        batch["image"] = batch["image"][:, : fitted[0]].repeat(2, 2)[:, :, : fitted[1]]
+        batch["content"] = np.array([[50, 40, *size], [33, 20, 40, 30]] * 2, np.int32)
+    found = []
+    for rows, devices in ((1, 1), (4, 4)):
+        mesh = parallel.make_mesh(devices=devices, space=rows)
+        variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
+        variables = jax.device_put(variables, parallel.replicated(mesh))
+        evaluate = step.compile_step(
+            lambda axis: step.make_eval_step(model, task, preprocess, axis), mesh, "jit", donate=False
+        )
+        compiled = evaluate.lower(variables, parallel.put_batch(mesh, batch, "jit")).compile()
+        measured = compiled(variables, parallel.put_batch(mesh, batch, "jit"))
+        assert all(len(shape) == 2 and shape[1] <= rows * TOP_K for shape in gathers(compiled.as_text()))
+        predict = step.compile_predict(model, task, preprocess, mesh if rows > 1 else None)
+        predicted = predict(variables, batch["image"][:1], batch["content"][:1], batch["image"].shape[1:3], size)
+        found.append(jax.device_get((measured, predicted)))
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 if a.dtype == np.float32 else 0)
+
+
+def test_grouping_of_rows_that_do_not_come_out_even():
+    """Counts of pixels by objects and classes, where a device has fewer rows than others."""
+    random = np.random.default_rng(0)
+    logits, offset = random.normal(size=(2, 30, 12, 3)), random.normal(size=(2, 30, 12, 2))
+    args = [jnp.asarray(x, jnp.float32) for x in (logits, random.random((2, 30, 12)), offset)]
+    inside = jnp.ones((2, 30, 12), bool).at[1, 25:].set(False)
+
+    def group(logits, centre, offset):
+        settings = {"things": (1, 2), "ignore": 255, "top_k": TOP_K, "stuff_area": 4}
+        return postprocess.panoptic(logits, centre, offset, inside, **settings)
+
+    compiled = divided(group, parallel.make_mesh(space=4)).lower(*args).compile()
+    # What is found lies on every device: rows that do not come out even cannot lie divided outside of a program.
+    whole = {(2, 32, 12)}
+    assert all(len(shape) == 2 or shape in whole for shape in gathers(compiled.as_text()))
+    for a, b in zip(jax.jit(group)(*args), compiled(*args), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-6)
+
+
+def run(workdir, **parallel_settings):
+    """Three steps on crops, then a score of images of several sizes."""
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (rows, 24, 3), np.uint8) for rows in (32, 27, 30, 32)]
+    labels = [image.argmax(-1) for image in images]
+    source = arrays("all", data={"all": {"image": images, "label": labels}}, classes=("r", "g", "b"))
+    config = base(source="arrays")
+    config.data.crop, config.data.batch_size, config.eval.batch_size = (24, 16), 4, 4
+    config.model.widths, config.run.total, config.loading.loader, config.ema.decay = (8, 16), 3, "threads", 0.9
+    config.log.tensorboard = False
+    config.parallel.update(parallel_settings)
+    opened = {"train": source, "test": source}
+    return config, opened, train_and_evaluate(config, str(workdir), opened)
+
+
+def test_a_run_and_its_checkpoint_do_not_depend_on_the_division(tmp_path):
+    """Trained with rows and parameters divided; scored, resumed and used on one device, and the reverse."""
+    config, opened, one = run(tmp_path / "one", devices=1)
+    config, _, four = run(tmp_path / "four", space=2, fsdp=True)
+    assert one["pixels"] == four["pixels"] == 24 * (32 + 27 + 30 + 32)
+    assert abs(one["mIoU"] - four["mIoU"]) < 1e-3
+    config.parallel.update(devices=1, space=1, fsdp=False)
+    again = evaluate_workdir(str(tmp_path / "four"), "test", config, opened)
+    assert abs(again["mIoU"] - four["mIoU"]) < 1e-3
+    image = opened["test"].images[1]
+    a, b = (infer.load(str(tmp_path / name))(image)["probability"] for name in ("one", "four"))
+    np.testing.assert_allclose(b, a, rtol=0, atol=1e-4)
+    config.run.total, config.parallel.devices, config.parallel.fsdp = 4, 4, True
+    assert train_and_evaluate(config, str(tmp_path / "one"), opened)["step"] in (3, 4)
+
+
+def test_divided_parameters_are_the_same_parameters(tmp_path):
+    """After three steps of AdamW; a device holds its share, before and after, and checkpoints fit either way."""
+    task = tasks.create(SPEC)
+    model, tx = (
+        models.create("unet", task.spec, widths=(16, 32)),
+        optimizer.make(10, 0, name="adamw", learning_rate=1e-2)[0],
+    )
+    states = {}
+    for fsdp in (False, True):
+        mesh = parallel.make_mesh(fsdp=fsdp)
+        now = state.init(model, tx, (4, 32, 16, 3), True, 0, mesh, fsdp)
+        train = step.compile_step(
+            lambda axis: step.make_train_step(model, task, tx, RGB, {}, 0, 0.9, axis),
+            mesh, "jit", donate=True, placed=parallel.state_sharding(mesh, now, fsdp),
+        )  # fmt: skip
+        placed = jax.tree.map(lambda x: x.sharding, now)
+        for _ in range(3):
+            now, _ = train(now, parallel.put_batch(mesh, batch_of("unet", (32, 16)), "jit"))
+        assert jax.tree.map(lambda x: x.sharding, now) == placed
+        states[fsdp] = now
+    held, whole = (
+        sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(states[fsdp])) for fsdp in (True, False)
+    )
+    assert held < 0.3 * whole
+    same = jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *states.values())
+    assert jax.tree.structure(same) is not None
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), states[True])
+    with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
+        checkpoints.save(3, states[True], None)
+        for devices, fsdp in ((1, False), (2, True)):
+            mesh = parallel.make_mesh(devices=devices, fsdp=fsdp)
+            read = checkpoints.restore(checkpoints.chosen(), abstract, mesh, fsdp)
+            assert jax.tree.map(lambda x: x.sharding, read) == parallel.state_sharding(mesh, abstract, fsdp)
+            jax.tree.map(np.testing.assert_array_equal, read, states[True])
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"mode": "pmap", "space": 2}, "parallel.mode='jit'"),
+        ({"mode": "pmap", "fsdp": True}, "parallel.mode='jit'"),
+        ({"space": 3}, r"parallel.space=3 cannot share 4 devices: use one of \[1, 2, 4\]"),
+        ({"space": 0}, "parallel.space=0"),
+        ({"space": 2, "devices": 3}, r"cannot share 3 devices: use one of \[1, 3\]"),
+    ],
+)
+def test_divisions_that_do_not_come_out_even(settings, message):
+    with pytest.raises(UserError, match=message):
+        parallel.make_mesh(**settings)
+
+
+def test_crops_that_do_not_come_out_even(tmp_path):
+    mesh = parallel.make_mesh(space=4)
+    with pytest.raises(UserError, match=r"data.crop: 30 rows .* use 28 or 32"):
+        parallel.check_rows(mesh, 30, 0)
+    with pytest.raises(UserError, match="use 4"):
+        parallel.check_rows(mesh, 3, 0)
+    with pytest.raises(UserError, match=r"preprocess.context"):
+        parallel.check_rows(mesh, 32, 92)
+    parallel.check_batch(mesh, 3, "data.batch_size")
+    with pytest.raises(UserError, match="use 2 or 4"):
+        parallel.check_batch(parallel.make_mesh(space=2), 3, "data.batch_size")

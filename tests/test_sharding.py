@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -16,6 +17,7 @@ from segjax.config import base
 from segjax.data.sources.arrays import arrays
 from segjax.nn import resize
 from segjax.nn.convolution import convolution
+from segjax.nn.layers import ConvNorm
 from segjax.nn.ops import UpConv2x2, max_pool
 from segjax.spec import DatasetSpec, Preprocess, UserError
 from segjax.train import checkpoint, optimizer, state, step
@@ -34,9 +36,20 @@ MODELS = {
     "deeplabv3plus": {"backbone": "resnet_micro", "width": 8, "low_width": 8, "dropout": 0.0},
     "panoptic_deeplab": {"backbone": "mobilenet_v3_micro", "width": 8, "dropout": 0.0},
 }
-# Rounding decides on which side of zero a ReLU's input lies that is all but zero, and so on a share of a gradient that
-# is far more than rounding: from these seeds none lies there.
-SEEDS = {"unet": 0, "deeplabv3plus": 0, "panoptic_deeplab": 0}
+
+
+@pytest.fixture
+def smooth(monkeypatch):
+    """Softplus for ReLU: rounding decides on which side of a kink a zero lies, and so on far more than rounding."""
+
+    def soften(method, args, kwargs, context):
+        if isinstance(context.module, ConvNorm) and context.module.activation is not None:
+            object.__setattr__(context.module, "activation", nn.softplus)
+        return method(*args, **kwargs)
+
+    monkeypatch.setattr(nn, "relu", nn.softplus)
+    with nn.intercept_methods(soften):
+        yield
 
 
 def batch_of(name, size, count=4):
@@ -74,12 +87,13 @@ def one_step(name, rows, devices, size=(64, 32)):
 
         return both
 
-    now = state.init(model, tx, (4, *size, 3), True, SEEDS[name], mesh)
+    now = state.init(model, tx, (4, *size, 3), True, 0, mesh)
     batch = parallel.put_batch(mesh, batch_of(name, size), "jit")
     compiled = step.compile_step(make, mesh, "jit", donate=False).lower(now, batch).compile()
     return jax.device_get(compiled(now, batch)), compiled.as_text()
 
 
+@pytest.mark.usefixtures("smooth")
 @pytest.mark.parametrize("name", MODELS)
 def test_a_training_step_is_that_of_one_device(name):
     """Batch norm, losses, pyramids wider than a device's rows, resizing, pooling; 2 x 2 devices, and 1 x 4."""

@@ -1,6 +1,7 @@
 """Rows of images and parameters divided over devices: the same numbers, and no map gathered on the way."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -34,7 +35,7 @@ TASKS = {
 MODELS = {
     "unet": {"widths": (4, 8, 8)},
     "deeplabv3plus": {"backbone": "resnet_micro", "width": 8, "low_width": 8, "dropout": 0.0},
-    "panoptic_deeplab": {"backbone": "mobilenet_v3_micro", "width": 8, "dropout": 0.0},
+    "panoptic_deeplab": {"backbone": "resnet_micro", "width": 8, "dropout": 0.0, "atrous_rates": (6, 18)},
 }
 
 
@@ -71,6 +72,7 @@ def gathers(text):
     return [tuple(map(int, n.split(",")) if n else ()) for line in lines for n in re.findall(r"\[([\d,]*)\]", line)]
 
 
+@functools.cache
 def one_step(name, rows, devices, size=(64, 32)):
     """Outputs, gradients and the next state of a training step; and the compiled program's text."""
     mesh = parallel.make_mesh(devices=devices, space=rows)
@@ -94,21 +96,31 @@ def one_step(name, rows, devices, size=(64, 32)):
 
 
 @pytest.mark.usefixtures("smooth")
-@pytest.mark.parametrize("name", MODELS)
-def test_a_training_step_is_that_of_one_device(name):
-    """Batch norm, losses, pyramids wider than a device's rows, resizing, pooling; 2 x 2 devices, and 1 x 4."""
+@pytest.mark.parametrize(
+    "name, rows",
+    [
+        ("unet", 2),
+        ("unet", 4),
+        ("deeplabv3plus", 4),
+        ("panoptic_deeplab", 4),
+        pytest.param("deeplabv3plus", 2, marks=pytest.mark.slow),
+        pytest.param("panoptic_deeplab", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_training_step_is_that_of_one_device(name, rows):
+    """Batch norm, losses, pyramids wider than a device's rows, resizing, pooling, colour; 1 x 4 devices, and 2 x 2.
+
+    Outputs, scalars, the new state, and gradients: to 1e-5 of the largest. And no map is gathered.
+    """
     one, _ = one_step(name, 1, 1)
     assert min(map(np.ptp, jax.tree.leaves(one["outputs"]))) > 1e-3
-    for rows in (2, 4):
-        other, text = one_step(name, rows, 4)
-        assert not gathers(text)
-        for part, tree in one.items():
-            scale = max(np.abs(x).max() for x in jax.tree.leaves(tree))
-            for (path, a), b in zip(
-                jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(other[part]), strict=True
-            ):
-                message = f"{part}{jax.tree_util.keystr(path)} on {4 // rows} x {rows}"
-                np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5 * min(1.0, scale), err_msg=message)
+    other, text = one_step(name, rows, 4)
+    assert "collective-permute" in text and not gathers(text)
+    for part, tree in one.items():
+        scale = max(np.abs(x).max() for x in jax.tree.leaves(tree))
+        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(other[part]), strict=True):
+            message = part + jax.tree_util.keystr(path)
+            np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5 * min(1.0, scale), err_msg=message)
 
 
 def divided(f, mesh):
@@ -143,16 +155,17 @@ def maps(rows, columns=6, channels=3, count=2):
     return jax.random.normal(jax.random.key(rows), (count, rows, columns, channels))
 
 
-@pytest.mark.parametrize(
-    "rows, target", [(8, 16), (8, 128), (4, 64), (16, 8), (12, 40), (9, 31), (5, 40), (1, 8), (12, 12), (13, 7)]
-)
+@pytest.mark.parametrize("rows, target", [(8, 16), (4, 64), (16, 8), (9, 31), (5, 40), (1, 8)])
 def test_resizing(rows, target):
     """By whole factors a device needs a row of each neighbour, by others and in rows that do not come out even more."""
     check(lambda x: resize.resize(x, (target, 9)), maps(rows))
-    check(lambda x: resize.resize(x, (target, 9), align_corners=True), maps(rows))
 
 
-@pytest.mark.parametrize("rows, target", [(8, 16), (9, 31), (8, 13)])
+def test_resizing_of_corners():
+    check(lambda x: resize.resize(x, (40, 9), align_corners=True), maps(12))
+
+
+@pytest.mark.parametrize("rows, target", [(8, 16), (9, 31)])
 def test_repeating(rows, target):
     check(lambda x: resize.nearest(x, (target, 9)), maps(rows))
 
@@ -162,7 +175,7 @@ def test_resizing_of_parts():
     check(lambda x: resize.fit(x, content, (48, 32), (64, 64)), maps(12))
 
 
-@pytest.mark.parametrize("rows, by", [(8, 1), (8, -3), (8, 5), (9, 4), (8, 8), (8, -11), (8, 0)])
+@pytest.mark.parametrize("rows, by", [(8, 1), (8, -3), (9, 5), (8, -11)])
 def test_shifting(rows, by):
     x = maps(rows)
     rows_of = np.arange(rows) + by
@@ -171,7 +184,7 @@ def test_shifting(rows, by):
     check(lambda x: space.shift_rows(x, by), x, exact=True)
 
 
-@pytest.mark.parametrize("dilation, groups, rows", [(3, 1, 8), (6, 3, 8), (5, 1, 9), (18, 1, 16), (2, 3, 12)])
+@pytest.mark.parametrize("dilation, groups, rows", [(3, 1, 8), (6, 3, 8), (5, 1, 9)])
 def test_convolutions_wider_than_a_share_of_the_rows(dilation, groups, rows):
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 3 // groups, 3))
     check(lambda x, k: convolution(x, k, 1, dilation, groups, (dilation, dilation)), maps(rows, 12), kernel)

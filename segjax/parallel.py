@@ -135,6 +135,16 @@ def divided(mesh: Mesh, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {k: jax.lax.with_sharding_constraint(v, places[k]) for k, v in batch.items()}
 
 
+def results(mesh: Mesh, tree: Any) -> Any:
+    """Says within a step how what it measured is divided: as the batch, where it comes out even as results must."""
+
+    def lie(x):
+        maps = x.ndim > 2 and x.shape[1] % mesh.shape[SPACE] == 0
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(DATA, SPACE) if maps else P(DATA)))
+
+    return jax.tree.map(lie, tree)
+
+
 def state_sharding(mesh: Mesh, state: Any, fsdp: bool) -> Any:
     """Where the arrays of a state lie.
 

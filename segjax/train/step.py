@@ -170,7 +170,7 @@ def compile_predict(
     def on_mesh(variables, image, content, canvas, size):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             batch = parallel.divided(mesh, {"image": image, "content": content})
-            return predict(variables, **batch, canvas=canvas, size=size)
+            return parallel.results(mesh, predict(variables, **batch, canvas=canvas, size=size))
 
     return jax.jit(predict if mesh is None else on_mesh, static_argnums=(3, 4))
 
@@ -202,16 +202,17 @@ def compile_step(make: Callable, mesh: Mesh, mode: parallel.Mode, donate: bool, 
     everywhere, step = parallel.replicated(mesh), make(None)
     placed = everywhere if placed is None else placed
     # What one host measures it collects from its devices as it lies; of several each needs all.
-    measured = everywhere if jax.process_count() > 1 else None
+    collects = not donate and jax.process_count() == 1
 
     def run(state, batch):
         # What XLA cannot divide looks for the mesh while it is traced, see `segjax.space`.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return step(state, parallel.divided(mesh, batch))
+            result = step(state, parallel.divided(mesh, batch))
+            return parallel.results(mesh, result) if collects else result
 
     return jax.jit(
         run,
         in_shardings=(placed if donate else None, None),
-        out_shardings=(placed, everywhere) if donate else measured,
+        out_shardings=None if collects else (placed, everywhere) if donate else everywhere,
         donate_argnums=donated,
     )

@@ -136,11 +136,12 @@ def divided(mesh: Mesh, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def results(mesh: Mesh, tree: Any) -> Any:
-    """Says within a step how what it measured is divided: as the batch, where it comes out even as results must."""
+    """Says within a step how what it measured is divided: as the batch, where that comes out even as results must."""
 
     def lie(x):
-        maps = x.ndim > 2 and x.shape[1] % mesh.shape[SPACE] == 0
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(DATA, SPACE) if maps else P(DATA)))
+        even = [n % mesh.shape[axis] == 0 for n, axis in zip(x.shape, (DATA, SPACE), strict=False)]
+        axes = (DATA if even[:1] == [True] else None, SPACE if x.ndim > 2 and even[1] else None)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*axes[: min(x.ndim, 2)])))
 
     return jax.tree.map(lie, tree)
 

@@ -135,17 +135,6 @@ def divided(mesh: Mesh, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {k: jax.lax.with_sharding_constraint(v, places[k]) for k, v in batch.items()}
 
 
-def results(mesh: Mesh, tree: Any) -> Any:
-    """Says within a step how what it measured is divided: as the batch, where that comes out even as results must."""
-
-    def lie(x):
-        even = [n % mesh.shape[axis] == 0 for n, axis in zip(x.shape, (DATA, SPACE), strict=False)]
-        axes = (DATA if even[:1] == [True] else None, SPACE if x.ndim > 2 and even[1] else None)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*axes[: min(x.ndim, 2)])))
-
-    return jax.tree.map(lie, tree)
-
-
 def state_sharding(mesh: Mesh, state: Any, fsdp: bool) -> Any:
     """Where the arrays of a state lie.
 

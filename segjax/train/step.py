@@ -170,24 +170,26 @@ def compile_predict(
     def on_mesh(variables, image, content, canvas, size):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             batch = parallel.divided(mesh, {"image": image, "content": content})
-            return parallel.results(mesh, predict(variables, **batch, canvas=canvas, size=size))
+            return predict(variables, **batch, canvas=canvas, size=size)
 
-    return jax.jit(predict if mesh is None else on_mesh, static_argnums=(3, 4))
+    if mesh is None:
+        return jax.jit(predict, static_argnums=(3, 4))
+    return jax.jit(on_mesh, static_argnums=(3, 4), out_shardings=parallel.replicated(mesh))
 
 
 def compile_step(make: Callable, mesh: Mesh, mode: parallel.Mode, donate: bool, placed: Any = None) -> Callable:
     """Compiles a step for the devices of a mesh.
 
     Args:
-        make: axis_name -> un-compiled step of (state, batch divided over the devices).
+        make: axis_name -> un-compiled step of (state, batch divided over the devices), whose results are the same on
+            every device.
         mesh: the devices.
         mode: "jit" with explicit shardings, or "pmap".
         donate: the first result is the next state, and gets the memory of the last one.
         placed: where these lie, see `parallel.state_sharding`; None for whole on every device.
 
     Returns:
-        The compiled step; batches come from `parallel.put_batch` with the same mode. Every host can read the results,
-        and a device of one holds what all hosts measured.
+        The compiled step; batches come from `parallel.put_batch` with the same mode.
     """
     donated = (0,) if donate else ()
     if mode == "pmap":
@@ -201,18 +203,15 @@ def compile_step(make: Callable, mesh: Mesh, mode: parallel.Mode, donate: bool, 
         )
     everywhere, step = parallel.replicated(mesh), make(None)
     placed = everywhere if placed is None else placed
-    # What one host measures it collects from its devices as it lies; of several each needs all.
-    collects = not donate and jax.process_count() == 1
 
     def run(state, batch):
         # What XLA cannot divide looks for the mesh while it is traced, see `segjax.space`.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            result = step(state, parallel.divided(mesh, batch))
-            return parallel.results(mesh, result) if collects else result
+            return step(state, parallel.divided(mesh, batch))
 
     return jax.jit(
         run,
         in_shardings=(placed if donate else None, None),
-        out_shardings=None if collects else (placed, everywhere) if donate else everywhere,
+        out_shardings=(placed, everywhere) if donate else everywhere,
         donate_argnums=donated,
     )

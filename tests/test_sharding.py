@@ -237,7 +237,7 @@ def test_evaluation_and_prediction_are_those_of_one_device(name, size, fitted):
         measured = compiled(variables, parallel.put_batch(mesh, batch, "jit"))
         # Tables [b, n] of the devices' largest peaks, and the results: maps of numbers, on their way to the host.
         kinds = gathers(compiled.as_text())
-        assert all(len(shape) == 2 and shape[1] <= rows * TOP_K or dtype in ("u8", "u16") for dtype, shape in kinds)
+        assert all((len(shape) == 2 and shape[1] <= rows * TOP_K) or dtype in ("u8", "u16") for dtype, shape in kinds)
         predict = step.compile_predict(model, task, preprocess, mesh if rows > 1 else None)
         predicted = predict(variables, batch["image"][:1], batch["content"][:1], batch["image"].shape[1:3], size)
         found.append(jax.device_get((measured, predicted)))

@@ -174,7 +174,13 @@ def compile_predict(
 
     if mesh is None:
         return jax.jit(predict, static_argnums=(3, 4))
-    return jax.jit(on_mesh, static_argnums=(3, 4), out_shardings=parallel.replicated(mesh))
+    # Whole images go in, for their rows need not come out even, and whole maps come out.
+    return jax.jit(
+        on_mesh,
+        static_argnums=(3, 4),
+        in_shardings=(None, parallel.batched(mesh), parallel.batched(mesh)),
+        out_shardings=parallel.replicated(mesh),
+    )
 
 
 def compile_step(make: Callable, mesh: Mesh, mode: parallel.Mode, donate: bool, placed: Any = None) -> Callable:

@@ -28,16 +28,18 @@ def shards() -> int:
         >>> shards()
         1
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    return mesh.shape[SPACE] if types.get(SPACE) == AxisType.Auto else 1
+    return jax.sharding.get_abstract_mesh().shape[SPACE] if _in_step() else 1
 
 
 def whole(tree: Any) -> Any:
     """Parameters as a step uses them: whole on every device, also where they are divided between steps."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return tree
-    return jax.tree.map(lambda x: lax.with_sharding_constraint(x, P()), tree)
+    return jax.tree.map(lambda x: lax.with_sharding_constraint(x, P()), tree) if _in_step() else tree
+
+
+def _in_step():
+    """Whether a step over a mesh is traced here, and no part of it that one device runs, nor pmap."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(SPACE) == AxisType.Auto
 
 
 def by_platform(*args: jax.Array, cpu: Callable, default: Callable) -> jax.Array:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from segjax import chips, hlo
+from segjax import chips, hlo, parallel
 from segjax.config import check_choice
 from segjax.data.pipeline import Batches
 from segjax.train import build, cache, state, step
@@ -197,12 +197,12 @@ def programs(
     variables, everywhere = now.variables(config.ema.evaluate), list(mesh.devices.flat)
     found = []
     if "train" in what:
-        batch = _batch(train, config.parallel.mode, len(everywhere))
+        batch = _batch(train, config.parallel.mode, mesh)
         found.append(Program("train", training.step, (now, batch), train.batch_size, everywhere))
     if {"eval", "predict"} & set(what):
         test = build.open_eval(config, config.splits.test, built, opened)
     if "eval" in what:
-        batch = _batch(test, config.parallel.mode, len(everywhere))
+        batch = _batch(test, config.parallel.mode, mesh)
         del batch["position"]
         found.append(Program("eval", build.eval_step(config, built), (variables, batch), test.batch_size, everywhere))
     if "predict" in what:
@@ -217,11 +217,14 @@ def programs(
     return found
 
 
-def _batch(batches: Batches, mode: str, count: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch as the step takes it: under pmap [devices, rows of a device, ...]."""
+def _batch(batches: Batches, mode: str, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch as the step takes it, from shapes alone; under pmap [devices, rows of a device, ...]."""
 
-    def shaped(shape, dtype):
-        shape = (count, shape[0] // count, *shape[1:]) if mode == "pmap" else shape
-        return jax.ShapeDtypeStruct(shape, dtype)
+    def shaped(key, shape, dtype):
+        if mode == "pmap":
+            count = mesh.devices.size
+            return jax.ShapeDtypeStruct((count, shape[0] // count, *shape[1:]), dtype)
+        place = parallel.batched(mesh, key, shape[1] if len(shape) > 1 else 0)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
-    return {key: shaped(*each) for key, each in batches.shapes.items()}
+    return {key: shaped(key, *each) for key, each in batches.shapes.items()}

@@ -3,7 +3,8 @@
 segjax compile --config configs/bench_unet.py --topology=v5e:2x2 --what=train
 segjax benchmark --config configs/bench_unet.py
 
-FIGURES
+Estimated by the compiler, TPU v5e:2x2, libtpu 0.0.42.1, jax 0.10.2, 2026-11-25: 150.5 million cycles, 100 ms a step, 80
+images/s a chip. On noise an mIoU means nothing.
 """
 
 from segjax.config import base

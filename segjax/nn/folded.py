@@ -11,7 +11,7 @@ unfolded one; between maps of the same kind it would be 3x3 pairs with twice the
 
 Figures are millions of cycles as the TPU compiler estimates them (libtpu 0.0.42.1, v5e:2x2, JAX 0.10.2, 2026-11-25)
 of a training step of a U-Net in bfloat16 on 8 x 512x512 pixels a chip with 19 classes; where nothing else is said
-with two levels of 64 and 128 channels, which take 173 unfolded and 85 folded. With five levels, 64 to 1024 channels,
+with two levels of 64 and 128 channels, which take 164 unfolded and 85 folded. With five levels, 64 to 1024 channels,
 it is 243 and 151.
 """
 
@@ -205,7 +205,7 @@ class ConvBlock(nn.Module):
 def max_pool(x: Float[Array, "b h v d"]) -> Float[Array, "b i v c"]:
     """Largest value of each 2x2 block; of several equal ones the upper gets the gradient, then the left.
 
-    Rows are taken by strides: split off by a reshape they cost 8 more.
+    Rows are taken by strides: alone, pooling and its gradient take 11 so, and 24 where a reshape splits the rows off.
 
     Args:
         x: even maps [b, h, w / 2, 2 c]; h is even.

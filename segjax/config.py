@@ -112,6 +112,7 @@ MODELS = {
         "padding": "same",  # same | valid (the paper's: 572 -> 388, give preprocess.context=92)
         "upsampling": "auto",  # transposed | resize (bilinear, then a convolution) | nearest | auto
         "dropout": 0.0,  # rate at the bottom of the U
+        "fold": False,  # keep full-resolution maps two columns side by side: the same network, faster on TPUs
     },
     "fcn": NETWORK
     | {

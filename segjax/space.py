@@ -42,19 +42,18 @@ def _in_step():
     return dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(SPACE) == AxisType.Auto
 
 
-def by_platform(*args: jax.Array, cpu: Callable, default: Callable) -> jax.Array:
+def by_platform(*args: jax.Array, default: Callable, **others: Callable) -> jax.Array:
     """Chooses the formulation for the platform that a program is compiled for.
 
     Args:
         *args: arrays.
-        cpu: formulation for a CPU.
-        default: XLA's own operations, for other platforms; also for a CPU where rows are divided, for it is these
-            that XLA can divide.
+        default: XLA's own operations; on all platforms where rows are divided, for it is these that XLA can divide.
+        **others: formulations for some platforms, such as cpu.
 
     Returns:
         What the chosen one makes of the arrays.
     """
-    return default(*args) if shards() > 1 else lax.platform_dependent(*args, cpu=cpu, default=default)
+    return default(*args) if shards() > 1 else lax.platform_dependent(*args, default=default, **others)
 
 
 def multiply_rows(

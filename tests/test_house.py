@@ -130,7 +130,8 @@ def test_configurations_load():
     for path in CONFIGS:
         module = load(path)
         config = module.get_config()
-        names = config.source.get("classes") or [str(k) for k in range(8)]
+        names = config.source.get("classes") or 8
+        names = [str(k) for k in range(names)] if isinstance(names, int) else names
         task = call(tasks.create, "task", config.task, DatasetSpec(tuple(names), things=(1,)))
         model = call(models.create, "model", config.model, spec=task.spec)
         assert model.finds_objects == (task.divisor > 0)

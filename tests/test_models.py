@@ -17,6 +17,7 @@ SPEC = DatasetSpec(("a", "b", "c"), things=(1, 2))
 # name -> (settings, stride of each output, features of the backbone that it uses)
 MODELS = {
     "unet": ({"name": "unet", "widths": (8, 16, 32)}, {"logits": 1}, ()),
+    "unet_folded": ({"name": "unet", "widths": (8, 16), "fold": True}, {"logits": 1}, ()),
     "unet_resnet": (
         {"name": "unet", "backbone": "resnet_micro", "widths": (8, 8, 8, 8, 8)}, {"logits": 1},
         ("c1", "c2", "c3", "c4", "c5"),
@@ -277,6 +278,9 @@ def test_mistakes_name_the_mend():
     for name, settings, message in [
         ("unet", {"backbone": "resnet_micro", "padding": "valid"}, "model.padding must be 'same'"),
         ("unet", {"backbone": "resnet_micro", "widths": (8, 8)}, r"model.widths=\(8, 8\) must be five numbers"),
+        ("unet", {"fold": True, "norm": "group"}, "model.fold=True needs model.norm='batch'"),
+        ("unet", {"fold": True, "backbone": "resnet_micro"}, "model.fold=True needs model.backbone='plain'"),
+        ("unet", {"fold": True, "widths": (8,)}, "model.fold=True needs two levels"),
         ("unet", {"backbone": "resnet_34"}, r"model.backbone='resnet_34'.*'resnet34'"),
         ("fcn", {"head": "8s", "output_stride": 16}, r"model.head='8s'.*model.output_stride=32"),
         ("fcn", {"convention": "smp"}, r"model.convention='smp'"),

@@ -1,11 +1,14 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax import lax
 
 from segjax import models
-from segjax.nn.ops import UpConv2x2, max_pool
+from segjax.nn.ops import UpConv2x2, max_pool, transposed_convolution
 from segjax.nn.resize import fit, resize
 from segjax.spec import DatasetSpec
 
@@ -108,6 +111,43 @@ def test_platform_forms_agree():
     variables = up.init(jax.random.key(1), x)
     reference = nn.ConvTranspose(7, (2, 2), (2, 2), padding="VALID")
     np.testing.assert_allclose(up.apply(variables, x), reference.apply(variables, x), atol=1e-5)
+    # What TPUs run, whose gradients are its own.
+    kernel = variables["params"]["kernel"]
+    g = jax.random.normal(jax.random.key(2), (2, 12, 20, 7))
+
+    def gradients(function):
+        return jax.vjp(function, x, kernel)[1](g)
+
+    def transposed(x, kernel):
+        return lax.conv_transpose(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    for a, b in zip(gradients(transposed_convolution), gradients(transposed), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_folding_changes_nothing(train):
+    """Parameters, outputs, gradients and statistics are those of the unfolded network, to float32 rounding."""
+    nets = [models.create("unet", SPEC, widths=(4, 8), fold=fold) for fold in (False, True)]
+    images = jax.random.normal(jax.random.key(1), (2, 9, 7, 3))
+    plain = jax.jit(functools.partial(nets[0].init, train=False))(jax.random.key(0), images)
+    folded = jax.eval_shape(functools.partial(nets[1].init, train=False), jax.random.key(0), images)
+    assert jax.tree.map(jnp.shape, plain) == jax.tree.map(jnp.shape, folded)
+    noise = jax.random.uniform(jax.random.key(2), (8,), minval=-0.1, maxval=0.1)
+    variables = jax.tree.map(lambda x: x + jnp.resize(noise, x.shape), plain)
+
+    def run(model):
+        @jax.jit
+        @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+        def loss(params, images):
+            given = variables | {"params": params}
+            out, updated = model.apply(given, images, train=train, mutable=["batch_stats"])
+            return jnp.sum(jnp.sin(out["logits"])), (out["logits"], updated)
+
+        return loss(variables["params"], images)
+
+    for a, b in zip(*(jax.tree.leaves(run(model)) for model in nets), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5 * np.max(np.abs(a)))
 
 
 def test_resize_is_half_pixel_without_antialiasing():

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from segjax.config import check_choice
 from segjax.models.network import Network
-from segjax.nn import backbones
+from segjax.nn import backbones, folded
 from segjax.nn.layers import Conv, ConvNorm, Style
 from segjax.nn.ops import UpConv2x2, max_pool
 from segjax.nn.resize import match, nearest, resize
@@ -54,6 +54,8 @@ class UNet(Network):
         upsampling: "transposed" 2x2 convolution (the paper's), bilinear "resize" and a 3x3 convolution, or "nearest"
             pixel; "auto" is the first, or the last on a backbone.
         dropout: rate at the end of the contracting path (section 3.1).
+        fold: keep the maps of full resolution two columns side by side, for TPUs: the same network of the same
+            parameters, see `segjax.nn.folded`.
         norm, momentum, dtype, remat, axis_name: see `segjax.models.network.Network`.
 
     Example:
@@ -70,6 +72,7 @@ class UNet(Network):
     padding: str = "same"
     upsampling: str = "auto"
     dropout: float = 0.0
+    fold: bool = False
 
     def __post_init__(self):
         """Checks the choices."""
@@ -88,6 +91,17 @@ class UNet(Network):
                 f"On the backbone {self.backbone!r} model.widths={self.widths} must be five numbers, the channels at "
                 "strides 1, 2, 4, 8 and 16, or () for (16, 32, 64, 128, 256)."
             )
+        if self.fold:
+            for key, value in (
+                ("backbone", "plain"),
+                ("padding", "same"),
+                ("upsampling", "transposed"),
+                ("norm", "batch"),
+            ):
+                if getattr(self, key) != value:
+                    raise UserError(f"model.fold=True needs model.{key}={value!r}: set it, or model.fold=False.")
+            if len(self.widths) < 2:
+                raise UserError(f"model.fold=True needs two levels or more, and model.widths={self.widths} are fewer.")
         super().__post_init__()
 
     @property
@@ -109,27 +123,40 @@ class UNet(Network):
         height, width = (n - 2 * self.margin for n in images.shape[1:3])
         plain = self.backbone == "plain"
         skips = self._contract(images, train) if plain else self._encode(images, train)
-        block = self.style.block(ConvBlock)
         x = nn.Dropout(self.dropout)(skips.pop(), deterministic=not train)
         for level, skip in reversed(list(enumerate(skips))):
             features = self.widths[level]
             x = self._enlarge(x, skip.shape[1:3], features, level)
             top, left = (skip.shape[1] - x.shape[1]) // 2, (skip.shape[2] - x.shape[2]) // 2
             skip = skip[:, top : top + x.shape[1], left : left + x.shape[2]]
-            x = block(features, self.padding, self.style, name=f"up_{level}")(jnp.concatenate([x, skip], -1), train)
-        logits = Conv(self.channels, 1 if plain else 3, use_bias=True, name="head")(x)
+            x = self._block(level, "up", parts=2)(jnp.concatenate([x, skip], -1), train)
+        if self.fold:
+            logits = folded.Head(self.channels, name="head")(x)
+        else:
+            logits = Conv(self.channels, 1 if plain else 3, use_bias=True, name="head")(x)
         return {"logits": logits[:, :height, :width]}
 
     def _contract(self, images, train):
         """Maps of each level of the paper's contracting path."""
         bottom, right = (self._padded(n) - n for n in images.shape[1:3])
         x = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
-        block, maps = self.style.block(ConvBlock), []
-        for level, features in enumerate(self.widths):
-            x = max_pool(x, 2, 2) if level else x
-            x = block(features, self.padding, self.style, name=f"down_{level}")(x, train)
+        x, maps = folded.fold(x) if self.fold else x, []
+        for level in range(len(self.widths)):
+            if level:
+                x = folded.max_pool(x) if self._folded(level - 1) else max_pool(x, 2, 2)
+            x = self._block(level, "down", parts=1)(x, train)
             maps.append(x)
         return maps
+
+    def _folded(self, level):
+        return self.fold and level == 0
+
+    def _block(self, level, path, parts):
+        """Block of a level, for the concatenation of so many maps."""
+        features, name = self.widths[level], f"{path}_{level}"
+        if self._folded(level):
+            return self.style.block(folded.ConvBlock)(features, self.style, parts, name=name)
+        return self.style.block(ConvBlock)(features, self.padding, self.style, name=name)
 
     def _encode(self, images, train):
         """Maps of the backbone at strides 2 to 32, behind maps without channels at stride 1."""
@@ -138,6 +165,8 @@ class UNet(Network):
 
     def _enlarge(self, x, size, features, level):
         """Doubles the maps; to the size of the skip where a backbone rounded an odd size."""
+        if self._folded(level):
+            return folded.UpConv2x2(features, dtype=self.dtype, name=f"enlarge_{level}")(x)
         if self.upsampling == "transposed":
             x = UpConv2x2(features, dtype=self.dtype, name=f"enlarge_{level}")(x)
             return x if self.backbone == "plain" else match(x, size)

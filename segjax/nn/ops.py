@@ -127,6 +127,39 @@ def mean_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Arra
     return (total / (rows * columns)).astype(x.dtype)
 
 
+# He initialisation counts the inputs of one output pixel: the windows do not overlap, so one pixel's channels.
+DOUBLING = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal", in_axis=2, out_axis=(0, 1, 3))
+
+
+@jax.custom_vjp
+def transposed_convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "i j c f"]) -> Float[Array, "b y x f"]:
+    """Transposed convolution whose stride is the size of its kernel.
+
+    The kernel's gradient is written so that a TPU takes it from the maps as they lie; with JAX's own, XLA turns the
+    gradient around first. The unfolded U-Net of two levels in `segjax.nn.folded` takes 164 million cycles so, and 173.
+
+    Args:
+        x: maps [b, h, w, c].
+        kernel: rows, columns, channels of the maps and of the result; as `jax.lax.conv_transpose` takes it.
+
+    Returns:
+        Maps [b, i h, j w, f].
+    """
+    return lax.conv_transpose(x, kernel, kernel.shape[:2], "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _transposed_backward(residuals, g):
+    x, kernel = residuals
+    dx = jax.vjp(lambda x: transposed_convolution.fun(x, kernel), x)[1](g)[0]
+    dk = lax.conv_general_dilated(
+        g, x, (1, 1), "VALID", rhs_dilation=kernel.shape[:2], dimension_numbers=("CHWN", "IHWO", "NHWC")
+    )
+    return dx, dk.transpose(1, 2, 3, 0)[::-1, ::-1]
+
+
+transposed_convolution.defvjp(lambda x, kernel: (transposed_convolution(x, kernel), (x, kernel)), _transposed_backward)
+
+
 class UpConv2x2(nn.Module):
     """Transposed 2x2 convolution of stride 2: each pixel becomes a 2x2 block of pixels.
 
@@ -154,9 +187,7 @@ class UpConv2x2(nn.Module):
         Returns:
             Maps [b, 2 h, 2 w, features].
         """
-        # He initialisation counts the inputs of one output pixel: the windows do not overlap, so c of them.
-        init = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal", in_axis=2, out_axis=(0, 1, 3))
-        kernel = self.param("kernel", init, (2, 2, x.shape[-1], self.features), jnp.float32)
+        kernel = self.param("kernel", DOUBLING, (2, 2, x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
 
@@ -172,7 +203,7 @@ class UpConv2x2(nn.Module):
             return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.features)
 
         def of_rows(x, kernel):
-            return by_platform(x, kernel, cpu=matrix_product, default=transposed)
+            return by_platform(x, kernel, cpu=matrix_product, tpu=transposed_convolution, default=transposed)
 
         # For the kernel's gradient XLA would gather rows that are divided over devices.
         y = row_by_row(of_rows, x, kernel)

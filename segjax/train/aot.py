@@ -194,6 +194,9 @@ def programs(
     training = build.training(config, built, train)
     averaged = config.ema.decay > 0
     now = state.abstract(model, training.tx, train.shapes["image"][0], averaged)
+    if config.parallel.mode == "jit":
+        placed = parallel.state_sharding(mesh, now, config.parallel.fsdp)
+        now = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), now, placed)
     variables, everywhere = now.variables(config.ema.evaluate), list(mesh.devices.flat)
     found = []
     if "train" in what:

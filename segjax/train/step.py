@@ -1,5 +1,6 @@
 """The train and evaluation steps: one pure function each, compiled by jit over a mesh or by pmap."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -210,13 +211,14 @@ def compile_step(make: Callable, mesh: Mesh, mode: parallel.Mode, donate: bool, 
     everywhere, step = parallel.replicated(mesh), make(None)
     placed = everywhere if placed is None else placed
 
-    def run(state, batch):
+    @functools.wraps(step)
+    def on_mesh(state, batch):
         # What XLA cannot divide looks for the mesh while it is traced, see `segjax.space`.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return step(state, parallel.divided(mesh, batch))
 
     return jax.jit(
-        run,
+        on_mesh,
         in_shardings=(placed if donate else None, None),
         out_shardings=(placed, everywhere) if donate else everywhere,
         donate_argnums=donated,

@@ -23,6 +23,8 @@ from jaxtyping import Array, Bool, Float
 
 from segjax.nn.layers import HE, Style
 from segjax.nn.ops import DOUBLING, transposed_convolution
+from segjax.space import shards
+from segjax.spec import UserError
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -36,10 +38,15 @@ def fold(x: Float[Array, "b h w c"]) -> Float[Array, "b h v d"]:
     Returns:
         Even maps [b, h, w / 2, 2 c].
 
+    Raises:
+        UserError: rows are divided over devices, for which the layers here are not written.
+
     Example:
         >>> fold(jnp.arange(4.0).reshape(1, 1, 4, 1)).tolist()
         [[[[0.0, 1.0], [2.0, 3.0]]]]
     """
+    if shards() > 1:
+        raise UserError("model.fold=True divides no rows over devices: set parallel.space=1, or model.fold=False.")
     b, h, w, c = x.shape
     return x.reshape(b, h, w // 2, 2 * c)
 

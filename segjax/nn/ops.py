@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from segjax.nn.windows import Pads, Window, transposed, views
-from segjax.space import by_platform, multiply_rows, row_by_row
+from segjax.space import by_platform, multiply_rows, row_by_row, shards
 
 
 def max_pool(
@@ -202,8 +202,11 @@ class UpConv2x2(nn.Module):
             blocks = blocks.reshape(b, h, w, 2, 2, self.features)
             return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.features)
 
+        # JAX sums its own gradients over the devices that rows are divided over, not those of transposed_convolution.
+        on_tpu = transposed if shards() > 1 else transposed_convolution
+
         def of_rows(x, kernel):
-            return by_platform(x, kernel, cpu=matrix_product, tpu=transposed_convolution, default=transposed)
+            return by_platform(x, kernel, cpu=matrix_product, tpu=on_tpu, default=transposed)
 
         # For the kernel's gradient XLA would gather rows that are divided over devices.
         y = row_by_row(of_rows, x, kernel)

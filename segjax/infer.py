@@ -93,8 +93,8 @@ class Predictor:
         canvas = tuple(math.ceil(n / self._grid) * self._grid for n in fitted)
         size = tuple(math.ceil(n / self._grid) * self._grid for n in (height, width))
         warp = geometry.whole((height, width), self.preprocess)
-        at = geometry.positions(np, warp, canvas, self.preprocess.context, 0)
-        pixels = geometry.sample_image(np, image, warp, at, self.preprocess)
+        at = geometry.positions(warp, canvas, self.preprocess.context)
+        pixels = geometry.sample_image(image, at, self.preprocess)
         content = np.array([[*fitted, height, width]], np.int32)
         found = jax.device_get(self._run(self._variables, pixels[None], content, canvas, size))
         return {key: value[0, :height, :width] if value.ndim > 2 else value[0] for key, value in found.items()}
@@ -156,7 +156,7 @@ def overlap_tile(
 
     def at(top, left):
         warp = whole._replace(matrix=np.array([[1, 0, top], [0, 1, left]], np.float32))
-        pixels = geometry.sample_image(np, image, warp, geometry.positions(np, warp, (tile, tile), context, 0), mirror)
+        pixels = geometry.sample_image(image, geometry.positions(warp, (tile, tile), context), mirror)
         return {key: np.asarray(value)[0] for key, value in apply(pixels[None]).items()}
 
     rows = [[at(top, left) for left in range(0, width, tile)] for top in range(0, height, tile)]

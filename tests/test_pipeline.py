@@ -163,9 +163,9 @@ def test_quarter_turn_and_zoom_against_numpy():
     label = (np.arange(48) % 3).astype(np.uint8).reshape(6, 8)
 
     def warped(matrix, size):
-        warp = geometry.Warp(np.array(matrix, np.float32), None, np.array([6, 8], np.float32))
-        at = geometry.positions(np, warp, size, 0, 0)
-        return geometry.sample_image(np, image, warp, at, GREY), geometry.sample_label(np, label, warp, at, 255)
+        warp = geometry.Warp(np.array(matrix, np.float32), np.zeros((0, 0, 2), np.float32))
+        at = geometry.positions(warp, size, 0)
+        return geometry.sample_image(image, at, GREY), geometry.sample_label(label, at, 255)
 
     turned = warped([[0, 1, 0], [-1, 0, 7]], (8, 6))
     np.testing.assert_array_equal(turned[0], np.rot90(image))
@@ -180,12 +180,12 @@ def test_outside_is_mean_and_ignored_or_mirrored():
     image = np.random.default_rng(0).integers(0, 255, (5, 6, 1), np.uint8)
     label = np.ones((5, 6), np.uint8)
     warp = geometry.whole((5, 6), GREY)
-    at = geometry.positions(np, warp, (5, 6), 3, 0)
-    out = geometry.sample_image(np, image, warp, at, GREY)
+    at = geometry.positions(warp, (5, 6), 3)
+    out = geometry.sample_image(image, at, GREY)
     np.testing.assert_array_equal(out[3:-3, 3:-3], image)
     assert (out[:3] == 100).all() and (out[-3:] == 100).all() and (out[:, :3] == 100).all()
-    assert (geometry.sample_label(np, label, warp, at, 255)[:3] == 255).all()
-    mirrored = geometry.sample_image(np, image, warp, at, replace(GREY, outside="mirror"))
+    assert (geometry.sample_label(label, at, 255)[:3] == 255).all()
+    mirrored = geometry.sample_image(image, at, replace(GREY, outside="mirror"))
     np.testing.assert_array_equal(mirrored, np.pad(image, ((3, 3), (3, 3), (0, 0)), "symmetric"))
 
 
@@ -204,17 +204,17 @@ def test_elastic_moves_image_and_label_together():
     label = (image[..., 0] > 128).astype(np.uint8)
     grid = np.broadcast_to(np.array([2.0, -3.0], np.float32), (3, 3, 2))
     shifted = geometry.whole((20, 30), GREY)._replace(grid=grid)
-    at = geometry.positions(np, shifted, (20, 30), 0, 3)
-    moved = geometry.sample_image(np, image, shifted, at, GREY)
+    at = geometry.positions(shifted, (20, 30), 0)
+    moved = geometry.sample_image(image, at, GREY)
     np.testing.assert_array_equal(moved[:-2, 3:], image[2:, :-3])
-    np.testing.assert_array_equal(geometry.sample_label(np, label, shifted, at, 255)[:-2, 3:], label[2:, :-3])
+    np.testing.assert_array_equal(geometry.sample_label(label, at, 255)[:-2, 3:], label[2:, :-3])
     steps = np.zeros((64, 64, 1), np.uint8)
     steps[20:45, 15:50] = 200
     drawing = geometry.Geometry((64, 64), elastic=6.0)
     warp = geometry.draw(drawing, steps[..., 0], 255, GREY, (0, 1))
-    at = geometry.positions(np, warp, (64, 64), 0, 3)
-    bent = geometry.sample_image(np, steps, warp, at, GREY)[..., 0]
-    mask = geometry.sample_label(np, (steps[..., 0] > 0).astype(np.uint8), warp, at, 255)
+    at = geometry.positions(warp, (64, 64), 0)
+    bent = geometry.sample_image(steps, at, GREY)[..., 0]
+    mask = geometry.sample_label((steps[..., 0] > 0).astype(np.uint8), at, 255)
     assert not np.array_equal(bent, steps[..., 0])
     assert (mask[bent == 200] == 1).all() and (mask[bent == 0] == 0).all()
 

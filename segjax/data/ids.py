@@ -149,7 +149,8 @@ def apply(
         >>> apply(make_map(spec, {"7": "dog"}), np.array([[7, 7]]), spec, "pets/7.png")
         array([[1, 1]], dtype=uint8)
     """
-    label = table[np.where((raw >= 0) & (raw < IDS), raw, IDS)]
+    known = raw.size == 0 or (raw.min() >= 0 and raw.max() < IDS)
+    label = table.take(raw if known else np.where((raw >= 0) & (raw < IDS), raw, IDS))
     if (label < 0).any():
         example = {"0": spec.classes[0], "255": spec.classes[-1]}
         raise UserError(

@@ -33,7 +33,6 @@ class Layout(NamedTuple):
     canvas: sizes.
     spec: the labels.
     preprocess: how images become inputs.
-    points: side of the grid of elastic displacements; 0 without.
     whole: evaluation of whole images, whose place on the canvas goes along.
     instances: instance maps go along.
     paste: objects of other images are pasted.
@@ -42,7 +41,6 @@ class Layout(NamedTuple):
     canvas: Canvas
     spec: DatasetSpec
     preprocess: Preprocess
-    points: int
     whole: bool
     instances: bool
     paste: bool
@@ -139,33 +137,34 @@ def _close_at_exit() -> weakref.WeakSet:
     return open_pipelines
 
 
-def _warped(xp: Any, sample: Sample, layout: Layout) -> dict[str, Any]:
+def _warped(sample: Sample, layout: Layout) -> dict[str, Any]:
     """The row of a batch that a sample makes."""
-    row = _warped_scene(xp, sample.scene, layout)
+    row = _warped_scene(sample.scene, layout)
     if layout.paste:
         # An object covers what lies behind it, and so do the maps, from which all targets are made.
-        other = _warped_scene(xp, sample.pasted, layout)
-        number = xp.take(sample.numbers, xp.asarray(other.pop("instance"), dtype=np.int32), axis=0)
-        other["instance"], pasted = number, number > xp.asarray(0, dtype=np.uint16)
-        row = {key: xp.where(pasted[..., None] if key == "image" else pasted, other[key], row[key]) for key in row}
+        other = _warped_scene(sample.pasted, layout)
+        other["instance"] = sample.numbers.take(other["instance"])
+        pasted = other["instance"] > 0
+        for key, value in row.items():
+            value[pasted] = other[key][pasted]
     row |= {"index": sample.index, "position": sample.position}
     return row | {"content": sample.content} if layout.whole else row
 
 
-def _warped_scene(xp, scene, layout):
+def _warped_scene(scene, layout):
     canvas, margin = layout.canvas, layout.preprocess.context
     height, width = canvas.inputs
-    at = geometry.positions(xp, scene.warp, canvas.inputs, margin, layout.points)
-    row = {"image": geometry.sample_image(xp, scene.image, scene.warp, at, layout.preprocess)}
+    at = geometry.positions(scene.warp, canvas.inputs, margin)
+    row = {"image": geometry.sample_image(scene.image, at, layout.preprocess)}
     if canvas.exact:
         at = tuple(a[margin : margin + height, margin : margin + width] for a in at)
     else:
         # The label stays at its own size: scores are of its pixels.
-        identity = geometry.Warp(np.eye(2, 3, dtype=np.float32), None, scene.warp.size)
-        at = geometry.positions(xp, identity, canvas.labels, 0, 0)
-    row["label"] = geometry.sample_label(xp, scene.label, scene.warp, at, layout.spec.ignore)
+        identity = geometry.Warp(np.eye(2, 3, dtype=np.float32), np.zeros((0, 0, 2), np.float32))
+        at = geometry.positions(identity, canvas.labels, 0)
+    row["label"] = geometry.sample_label(scene.label, at, layout.spec.ignore)
     if layout.instances:
-        row["instance"] = geometry.sample_label(xp, scene.instance, scene.warp, at, 0)
+        row["instance"] = geometry.sample_label(scene.instance, at, 0)
     return row
 
 
@@ -174,7 +173,7 @@ def _thread_batches(sample, count, rows, layout, workers):
         rest = iter(range(count))
         # Two batches ahead, so that the consumer never waits for a whole one.
         waiting = collections.deque(
-            pool.submit(lambda i: _warped(np, sample(i), layout), i) for i in itertools.islice(rest, 2 * rows)
+            pool.submit(lambda i: _warped(sample(i), layout), i) for i in itertools.islice(rest, 2 * rows)
         )
         try:
             while waiting:
@@ -182,7 +181,7 @@ def _thread_batches(sample, count, rows, layout, workers):
                 for _ in range(rows):
                     ready.append(waiting.popleft().result())
                     for i in itertools.islice(rest, 1):
-                        waiting.append(pool.submit(lambda i: _warped(np, sample(i), layout), i))
+                        waiting.append(pool.submit(lambda i: _warped(sample(i), layout), i))
                 yield {k: np.stack([row[k] for row in ready]) for k in ready[0]}
         finally:
             for future in waiting:
@@ -190,44 +189,27 @@ def _thread_batches(sample, count, rows, layout, workers):
 
 
 def _tf_batches(sample, count, rows, layout, workers):
-    # Read at import: the pipeline has no use for oneDNN, whose rounding differs between processors.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # read at import, which would print that it is on
     import tensorflow as tf
-    import tensorflow.experimental.numpy as tnp
 
     with contextlib.suppress(RuntimeError):  # raised where the caller has already chosen TensorFlow's devices
         tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
     failures = []
+    kinds = {"image": tf.uint8, "label": tf.as_dtype(layout.spec.label_dtype)}
+    kinds |= {"instance": tf.uint16} if layout.instances else {}
+    kinds |= {"index": tf.int32, "position": tf.int32}
+    kinds |= {"content": tf.int32} if layout.whole else {}
 
     def read(i):
         try:
-            s = sample(int(i))
+            row = _warped(sample(int(i)), layout)
         except Exception as error:
             failures.append(error)  # tf.data hands on no more than its text
             raise
-        return *flat(s.scene), *flat(s.pasted), s.numbers, s.index, s.position, s.content
-
-    def flat(scene):
-        return scene.image, scene.label, scene.instance, *scene.warp
-
-    channels, points, layers = len(layout.preprocess.mean), layout.points, layout.spec.layers
-    label_type = tf.as_dtype(layout.spec.label_dtype)
-    scene = [
-        (tf.uint8, (None, None, channels)),
-        (label_type, (None, None, *layers)),
-        (tf.uint16, (None, None)),
-        (tf.float32, (2, 3)),
-        (tf.float32, (points, points, 2)),
-        (tf.float32, (2,)),
-    ]
-    kinds = [*scene, *scene, (tf.uint16, (None,)), (tf.int32, ()), (tf.int32, ()), (tf.int32, (4,))]
+        return [row[key] for key in kinds]
 
     def row(i):
-        values = tf.numpy_function(read, [i], [kind for kind, _ in kinds], stateful=False)
-        for value, (_, shape) in zip(values, kinds, strict=True):
-            value.set_shape(shape)
-        first, second = (Scene(*part[:3], geometry.Warp(*part[3:])) for part in (values[:6], values[6:12]))
-        return _warped(tnp, Sample(first, second, *values[12:]), layout)
+        return dict(zip(kinds, tf.numpy_function(read, [i], list(kinds.values()), stateful=False), strict=True))
 
     options = tf.data.Options()
     options.threading.private_threadpool_size = workers

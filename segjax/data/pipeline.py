@@ -184,11 +184,8 @@ def train_batches(
         # Positions wrap after 2^31 samples: int32 is what every accelerator folds into a key.
         return Sample(first, pasted, numbers, np.int32(index), np.int32(position % 2**31), np.zeros(4, np.int32))
 
-    points = elastic_grid if elastic > 0 else 0
     nothing = Scene(*_nothing(source.spec, channels), geometry.draw(drawing, np.zeros((1, 1)), 1, preprocess, (0, 0)))
-    layout = Layout(
-        Canvas(drawing.crop, drawing.crop, True), source.spec, preprocess, points, False, divisor > 0, paste > 0
-    )
+    layout = Layout(Canvas(drawing.crop, drawing.crop, True), source.spec, preprocess, False, divisor > 0, paste > 0)
     _check_hosts(batch_size, process, "data.batch_size")
     return Batches(source, batch_size, len(source) / batch_size, sample, [(0, layout)], process, loading, corrupt)
 
@@ -236,7 +233,7 @@ def eval_batches(
         canvas = Canvas(tuple(inputs.tolist()), tuple(labels), preprocess.resize is None)
         if not layouts or layouts[-1][1].canvas != canvas:
             rows += [-1] * (-len(rows) % batch_size)
-            layout = Layout(canvas, source.spec, preprocess, 0, True, divisor > 0, False)
+            layout = Layout(canvas, source.spec, preprocess, True, divisor > 0, False)
             layouts.append((len(rows) // batch_size, layout))
         rows += group.tolist()
     rows += [-1] * (-len(rows) % batch_size)

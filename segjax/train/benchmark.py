@@ -47,7 +47,7 @@ def steps(config: ConfigDict, what: tuple[str, ...], seconds: float, opened: bui
             _, cold = aot.compiled(program)
             jax.clear_caches()
             executable, warm = aot.compiled(program)
-        call = _caller(program, executable, config, built, now, opened)
+        call = caller(program, executable, config, built, now, opened)
         times = timed(call, seconds)
         facts[program.name] = {
             "images": program.images,
@@ -112,6 +112,52 @@ def inputs(config: ConfigDict, seconds: float, opened: build.Sources = None) -> 
     }
 
 
+def caller(
+    program: aot.Program,
+    executable: Any,
+    config: ConfigDict,
+    built: build.Plan,
+    now: state.State,
+    opened: build.Sources = None,
+) -> Callable[[], Any]:
+    """Gives a compiled step its arguments, the first training batch or the last evaluation batch.
+
+    Args:
+        program: the step, from `segjax.train.aot.programs`.
+        executable: the same, compiled.
+        config: configuration of the run.
+        built: its plan.
+        now: its state, which is copied where the step takes its memory.
+        opened: sources by split that stand in for the configured one.
+
+    Returns:
+        A function without arguments that runs the step, as often as it is called.
+    """
+    mesh, mode = built.mesh, config.parallel.mode
+    if program.name == "train":
+        batch = parallel.put_batch(mesh, next(build.open_train(config, built, opened).batches(0, 1)), mode)
+        # The step takes the memory of its state, of which predictions still need the parameters.
+        held = [jax.tree.map(lambda x: x.copy(), now)]
+
+        def train():
+            held[0], scalars = executable(held[0], batch)
+            return scalars
+
+        return train
+    variables = now.variables(config.ema.evaluate)
+    test: Batches = build.open_eval(config, config.splits.test, built, opened)
+    last = int(test.count) - 1
+    batch = next(test.batches(last, last + 1))
+    batch.pop("position")
+    if program.name == "eval":
+        batch = parallel.put_batch(mesh, batch, mode)
+        return lambda: executable(variables, batch)
+    device = program.devices[0]
+    variables = jax.device_put(jax.device_get(variables), device)
+    image, content = (jax.device_put(batch[key][:1], device) for key in ("image", "content"))
+    return lambda: executable(variables, image, content)
+
+
 def timed(call: Callable[[], Any], seconds: float) -> list[float]:
     """Times calls one by one, until their results are there.
 
@@ -156,33 +202,6 @@ def compared(now: dict[str, Any], before: dict[str, Any]) -> dict[str, float]:
         for name in parts
         if isinstance(before.get(name), dict) and "images_per_second" in before[name]
     }
-
-
-def _caller(program, executable, config, built, now, opened) -> Callable[[], Any]:
-    """A call of a compiled step with real arguments."""
-    mesh, mode = built.mesh, config.parallel.mode
-    if program.name == "train":
-        batch = parallel.put_batch(mesh, next(build.open_train(config, built, opened).batches(0, 1)), mode)
-        # The step takes the memory of its state, of which predictions still need the parameters.
-        held = [jax.tree.map(lambda x: x.copy(), now)]
-
-        def train():
-            held[0], scalars = executable(held[0], batch)
-            return scalars
-
-        return train
-    variables = now.variables(config.ema.evaluate)
-    test: Batches = build.open_eval(config, config.splits.test, built, opened)
-    last = int(test.count) - 1
-    batch = next(test.batches(last, last + 1))
-    batch.pop("position")
-    if program.name == "eval":
-        batch = parallel.put_batch(mesh, batch, mode)
-        return lambda: executable(variables, batch)
-    device = program.devices[0]
-    variables = jax.device_put(jax.device_get(variables), device)
-    image, content = (jax.device_put(batch[key][:1], device) for key in ("image", "content"))
-    return lambda: executable(variables, image, content)
 
 
 def _rate(batches: Batches, seconds: float, use: Callable[[Any], Any]) -> float:

@@ -28,19 +28,20 @@ DRAIN = 16  # batches that wait in queues, or are in work, when a turn begins
 def synthesise(folder, count=32, size=(360, 480)):
     """Writes smooth noise with some grain as JPEG, and blocky label maps as PNG."""
     random = np.random.default_rng(0)
+    columns_rows = size[::-1]
+
+    def blocks(rows, columns, channels, high):
+        return Image.fromarray(random.integers(0, high, (rows, columns, *channels), np.uint8))
+
     for kind in ("images", "masks"):
         pathlib.Path(folder, kind).mkdir(parents=True)
     for i in range(count):
-        smooth = sum(
-            np.asarray(
-                Image.fromarray(random.integers(0, 256, (cells, cells, 3), np.uint8)).resize(size[::-1], 3), np.float32
-            )
-            for cells in (4, 16, 64)
-        )
-        picture = np.clip(smooth / 3 + random.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8)
+        layers = [blocks(n, n, (3,), 256).resize(columns_rows, Image.Resampling.BICUBIC) for n in (4, 16, 64)]
+        picture = np.mean([np.asarray(layer, np.float32) for layer in layers], axis=0)
+        picture = np.clip(picture + random.normal(0, 4, picture.shape), 0, 255).astype(np.uint8)
         Image.fromarray(picture).save(f"{folder}/images/{i}.jpg", quality=95, subsampling=0)
-        coarse = Image.fromarray(random.integers(0, CLASSES + 1, (24, 32), np.uint8))
-        coarse.resize(size[::-1], Image.Resampling.NEAREST).save(f"{folder}/masks/{i}.png")
+        label = blocks(24, 32, (), CLASSES + 1).resize(columns_rows, Image.Resampling.NEAREST)
+        label.save(f"{folder}/masks/{i}.png")
 
 
 def ours(folder, loader):

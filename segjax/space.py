@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int32, Shaped
 
@@ -33,7 +33,10 @@ def shards() -> int:
 
 def whole(tree: Any) -> Any:
     """Parameters as a step uses them: whole on every device, also where they are divided between steps."""
-    return jax.tree.map(lambda x: lax.with_sharding_constraint(x, P()), tree) if _in_step() else tree
+    if not _in_step():
+        return tree
+    place = NamedSharding(jax.sharding.get_abstract_mesh(), P())
+    return jax.tree.map(lambda x: lax.with_sharding_constraint(x, place), tree)
 
 
 def _in_step():

@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 
 class Chip(NamedTuple):
-    """Facts about a chip, as its maker states them.
+    """Facts about a chip.
 
     memory: GiB; bandwidth of it: GB/s; peak: bfloat16 TFLOP/s, without sparsity; cores: of which a device of JAX may
-    be one, or all; clock: GHz at which that peak is reached, None where no compiler gives cycles.
+    be one, or all; clock: GHz at which that peak is reached, derived from it, None where no compiler gives cycles.
     """
 
     name: str

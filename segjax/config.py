@@ -283,7 +283,7 @@ def base(source: str = "shapes", model: str = "unet", task: str = "semantic") ->
             "mode": "jit",  # jit (over a mesh) | pmap
             "devices": 0,  # 0: all
             "space": 1,  # devices that share the rows of an image, for images too large for one
-            "fsdp": False,  # divide parameters, their moments and averages over the devices, for networks too large
+            "fsdp": False,  # divide parameters, moments and averages over the devices; a step gathers the parameters
         },
         # A workdir with checkpoints is resumed; init.weights counts for a first start only.
         "init": {  # train.state.start_from

@@ -19,6 +19,10 @@ COLLECTIVES = (
 )
 
 
+FREE = {"parameter", "constant", "bitcast", "get-tuple-element", "tuple", "while", "call", "conditional", "iota"}
+FREE |= {"partition-id", "replica-id", "after-all", "opt-barrier"}
+
+
 class Shape(NamedTuple):
     """An array of a program.
 
@@ -123,6 +127,19 @@ def entry(program: Program) -> list[Instruction]:
     return program.computations[program.entry]
 
 
+def unestimated(program: Program) -> dict[str, int]:
+    """Counts the instructions that do work and that the compiler gives no cycles for.
+
+    Args:
+        program: what to count.
+
+    Returns:
+        Number by operation, the most frequent first: what travels between devices or is copied, and more.
+    """
+    used = [i for i in entry(program) if not i.cycles and i.opcode not in FREE and not i.opcode.endswith("-done")]
+    return dict(collections.Counter(i.opcode.removesuffix("-start") for i in used).most_common())
+
+
 def layers(program: Program) -> tuple[list[Cost], int]:
     """Estimated cycles of each layer, the costliest first.
 
@@ -176,26 +193,28 @@ class Collective(NamedTuple):
     activation: bool
 
 
-def collectives(program: Program, whole: Collection[int] = ()) -> list[Collective]:
+def collectives(program: Program, whole: Collection[tuple[int, ...]] = ()) -> list[Collective]:
     """Lists what travels between devices, the largest first.
 
     Args:
         program: what to search.
-        whole: numbers of elements of arrays that are gathered on purpose: divided parameters, and results.
+        whole: dimensions of arrays that are gathered on purpose: divided parameters, and results.
 
     Returns:
         The collectives of all computations.
     """
-    found = []
+    found, expected = [], {tuple(sorted(dims)) for dims in whole}
     for i in (i for computation in program.computations.values() for i in computation):
         opcode = i.opcode.removesuffix("-start")
         if opcode not in COLLECTIVES:
             continue
-        # Of (operands, results, …) of a started gather or permutation the second is what arrives.
-        paired = i.opcode.endswith("-start") and opcode in ("all-gather", "collective-permute")
-        shapes = i.shapes[1:2] if paired and len(i.shapes) > 1 else i.shapes
+        shapes = i.shapes
+        if i.opcode == "all-gather-start":  # (operands, results)
+            shapes = shapes[len(shapes) // 2 :]
+        elif i.opcode == "collective-permute-start":  # (operand, result, …)
+            shapes = shapes[1:2]
         activation = opcode in ("all-gather", "all-to-all") and any(
-            len(s.dims) >= 3 and math.prod(s.dims) not in whole for s in shapes
+            len(s.dims) >= 3 and tuple(sorted(s.dims)) not in expected for s in shapes
         )
         found.append(Collective(opcode, shapes, sum(s.bytes for s in shapes), i.layer, i.backward, activation))
     return sorted(found, key=lambda c: -c.bytes)
@@ -210,7 +229,7 @@ class Buffer(NamedTuple):
 
 
 def buffers(program: Program, count: int) -> list[Buffer]:
-    """The largest arrays that the program makes in main memory, each shape of a layer once.
+    """The largest arrays that the program makes in main memory outside of loops, each shape of a layer once.
 
     Args:
         program: what to search.

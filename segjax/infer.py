@@ -1,5 +1,6 @@
 """Uses a trained model: from an image of any size to its mask."""
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,8 @@ from segjax.spec import DatasetSpec, Preprocess, UserError
 from segjax.tasks import Task
 from segjax.train import checkpoint, loop
 from segjax.train.step import compile_predict
+
+log = logging.getLogger("segjax")
 
 
 class Predictor:
@@ -116,7 +119,10 @@ def load(workdir: str, grid: int = 1, tile: int = 0) -> Predictor:
     """
     config, spec = checkpoint.read_config(workdir)
     # Images are predicted one at a time, by the devices that share one; where those are not here, by one.
-    space = config.parallel.space if config.parallel.space <= jax.local_device_count() else 1
+    space, here = config.parallel.space, jax.local_device_count()
+    if space > here:
+        log.warning("parallel.space=%d, but %d devices are here: an image is predicted by one of them.", space, here)
+        space = 1
     config.parallel.update(devices=space, space=space)
     plan, state, _ = loop.restore(config, spec, workdir)
     variables, mesh = state.variables(config.ema.evaluate), plan.mesh if space > 1 else None

@@ -63,8 +63,9 @@ def test_padding_follows_the_layout():
 def test_what_arrives_of_a_gather_is_counted():
     (found,) = hlo.collectives(hlo.parse(LOOP))
     assert found.opcode == "all-gather" and found.bytes == 4 * 8 * 4 * 3 * 2 and found.activation
-    (found,) = hlo.collectives(hlo.parse(LOOP), whole={4 * 8 * 4 * 3})
+    (found,) = hlo.collectives(hlo.parse(LOOP), whole=[(8, 4, 4, 3)])
     assert not found.activation
+    assert hlo.unestimated(hlo.parse(LOOP)) == {"copy": 1, "all-gather": 1}
 
 
 def test_a_gathered_activation_is_seen_in_a_real_program():
@@ -135,7 +136,16 @@ def test_the_cache_serves_the_second_compilation(tmp_path):
 
 @pytest.mark.parametrize("limit", [9, 10, 25, 100, 1234])
 @pytest.mark.parametrize("start", [1, 4, 64])
-@pytest.mark.parametrize("bytes_of", [lambda n: 3 + 7 * n, lambda n: 9 * n // 4 * 4 + n, lambda n: n * n])
+@pytest.mark.parametrize(
+    "bytes_of",
+    [
+        lambda n: 3 + 7 * n,
+        lambda n: 9 * n // 4 * 4 + n,
+        lambda n: n * n,
+        lambda n: 7 * n if n < 8 else 50 + n // 2,  # saves memory when it becomes scarce
+        lambda n: max(5, n - 3),  # flat at first
+    ],
+)
 def test_the_largest_batch_is_found(limit, start, bytes_of):
     tried = []
 
@@ -145,7 +155,7 @@ def test_the_largest_batch_is_found(limit, start, bytes_of):
 
     found, used = fit.largest(peak, start, 1)
     assert found == max([n for n in range(1, 2000) if bytes_of(n) <= limit and bytes_of(n + 1) > limit], default=0)
-    assert used == (bytes_of(found) if found else None) and len(tried) == len(set(tried)) <= 16
+    assert used == (bytes_of(found) if found else None) and len(tried) == len(set(tried)) <= 24
 
 
 def test_fit_counts_the_memory_of_each_device():

@@ -39,7 +39,7 @@ def main(values: flags.FlagValues) -> dict[str, Any] | None:
         values: its flags.
 
     Returns:
-        Figures of each part, see `segjax.train.benchmark`, "bottleneck" and, with --compare, "compared"; None on hosts
+        Figures of each part, see `segjax.train.benchmark`, the "bottleneck" and, with --compare, "compared"; None on hosts
         other than the first.
     """
     join_hosts(values)
@@ -117,13 +117,17 @@ def _input(console, each):
 
 
 def _bottleneck(console, facts):
-    step, read = facts["train"]["images_per_second"], facts["input"]["images_per_second"]
-    name = "input" if read < step else "train step"
-    console.print(
-        f"\nBottleneck: the {name}. The step takes {step:,.1f} images/s, the input gives {read:,.1f}; "
-        f"together {facts['input']['together']:,.1f}.",
-        highlight=False,
-    )
+    """Names the slowest part, which the others wait for."""
+    each, step = facts["input"], facts["train"]["images_per_second"]
+    slower = "read and decode" if each["read_ms"] > each["warp_ms"] else "draw, warp and batch"
+    rates = {
+        "train step": step,
+        f"input ({slower})": each["images_per_second"],
+        "transfer to the devices": 1e3 * facts["train"]["images"] / each["transfer_ms"],
+    }
+    name = min(rates, key=rates.get)
+    listed = ", ".join(f"{part} {rate:,.1f}" for part, rate in rates.items())
+    console.print(f"\nBottleneck: {name}. Images/s: {listed}; together {each['together']:,.1f}.", highlight=False)
     return name
 
 
@@ -131,4 +135,6 @@ def _compare(console, facts, before):
     if before["device"] != facts["device"] or before.get("devices") != facts["devices"]:
         console.print(f"The earlier run was on {before.get('devices')} x {before['device']}.", highlight=False)
     for name, ratio in facts["compared"].items():
-        console.print(f"{name}: {ratio:.2f} times the images/s of the earlier run", highlight=False)
+        other = before[name].get("hash") != facts[name].get("hash")
+        note = ", which was another program" if other else ""
+        console.print(f"{name}: {ratio:.2f} times the images/s of the earlier run{note}", highlight=False)

@@ -49,6 +49,8 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         "devices", versions, and for each step what `segjax.train.aot.report` says; with --fit "fit".
     """
     devices = described(values.topology) if values.topology else None
+    if devices and values.config.parallel.mode == "pmap" and len({each.process_index for each in devices}) > 1:
+        raise UserError("For a slice of several hosts compile with --config.parallel.mode=jit: pmap needs them there.")
     cache.switch(values.cache)
     config, console = values.config, Console(stderr=True)
     opened = open_sources(config, values.size, values.classes)
@@ -95,13 +97,17 @@ def described(topology: str) -> list[jax.Device]:
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v4-8"}
     jax.config.update("jax_platforms", "cpu")
+    version, _, shape = topology.partition(":")
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if version == "v4" else {}  # as on the real ones
+    if set(shape.split("x")) == {"1"}:
+        options["chips_per_host_bounds"] = (1, 1, 1)
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         said = str(error).split("\n")[0].removeprefix("INVALID_ARGUMENT: ")
         raise UserError(
-            f"--topology={topology}: {said} Versions are v2, v3, v5e and v6e with two axes (v5e:4x4), v4, v5p and "
-            "tpu7x with three (v4:2x2x4); a host has four chips or eight."
+            f"--topology={topology}: {said} Versions are v2, v3, v5e and v6e with two axes (v5e:1x1, v5e:2x2, "
+            "v5e:4x4, …), v4, v5p and tpu7x with three (v4:2x2x1, v4:2x2x4, …)."
         ) from error
 
 
@@ -177,11 +183,14 @@ def _layers(console, facts):
         grid.add_row(Text(name), ms(forward), ms(backward), f"{(forward + backward) / cycles:.1%}")
 
     for each in facts["layers"][:LAYERS]:
-        add(each["layer"] or "(input, loss, update)", each["forward"], each["backward"])
+        add(each["layer"] or "(outside the layers)", each["forward"], each["backward"])
     rest = facts["layers"][LAYERS:]
     if rest:
         add(f"({len(rest)} more)", *(sum(each[k] for each in rest) for k in ("forward", "backward")))
     console.print(grid)
+    if facts["not_estimated"]:
+        names = ", ".join(f"{count} {opcode}" for opcode, count in facts["not_estimated"].items())
+        console.print(f"Not in the estimate: {names}.", highlight=False)
     if facts["unknown_loops"]:
         console.print(f"{facts['unknown_loops']} loops of unknown length count once.", highlight=False)
 
@@ -197,13 +206,13 @@ def _collectives(console, found):
         grid.add_column(heading, justify="right")
     for opcode, group in kinds.items():
         total = size(sum(each["bytes"] for each in group))
-        grid.add_row(opcode, str(len(group)), total, Text(group[0]["layer"] or "(input, loss, update)"))
+        grid.add_row(opcode, str(len(group)), total, Text(group[0]["layer"] or "(outside the layers)"))
     console.print(grid)
     for each in found:
         if each["activation"]:
             console.print(
                 f"[bold]Warning[/bold]: {each['opcode']} of an activation, {' '.join(each['shapes'])}, in "
-                f"{each['layer'] or '(input, loss, update)'}",
+                f"{each['layer'] or '(outside the layers)'}",
                 highlight=False,
             )
 
@@ -214,7 +223,7 @@ def _buffers(console, found):
         grid.add_column(heading, justify="right")
     for each in found:
         waste = 1 - each["bytes"] / max(1, each["padded_bytes"])
-        name = each["layer"] or "(input, loss, update)"
+        name = each["layer"] or "(outside the layers)"
         where = Text(name + (", backward" if each["backward"] else ""))
         grid.add_row(
             Text(each["shape"]),
@@ -237,14 +246,15 @@ def advise(console, config, program, facts, devices, opened) -> None:
         devices: what it is compiled for; None is the devices here.
         opened: sources by split.
     """
-    if "buffers" not in facts:
+    images = facts["devices"] // config.parallel.space
+    if "buffers" not in facts and program.name != "predict":
         trial = config.copy_and_resolve_references()
-        trial.data.batch_size = trial.eval.batch_size = facts["devices"]
+        trial.data.batch_size = trial.eval.batch_size = images
         (small,) = aot.programs(trial, (program.name,), devices, opened)
         found = aot.report(small)
-        if found["fits"]:
-            console.print(f"The same step with {facts['devices']} images:", highlight=False)
-            _buffers(console, found["buffers"])
+        said = "" if found["fits"] else " does not fit either"
+        console.print(f"The same step with {images} images{said}:", highlight=False)
+        _buffers(console, found.get("buffers", []))
     section = "data" if program.name == "train" else "eval"
     hints = [] if program.name == "predict" else [f"a smaller {section}.batch_size"]
     if program.name == "train":
@@ -277,13 +287,14 @@ def size(count: int | float) -> str:
         count: bytes.
 
     Returns:
-        Three digits and a unit.
+        A few digits and a unit.
 
     Example:
         >>> size(1536000)
-        '1.54 MB'
+        '1.465 MiB'
     """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"
-        count /= 1000
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:,.2f} GiB"

@@ -30,7 +30,7 @@ def main(values: flags.FlagValues) -> dict[str, Any] | None:
         The figures; None on all hosts but the first.
     """
     join_hosts(values)
-    cache.switch(values.cache)
+    cache.switch(values.cache, values.workdir)
     summary = evaluate_workdir(values.workdir, values.split, values.config)
     table(summary)
     return summary if jax.process_index() == 0 else None

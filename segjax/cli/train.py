@@ -34,7 +34,7 @@ def main(values: flags.FlagValues) -> dict[str, Any] | None:
         Figures of the best (or last) checkpoint; None on all hosts but the first.
     """
     join_hosts(values)
-    cache.switch(values.cache)
+    cache.switch(values.cache, values.workdir)
     summary = train_and_evaluate(values.config, values.workdir)
     if jax.process_count() == 1:
         report.write(values.workdir, summary, values.pictures)

@@ -95,8 +95,9 @@ class Batches:
                 yield batch
 
     def _check_corrupt(self):
-        # A host counts what it met itself: in training, in time, every sample.
-        if len(self.corrupt) > self.loading.max_corrupt * len(self.source):
+        # A host counts what it met itself: in training, in time, every sample, in evaluation its share of them.
+        met = len(self.source) / (self.process[1] if self.layouts[0][1].whole else 1)
+        if len(self.corrupt) > self.loading.max_corrupt * met:
             named = " ".join(list(self.corrupt.values())[:5])
             raise UserError(
                 f"{len(self.corrupt)} of {len(self.source)} samples cannot be read, more than "

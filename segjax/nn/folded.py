@@ -226,7 +226,7 @@ def max_pool(x: Float[Array, "b h v d"]) -> Float[Array, "b i v c"]:
     """
 
     def larger(a, b):
-        return jnp.where(a >= b, a, b)
+        return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
     x = larger(x[:, ::2], x[:, 1::2])
     return larger(*jnp.split(x, 2, axis=-1))

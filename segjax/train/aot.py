@@ -1,14 +1,13 @@
 """The steps of a run, compiled from shapes alone: for the devices here, or for some that are only described."""
 
 import hashlib
-import math
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from segjax import chips, hlo, parallel
@@ -23,7 +22,7 @@ class Program(NamedTuple):
     """A step of a run that is not compiled yet.
 
     name: one of `STEPS`; function: made by jit or pmap; arguments: shapes and what is static; images: a call has, over
-    all devices; devices: that it runs on.
+    all devices; devices: that it runs on; fsdp: parameters come divided, and are gathered.
     """
 
     name: str
@@ -31,6 +30,7 @@ class Program(NamedTuple):
     arguments: tuple
     images: int
     devices: list[jax.Device]
+    fsdp: bool
 
     @property
     def variables(self) -> Any:
@@ -56,10 +56,10 @@ def compiled(program: Program) -> tuple[Any, dict[str, Any]]:
     lowered = program.function.lower(*program.arguments)
     traced = time.perf_counter()
     facts = {"hash": hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16], "trace_seconds": traced - began}
-    before = cache.counts()
+    before, began = cache.counts(), time.perf_counter()
     built = lowered.compile()
     found = cache.counts().hits > before.hits
-    return built, facts | {"compile_seconds": time.perf_counter() - traced, "from_cache": found}
+    return built, facts | {"compile_seconds": time.perf_counter() - began, "from_cache": found}
 
 
 def report(program: Program) -> dict[str, Any]:
@@ -72,8 +72,8 @@ def report(program: Program) -> dict[str, Any]:
         "images", "devices", "hash", seconds; "fits"; and where it does, bytes ("argument_bytes", "temporary_bytes",
         "output_bytes", "code_bytes", "peak_bytes", "memory_bytes" of the chip), "flops", "bytes_accessed", the
         compiler's "estimated_cycles" and what follows from them ("estimated_ms", "share_of_peak",
-        "estimated_images_per_second", "…_per_chip"), "layers", "unknown_loops", "collectives", "buffers" (see
-        `segjax.hlo`); None for what the compiler does not say. Where it does not fit, "message".
+        "estimated_images_per_second", "…_per_chip"), "layers", "not_estimated", "unknown_loops", "collectives",
+        "buffers" (see `segjax.hlo`); None for what the compiler does not say. Where it does not fit, "message".
     """
     facts: dict[str, Any] = {"images": program.images, "devices": len(program.devices)}
     try:
@@ -85,13 +85,15 @@ def report(program: Program) -> dict[str, Any]:
     facts |= found | memory(executable, program.devices[0])
     costs = executable.cost_analysis() or {}
     text = hlo.parse(executable.as_text(), _modules(program.variables))
-    whole = {math.prod(x.shape) for x in jax.tree.leaves((program.variables, executable.out_info))}
+    gathered = (program.variables if program.fsdp else (), executable.out_info)
+    whole = [x.shape for x in jax.tree.leaves(gathered)]
     layers, unknown = hlo.layers(text)
     cycles = sum(each.forward + each.backward for each in layers)
     facts |= {"flops": costs.get("flops"), "bytes_accessed": costs.get("bytes accessed")}
     facts |= _estimate(cycles, facts["flops"], program)
     return facts | {
         "layers": hlo.to_json(layers) if cycles else [],
+        "not_estimated": hlo.unestimated(text) if cycles else {},
         "unknown_loops": unknown,
         "collectives": hlo.to_json(hlo.collectives(text, whole)),
         "buffers": [
@@ -119,7 +121,10 @@ def memory(executable: Any, device: jax.Device) -> dict[str, Any]:
         "temporary_bytes": stats.temp_size_in_bytes,
         "code_bytes": stats.generated_code_size_in_bytes,
     }
-    peak, limit = sum(sizes.values()), int(chip.memory * 2**30) if chip else None
+    limit = int(chip.memory * 2**30) if chip else None
+    if device in jax.local_devices():  # what JAX may use of it
+        limit = (device.memory_stats() or {}).get("bytes_limit", limit)
+    peak = sum(sizes.values())
     return sizes | {"peak_bytes": peak, "memory_bytes": limit, "fits": limit is None or peak <= limit}
 
 
@@ -201,23 +206,32 @@ def programs(
     found = []
     if "train" in what:
         batch = _batch(train, config.parallel.mode, mesh)
-        found.append(Program("train", training.step, (now, batch), train.batch_size, everywhere))
+        found.append(Program("train", training.step, (now, batch), train.batch_size, everywhere, config.parallel.fsdp))
     if {"eval", "predict"} & set(what):
         test = build.open_eval(config, config.splits.test, built, opened)
     if "eval" in what:
         batch = _batch(test, config.parallel.mode, mesh)
         del batch["position"]
-        found.append(Program("eval", build.eval_step(config, built), (variables, batch), test.batch_size, everywhere))
+        evaluation = build.eval_step(config, built)
+        found.append(Program("eval", evaluation, (variables, batch), test.batch_size, everywhere, config.parallel.fsdp))
     if "predict" in what:
-        one, canvas = SingleDeviceSharding(everywhere[0]), test.layouts[-1][1].canvas
-        shape = (1, *test.shapes["image"][0][1:])
-        placed = [
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), x)
-            for x in (variables, jnp.zeros(shape, jnp.uint8), jnp.zeros((1, 4), jnp.int32))
-        ]
-        predict = step.compile_predict(model, task, preprocess)
-        found.append(Program("predict", predict, (*placed, canvas.inputs, canvas.labels), 1, everywhere[:1]))
+        found.append(_predict(config, built, variables, test))
     return found
+
+
+def _predict(config: ConfigDict, built: build.Plan, variables: Any, test: Batches) -> Program:
+    """Prediction of one image by those devices of this host that share it, as `segjax.infer` does."""
+    mesh, preprocess, task, model = built
+    here = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    shared = parallel.make_mesh(here[: config.parallel.space], space=config.parallel.space)
+    image = jnp.zeros((1, *test.shapes["image"][0][1:]), jnp.uint8)
+    arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.replicated(shared)),
+        (variables, image, jnp.zeros((1, 4), jnp.int32)),
+    )
+    canvas = test.layouts[-1][1].canvas
+    predict = step.compile_predict(model, task, preprocess, shared if config.parallel.space > 1 else None)
+    return Program("predict", predict, (*arguments, canvas.inputs, canvas.labels), 1, list(shared.devices.flat), False)
 
 
 def _batch(batches: Batches, mode: str, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

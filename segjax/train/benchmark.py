@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
@@ -18,7 +19,7 @@ from segjax.data.pipeline import Batches
 from segjax.train import aot, build, state
 
 WARM_UP = 2  # calls that are not timed
-LEAST = 5  # calls that are, at least
+LEAST, MOST = 5, 10**4  # calls that are
 
 
 def steps(config: ConfigDict, what: tuple[str, ...], seconds: float, opened: build.Sources = None) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def steps(config: ConfigDict, what: tuple[str, ...], seconds: float, opened: bui
 
     Returns:
         For each step "cold_seconds" and "warm_seconds", to trace and compile without and with the cache of programs,
-        "images", "ms" (median), "ms_low", "ms_high" (10th and 90th percentile), "calls", "images_per_second",
+        "images", "hash" of the program, "ms" (median), "ms_low", "ms_high" (10th and 90th percentile), "calls", "images_per_second",
         "peak_bytes" and, where the chip is known, "share_of_peak"; "device_peak_bytes" of all, where it is counted.
     """
     source = build.open_split(config, config.splits.train, opened)
@@ -51,6 +52,7 @@ def steps(config: ConfigDict, what: tuple[str, ...], seconds: float, opened: bui
         times = timed(call, seconds)
         facts[program.name] = {
             "images": program.images,
+            "hash": cold["hash"],
             **_spread(times),
             "images_per_second": program.images / float(np.median(times)),
             "share_of_peak": _share(executable, float(np.median(times)), program.devices[0]),
@@ -104,7 +106,7 @@ def inputs(config: ConfigDict, seconds: float, opened: build.Sources = None) -> 
     read_ms = 1e3 * float(np.median(read))
     return {
         "read_ms": read_ms,
-        "warp_ms": max(0.0, 1e3 / alone - read_ms),
+        "warp_ms": max(0.0, 1e3 * jax.process_count() / alone - read_ms),
         "transfer_ms": 1e3 * float(np.median(transfer)),
         "workers": config.loading.workers or os.cpu_count() or 1,
         "images_per_second": rate,
@@ -152,9 +154,9 @@ def caller(
     if program.name == "eval":
         batch = parallel.put_batch(mesh, batch, mode)
         return lambda: executable(variables, batch)
-    device = program.devices[0]
-    variables = jax.device_put(jax.device_get(variables), device)
-    image, content = (jax.device_put(batch[key][:1], device) for key in ("image", "content"))
+    place = program.arguments[1].sharding
+    variables = jax.device_put(jax.device_get(parallel.gathered(variables)), place)
+    image, content = (jax.device_put(batch[key][:1], place) for key in ("image", "content"))
     return lambda: executable(variables, image, content)
 
 
@@ -163,7 +165,7 @@ def timed(call: Callable[[], Any], seconds: float) -> list[float]:
 
     Args:
         call: what to time; two calls before the first are not.
-        seconds: to spend, at least; five calls are timed in any case.
+        seconds: to spend, about; five calls are timed in any case. All hosts time as many as the first.
 
     Returns:
         Seconds of each call.
@@ -172,14 +174,26 @@ def timed(call: Callable[[], Any], seconds: float) -> list[float]:
         >>> len(timed(lambda: None, 0.0))
         5
     """
-    for _ in range(WARM_UP):
-        jax.block_until_ready(call())
     times: list[float] = []
-    while len(times) < LEAST or sum(times) < seconds:
+
+    def run():
         began = time.perf_counter()
         jax.block_until_ready(call())
         times.append(time.perf_counter() - began)
-    return times
+
+    for _ in range(WARM_UP):
+        run()
+    for _ in range(_count(seconds, times[-1])):
+        run()
+    return times[WARM_UP:]
+
+
+def _count(seconds: float, each: float) -> int:
+    """Number of calls that take some seconds; steps of several hosts wait for one another, so it is the same on all."""
+    count = int(min(MOST, max(LEAST, seconds / max(each, 1e-9))))
+    if jax.process_count() > 1:
+        count = int(multihost_utils.broadcast_one_to_all(np.int32(count)))
+    return count
 
 
 def compared(now: dict[str, Any], before: dict[str, Any]) -> dict[str, float]:
@@ -205,16 +219,19 @@ def compared(now: dict[str, Any], before: dict[str, Any]) -> dict[str, float]:
 
 
 def _rate(batches: Batches, seconds: float, use: Callable[[Any], Any]) -> float:
-    """Images a second that a loop over batches uses, once it runs."""
-    stream, result = batches.batches(0, 10**6), None
-    for _ in range(WARM_UP):
-        result = use(next(stream))
-    jax.block_until_ready(result)
-    began, count = time.perf_counter(), 0
-    while count < LEAST or time.perf_counter() - began < seconds:
-        result, count = use(next(stream)), count + 1
-    jax.block_until_ready(result)
-    rate = count * batches.batch_size / (time.perf_counter() - began)
+    """Images of all hosts a second that a loop over batches uses, once it runs."""
+    stream = batches.batches(0, 10**6)
+
+    def run(count):
+        result, began = None, time.perf_counter()
+        for _ in range(count):
+            result = use(next(stream))
+        jax.block_until_ready(result)
+        return time.perf_counter() - began
+
+    run(WARM_UP)
+    count = _count(seconds, run(LEAST) / LEAST)
+    rate = count * batches.batch_size / run(count)
     stream.close()
     return rate
 

@@ -78,7 +78,7 @@ def largest(peak: Callable[[int], tuple[int | None, int | None]], start: int, st
         (12, 87)
     """
     known: dict[int, int] = {}
-    low, high, guess = 0, None, start
+    low, high, guess, straight = 0, None, start, 0
     while True:
         used, limit = peak(guess)
         if used is None:
@@ -87,9 +87,10 @@ def largest(peak: Callable[[int], tuple[int | None, int | None]], start: int, st
             low, known[guess] = guess, used
         if high is not None and high - low <= step:
             return low, known.get(low)
-        guess = 2 * low
-        if len(known) > 1:
+        guess = 2 * low if high is None else max(low + step, (low + high) // 2 // step * step)
+        # Two guesses go along the straight line; near the limit compilers save memory, and leave it.
+        if len(known) > 1 and straight < 2:
             (a, below), (b, above) = sorted(known.items())[-2:]
-            guess = b + max(step, int((limit - above) * (b - a) / max(1, above - below)) // step * step)
-        if high is not None and not low < guess < high:
-            guess = max(low + step, (low + high) // 2 // step * step)
+            line = b + max(step, int((limit - above) * (b - a) / max(1, above - below)) // step * step)
+            if above > below and low < line < (high or 8 * low):
+                guess, straight = line, straight + 1

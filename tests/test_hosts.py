@@ -1,6 +1,7 @@
 """Several processes, each with its own devices and joined by Gloo, train and score as one process does."""
 
 import json
+import os
 import pathlib
 import shutil
 import socket
@@ -178,15 +179,18 @@ def mine(tmp_path):
     return file
 
 
-def test_a_missing_host_is_named(tmp_path, mine):
+def test_hosts_say_that_one_is_missing(tmp_path, mine):
     """Whichever is missing: a flag names the peers of one, Slurm those of the other."""
     common = ("train", "--config", mine, "--workdir", tmp_path, "--join_timeout", 2)
     second = start_all(2, *common, devices=1, only=[1])
-    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    number = str(os.getpid())  # JAX takes the port from it
+    job = {"SLURM_JOB_ID": number, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     first = start(*common, devices=1, SLURM_PROCID="0", SLURM_LOCALID="0", **job)
     (code, _, text), (first_code, _, first_text) = finish([*second, first])
     assert code == first_code == 1
-    assert "host 1 of 2, coordinator localhost:" in text and "host 0 of 2, Slurm job 7 on localhost" in first_text
+    assert (
+        "host 1 of 2, coordinator localhost:" in text and f"host 0 of 2, Slurm job {number} on localhost" in first_text
+    )
     for each in (text, first_text):
         assert "not all hosts came within 2 seconds" in each and "--worker=all" in each
         assert (

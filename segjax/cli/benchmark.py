@@ -39,8 +39,8 @@ def main(values: flags.FlagValues) -> dict[str, Any] | None:
         values: its flags.
 
     Returns:
-        Figures of each part, see `segjax.train.benchmark`, the "bottleneck" and, with --compare, "compared"; None on hosts
-        other than the first.
+        Figures of each part, see `segjax.train.benchmark`, the "bottleneck" and, with --compare, "compared"; None on
+        all hosts but the first.
     """
     join_hosts(values)
     cache.switch(values.cache)

@@ -194,7 +194,7 @@ def programs(
     for name in what:
         check_choice("what", name, STEPS)
     source = build.open_split(config, config.splits.train, opened)
-    built = mesh, preprocess, task, model = build.plan(config, source.spec, devices)
+    built = mesh, _, _, model = build.plan(config, source.spec, devices)
     train = build.open_train(config, built, {config.splits.train: source})
     training = build.training(config, built, train)
     averaged = config.ema.decay > 0

@@ -154,7 +154,7 @@ def test_the_largest_batch_is_found(limit, start, bytes_of):
         return (bytes_of(n) if bytes_of(n) <= limit else None), limit
 
     found, used = fit.largest(peak, start, 1)
-    assert found == max([n for n in range(1, 2000) if bytes_of(n) <= limit and bytes_of(n + 1) > limit], default=0)
+    assert found == max([n for n in range(1, 4000) if bytes_of(n) <= limit and bytes_of(n + 1) > limit], default=0)
     assert used == (bytes_of(found) if found else None) and len(tried) == len(set(tried)) <= 24
 
 

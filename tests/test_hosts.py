@@ -193,10 +193,7 @@ def test_hosts_say_that_one_is_missing(tmp_path, mine):
     )
     for each in (text, first_text):
         assert "not all hosts came within 2 seconds" in each and "--worker=all" in each
-        assert (
-            sum("segjax" in line or "host" in line for line in each.splitlines()) == 2
-            and "waiting until the same command runs on each" in each
-        )
+        assert "waiting until the same command runs on each" in each and "Traceback" not in each
 
 
 def test_a_host_that_fails_takes_the_others_with_it(tmp_path, mine):

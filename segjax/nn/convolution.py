@@ -117,21 +117,69 @@ def _in_float32(f):
     return lambda *args: f(*(a.astype(jnp.float32) for a in args)).astype(args[0].dtype)
 
 
+def _formulations(x, kernel, groups, window):
+    """Those of each platform for `by_platform`; TPUs have one of their own for the first layer of a backbone only."""
+    passes = {"cpu": _on_cpu(x, kernel, groups, window), "default": _plain(groups, window)}
+    of_image = x.shape[-1] <= 4 and groups == 1 and kernel.shape[0] == kernel.shape[1] > 1
+    if of_image and (window.stride, window.dilation) == (2, 1) and x.shape[2] % 2 == 0:
+        passes["tpu"] = _paired(window)
+    return passes
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolution(x, kernel, groups, window):
-    cpu, default = _on_cpu(x, kernel, groups, window), _plain(groups, window)
-    return by_platform(x, kernel, cpu=cpu.forward, default=default.forward)
+    passes = _formulations(x, kernel, groups, window)
+    return by_platform(x, kernel, **{name: each.forward for name, each in passes.items()})
 
 
 def _backward(groups, window, residuals, g):
-    cpu, default = _on_cpu(*residuals, groups, window), _plain(groups, window)
+    passes = _formulations(*residuals, groups, window)
     return (
-        by_platform(*residuals, g, cpu=cpu.dx, default=default.dx),
-        by_platform(*residuals, g, cpu=cpu.dk, default=default.dk),
+        by_platform(*residuals, g, **{name: each.dx for name, each in passes.items()}),
+        by_platform(*residuals, g, **{name: each.dk for name, each in passes.items()}),
     )
 
 
 _convolution.defvjp(lambda x, kernel, *static: (_convolution(x, kernel, *static), (x, kernel)), _backward)
+
+
+def _paired(window):
+    """Stride 2 on the few channels of an image: two neighbouring columns as one of twice the channels, and stride 1.
+
+    A TPU multiplies 128 channels at a time, and pays for each of the kernel's columns as if an image had as many.
+    """
+
+    def forward(x, kernel):
+        b, h, w, c = x.shape
+        zeros, columns = _pairs(window, w)
+        kernel = jnp.pad(kernel, ((0, 0), zeros, (0, 0), (0, 0))).reshape(window.size, columns.size, 2 * c, -1)
+        return _plain(1, columns, rows=window).forward(x.reshape(b, h, w // 2, 2 * c), kernel)
+
+    return _by_vjp(forward)
+
+
+def _pairs(window, source):
+    """A kernel's columns of stride 2 as pairs of stride 1.
+
+    Column j of the result begins at column 2 j - p of the maps, p the padding in front. Where p is odd this is the
+    second of a pair, and a column of zeros goes before the kernel's; where the number is odd then, another behind.
+
+    Args:
+        window: of the kernel, with stride 2 and dilation 1.
+        source: columns of the maps, an even number.
+
+    Returns:
+        Columns of zeros before and after the kernel's, and the window over the pairs.
+
+    Example:
+        >>> _pairs(Window(7, 2, 1, (3, 3)), 512)
+        ((1, 0), Window(size=4, stride=1, dilation=1, padding=(2, 1)))
+    """
+    before = window.padding[0] % 2
+    after = (before + window.size) % 2
+    size, first = (before + window.size + after) // 2, (window.padding[0] + before) // 2
+    behind = window.result(source) + size - 1 - source // 2 - first
+    return (before, after), Window(size, 1, 1, (first, behind))
 
 
 def _pointwise(window):

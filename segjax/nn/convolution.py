@@ -1,10 +1,10 @@
 """Convolution, in the formulation that is fastest on the platform it is lowered for: the same numbers in each.
 
-TPUs and GPUs run XLA's own operations. A CPU runs what is below: XLA's convolution there is a good match of PyTorch's
-where it is a large matrix product, and slow where it is not. Times are milliseconds on one core of a CPU with AVX-512,
-JAX 0.10.2, November 2026, float32, batch 2: of PyTorch 2.13 (oneDNN, channels last), of XLA's operation, and of
-the formulation here; each for the forward pass, the gradient of the maps and the gradient of the kernel. Convolutions
-and pooling have gradients in reverse mode only.
+GPUs run XLA's own operations, and TPUs but for the first layer, see `_paired`. A CPU runs what is below: XLA's
+convolution there is a good match of PyTorch's where it is a large matrix product, and slow where it is not. Times are
+milliseconds on one core of a CPU with AVX-512, JAX 0.10.2, November 2026, float32, batch 2: of PyTorch 2.13 (oneDNN,
+channels last), of XLA's operation, and of the formulation here; each for the forward pass, the gradient of the maps and
+the gradient of the kernel. Convolutions and pooling have gradients in reverse mode only.
 """
 
 import functools
@@ -146,7 +146,16 @@ _convolution.defvjp(lambda x, kernel, *static: (_convolution(x, kernel, *static)
 def _paired(window):
     """Stride 2 on the few channels of an image: two neighbouring columns as one of twice the channels, and stride 1.
 
-    A TPU multiplies 128 channels at a time, and pays for each of the kernel's columns as if an image had as many.
+    Half as many columns to lay out in a TPU's memory, where so few channels are padded, and half as many in the kernel.
+    Millions of cycles that the compiler estimates on a v5e chip, of XLA's operation and of this, in bfloat16 (libtpu
+    0.0.42.1, JAX 0.10.2, 2026-11-25), in training on 8 x 512x512 and in evaluation of one image of 1024x2048::
+
+        7x7 kernel, 64 channels of the result      6.4    5.3      8.4    6.1
+        3x3, 64                                    6.0    4.6      8.0    5.9
+        3x3, 16                                    6.0    4.6      6.6    4.5
+        DeepLabV3+ with ResNet-50, whole step     70.0   68.8     29.9   27.6
+
+    The whole steps are 20.0 and 20.3 % of the chip's peak in training, 17.0 and 18.5 % in evaluation.
     """
 
     def forward(x, kernel):

@@ -12,8 +12,9 @@ from flax import linen as nn
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from segjax.nn.convolution import convolution
+from segjax.nn.convolution import _paired, convolution
 from segjax.nn.ops import UpConv2x2, max_pool, mean_pool, resample
+from segjax.nn.windows import Window
 
 # What `convolution` is to be, and the kind of formulation: (maps, features, kernel, stride, dilation, groups, padding).
 CONVOLUTIONS = {
@@ -136,6 +137,26 @@ def test_every_formulation_is_tried():
             assert ours == {"rows": 2}.get(kind, 0), name
 
 
+@pytest.mark.parametrize(
+    "shape, size, padding",
+    [
+        ((2, 8, 12, 3), 7, (3, 3)),
+        ((1, 9, 8, 4), 3, (0, 1)),
+        ((2, 8, 6, 1), 4, (1, 2)),
+        ((2, 7, 2, 3), 4, (2, 1)),
+        ((1, 6, 8, 3), 2, (0, 0)),
+    ],
+)
+def test_pairs_of_columns_are_columns(shape, size, padding):
+    """What TPUs run for the first layer, on the CPU: all remainders by two of kernel and padding."""
+    x, kernel = normal(*shape), normal(size, size, shape[-1], 5)
+    g = normal(*jax.eval_shape(lambda: plain(x, kernel, 2, 1, 1, padding)).shape)
+    paired = _paired(Window(size, 2, 1, padding))
+    ours = jax.jit(lambda *args: (paired.forward(*args[:2]), paired.dx(*args), paired.dk(*args)))
+    theirs = jax.jit(with_gradients(lambda x, kernel: plain(x, kernel, 2, 1, 1, padding)))
+    assert_close(ours(x, kernel, g), theirs((x, kernel), g))
+
+
 @pytest.mark.parametrize("name", ["pointwise stride", "depthwise 5x5", "rows", "overlaps", "plain"])
 def test_convolution_of_half_precision(name):
     """Sums have float32's digits: what is lost is the last rounding, 2^-9 of the value."""
@@ -234,11 +255,14 @@ def operations(text):
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_tpu_convolves(name):
-    """Value and gradients are XLA's own operations, and no others."""
+    """Value and gradients are XLA's own operations, and no others; of an image's columns in pairs at stride 2."""
     args, g, *both = case(name)
     ours, theirs = (operations(lowered(with_gradients(f), args, g)) for f in both)
     assert ours.count("convolution") == 3
-    assert ours == theirs
+    if name in ("rows stride, even", "plain stem"):
+        assert "reshape" in ours
+    else:
+        assert ours == theirs
 
 
 @pytest.mark.parametrize("shape, window", POOLS)

@@ -32,9 +32,10 @@ def steps(config: ConfigDict, what: tuple[str, ...], seconds: float, opened: bui
         opened: sources by split that stand in for the configured one.
 
     Returns:
-        For each step "cold_seconds" and "warm_seconds", to trace and compile without and with the cache of programs,
-        "images", "hash" of the program, "ms" (median), "ms_low", "ms_high" (10th and 90th percentile), "calls",
-        "images_per_second", "peak_bytes" and, where the chip is known, "share_of_peak"; "device_peak_bytes" of all, where it is counted.
+        For each step "images", "hash" of the program, "ms" (median), "ms_low", "ms_high" (10th and 90th percentile),
+        "calls", "images_per_second", "cold_seconds" and "warm_seconds", to trace and compile without and with the
+        cache of programs, "peak_bytes" and, where the chip is known, "share_of_peak"; "device_peak_bytes" of all, where
+        it is counted.
     """
     source = build.open_split(config, config.splits.train, opened)
     built = mesh, _, _, model = build.plan(config, source.spec)

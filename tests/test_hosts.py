@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from segjax.cli import setup
+from segjax.cli import hosts, setup
 from segjax.data import pipeline
 from segjax.data.loader import Loading
 from segjax.spec import Preprocess, UserError
@@ -218,7 +218,7 @@ def test_a_workdir_in_a_bucket_is_not_made_here(tmp_path, monkeypatch):
 
 def values(*arguments):
     values = flags.FlagValues()
-    setup.define_hosts(values)
+    hosts.define_hosts(values)
     values(["segjax", *arguments])
     return values
 
@@ -234,24 +234,24 @@ def values(*arguments):
 )
 def test_flags_that_do_not_fit(arguments, said):
     with pytest.raises(UserError, match=said):
-        setup.join_hosts(values(*arguments))
+        hosts.join_hosts(values(*arguments))
 
 
 def test_a_port_that_another_run_holds():
     with socket.create_server(("", 0)) as s:
         port = s.getsockname()[1]
         with pytest.raises(UserError, match=f"localhost:{port}: the port cannot be opened"):
-            setup.join_hosts(values(f"--coordinator=localhost:{port}", "--hosts=2", "--host=0"))
+            hosts.join_hosts(values(f"--coordinator=localhost:{port}", "--hosts=2", "--host=0"))
 
 
 def test_nothing_is_joined_where_nothing_says_so(monkeypatch):
-    monkeypatch.setattr(setup, "metadata", lambda key: pytest.fail("the network was asked"))
+    monkeypatch.setattr(hosts, "metadata", lambda key: pytest.fail("the network was asked"))
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("hosts were joined"))
-    setup.join_hosts(values())
+    hosts.join_hosts(values())
     monkeypatch.setenv("OMPI_MCA_orte_hnp_uri", "1.0;tcp://10.0.0.1:1")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
-    setup.join_hosts(values("--nodistributed"))
+    hosts.join_hosts(values("--nodistributed"))
 
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-4]", "SLURM_NTASKS": "4", "SLURM_PROCID": "3"}
@@ -272,7 +272,7 @@ OMPI = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE":
     ],
 )
 def test_the_environment_says_how_many_processes_there_are(environment, expected):
-    found = setup.find_cluster(environment, False, lambda key: pytest.fail("the network was asked"))
+    found = hosts.find_cluster(environment, False, lambda key: pytest.fail("the network was asked"))
     assert (found and (found.hosts, found.host)) == expected
 
 
@@ -304,7 +304,7 @@ def test_the_environment_says_how_many_processes_there_are(environment, expected
 )
 def test_a_tpu_says_how_many_workers_there_are(environment, attributes, expected):
     ask = attributes.get if attributes is not None else lambda key: pytest.fail("the network was asked")
-    found = setup.find_cluster(environment, True, ask)
+    found = hosts.find_cluster(environment, True, ask)
     assert found == (expected and (expected[0], expected[1], f"Cloud TPU workers {expected[2]}"))
 
 
@@ -312,4 +312,4 @@ def test_no_metadata_server_is_no_attribute(monkeypatch):
     with socket.socket() as s:  # a port of this machine at which nobody listens
         s.bind(("127.0.0.1", 0))
         monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{s.getsockname()[1]}")
-        assert setup.metadata("agent-worker-number") is None
+        assert hosts.metadata("agent-worker-number") is None

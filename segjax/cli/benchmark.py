@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from segjax.cli.compile import size
-from segjax.cli.setup import define_cache, define_config, define_hosts, join_hosts
+from segjax.cli.hosts import define_hosts, join_hosts
+from segjax.cli.setup import define_cache, define_config
 from segjax.cli.standins import define_size, open_sources
 from segjax.config import check_choice
 from segjax.spec import UserError

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 from absl import flags
 
-from segjax.cli.setup import define_cache, define_config, define_hosts, join_hosts
+from segjax.cli.hosts import define_hosts, join_hosts
+from segjax.cli.setup import define_cache, define_config
 from segjax.train import cache
 from segjax.train.log import table
 from segjax.train.loop import evaluate_workdir

@@ -8,7 +8,8 @@ import jax
 from absl import flags
 
 from segjax import report
-from segjax.cli.setup import define_cache, define_config, define_hosts, join_hosts
+from segjax.cli.hosts import define_hosts, join_hosts
+from segjax.cli.setup import define_cache, define_config
 from segjax.train import cache
 from segjax.train.loop import train_and_evaluate
 

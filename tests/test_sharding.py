@@ -361,3 +361,10 @@ def test_crops_that_do_not_come_out_even(tmp_path):
     parallel.check_batch(mesh, 3, "data.batch_size")
     with pytest.raises(UserError, match="use 2 or 4"):
         parallel.check_batch(parallel.make_mesh(space=2), 3, "data.batch_size")
+
+
+def test_folded_maps_have_whole_rows():
+    net = models.create("unet", SPEC, widths=(4, 8), fold=True)
+    mesh = parallel.make_mesh(devices=4, space=4)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), pytest.raises(UserError, match=r"model\.fold=False"):
+        jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False))

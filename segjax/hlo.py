@@ -134,10 +134,17 @@ def unestimated(program: Program) -> dict[str, int]:
         program: what to count.
 
     Returns:
-        Number by operation, the most frequent first: what travels between devices or is copied, and more.
+        Number by operation, the most frequent first: what travels between devices, and what else has more than a
+        thousand results.
     """
-    used = [i for i in entry(program) if not i.cycles and i.opcode not in FREE and not i.opcode.endswith("-done")]
-    return dict(collections.Counter(i.opcode.removesuffix("-start") for i in used).most_common())
+
+    def works(i):
+        opcode = i.opcode.removesuffix("-start")
+        large = any(math.prod(shape.dims) > 1000 for shape in i.shapes)
+        return opcode in COLLECTIVES or (large and opcode not in FREE and not opcode.endswith("-done"))
+
+    used = (i.opcode.removesuffix("-start") for i in entry(program) if not i.cycles and works(i))
+    return dict(collections.Counter(used).most_common())
 
 
 def layers(program: Program) -> tuple[list[Cost], int]:

@@ -56,7 +56,8 @@ def make_mesh(
     count = devices or len(found)
     if space < 1 or count % space:
         divisors = [n for n in range(1, count + 1) if count % n == 0]
-        raise UserError(f"parallel.space={space} cannot share {count} devices: use one of {divisors}.")
+        more = " (XLA_FLAGS=--xla_force_host_platform_device_count=4 makes four of a CPU)" if count == 1 else ""
+        raise UserError(f"parallel.space={space} cannot share {count} devices: use one of {divisors}{more}.")
     axes = {"axis_names": (DATA, SPACE), "axis_types": (AxisType.Auto,) * 2}
     if space == 1:
         return jax.make_mesh((count, 1), devices=found[:count], **axes)

@@ -93,7 +93,7 @@ def test_programs_are_those_that_run(mode):
     config.parallel.mode = mode
     for program in aot.programs(config):
         facts = aot.report(program)
-        assert facts["fits"] and facts["peak_bytes"] >= facts["argument_bytes"] > 0 and facts["flops"] > 0
+        assert facts["fits"] is None and facts["peak_bytes"] >= facts["argument_bytes"] > 0 and facts["flops"] > 0
         assert json.loads(json.dumps(facts)) == facts
         assert not any(each["activation"] for each in facts["collectives"])
         if program.name == "train" and mode == "jit":
@@ -274,4 +274,4 @@ def test_what_does_not_fit_says_so(tpu):
 
 def test_unknown_topologies_are_named(tpu):
     code, _, err = tpu("--topology=v9:2x2")
-    assert code == 1 and "--topology=v9:2x2" in err and "v5e:4x4" in err and "Traceback" not in err
+    assert code == 1 and "--topology=v9:2x2" in err and "v5e:2x2" in err and "Traceback" not in err

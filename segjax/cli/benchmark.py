@@ -47,8 +47,10 @@ def main(values: flags.FlagValues) -> dict[str, Any] | None:
     cache.switch(values.cache)
     for name in values.what:
         check_choice("what", name, PARTS)
+    if set(values.what) <= ({"input"} if values.size else set()):
+        raise UserError(f"--what names nothing to time: name one of {', '.join(aot.STEPS)}, or input without --size.")
     before = _read(values.compare) if values.compare else None
-    config, console = values.config, Console(stderr=True, quiet=jax.process_index() > 0)
+    config, console = values.config, Console(stderr=True, highlight=False, quiet=jax.process_index() > 0)
     opened = open_sources(config, values.size, values.classes)
     device = jax.devices()[0]
     facts: dict[str, Any] = {"device": device.device_kind, "devices": jax.device_count(), "jax": jax.__version__}
@@ -60,7 +62,7 @@ def main(values: flags.FlagValues) -> dict[str, Any] | None:
         facts["input"] = benchmark.inputs(config, values.seconds, opened)
         _input(console, facts["input"])
     elif "input" in values.what:
-        console.print("The input is not timed: --size stands in for the data.", highlight=False)
+        console.print("The input is not timed: --size stands in for the data.")
     if {"train", "input"} <= facts.keys():
         facts["bottleneck"] = _bottleneck(console, facts)
     if before is not None:
@@ -83,23 +85,21 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _steps(console, facts, chosen):
-    grid = Table("step", box=SIMPLE, title=f"{facts['devices']} x {facts['device']}", title_justify="left")
-    for heading in ("images", "ms", "10 %", "90 %", "images/s", "peak", "compile", "cached", "memory"):
-        grid.add_column(heading, justify="right")
-    for name in chosen:
-        each = facts[name]
-        grid.add_row(
-            name,
-            str(each["images"]),
-            f"{each['ms']:.2f}",
-            f"{each['ms_low']:.2f}",
-            f"{each['ms_high']:.2f}",
-            f"{each['images_per_second']:,.1f}",
-            "-" if each["share_of_peak"] is None else f"{each['share_of_peak']:.1%}",
-            f"{each['cold_seconds']:.1f} s",
-            f"{each['warm_seconds']:.1f} s",
-            size(each["peak_bytes"]),
-        )
+    grid = Table("", *chosen, box=SIMPLE, title=f"{facts['devices']} x {facts['device']}", title_justify="left")
+    for column in grid.columns[1:]:
+        column.justify = "right"
+    lines = {
+        "images": lambda each: str(each["images"]),
+        "ms, median": lambda each: f"{each['ms']:.2f}",
+        "10 % .. 90 % of calls": lambda each: f"{each['ms_low']:.2f} .. {each['ms_high']:.2f}",
+        "images/s": lambda each: f"{each['images_per_second']:,.1f}",
+        "share of peak": lambda each: "-" if each["share_of_peak"] is None else f"{each['share_of_peak']:.1%}",
+        "compiled in": lambda each: f"{each['cold_seconds']:.1f} s",
+        "from the cache in": lambda each: f"{each['warm_seconds']:.1f} s",
+        "memory a device": lambda each: size(each["peak_bytes"]),
+    }
+    for name, write in lines.items():
+        grid.add_row(name, *(write(facts[step]) for step in chosen))
     console.print(grid)
 
 
@@ -128,14 +128,14 @@ def _bottleneck(console, facts):
     }
     name = min(rates, key=rates.get)
     listed = ", ".join(f"{part} {rate:,.1f}" for part, rate in rates.items())
-    console.print(f"\nBottleneck: {name}. Images/s: {listed}; together {each['together']:,.1f}.", highlight=False)
+    console.print(f"\nBottleneck: {name}. Images/s: {listed}; together {each['together']:,.1f}.")
     return name
 
 
 def _compare(console, facts, before):
     if before["device"] != facts["device"] or before.get("devices") != facts["devices"]:
-        console.print(f"The earlier run was on {before.get('devices')} x {before['device']}.", highlight=False)
+        console.print(f"The earlier run was on {before.get('devices')} x {before['device']}.")
     for name, ratio in facts["compared"].items():
         other = before[name].get("hash") != facts[name].get("hash")
         note = ", which was another program" if other else ""
-        console.print(f"{name}: {ratio:.2f} times the images/s of the earlier run{note}", highlight=False)
+        console.print(f"{name}: {ratio:.2f} times the images/s of the earlier run{note}")

@@ -21,10 +21,8 @@ from segjax.train import aot, cache
 from segjax.train.fit import fit
 
 LAYERS = 16  # rows of the table of layers
-NO_ESTIMATE = (
-    "This backend says nothing about time. For an estimate without a TPU: pip install 'segjax[tpu]', then add "
-    "--topology=v5e:2x2."
-)
+NO_ESTIMATE = "This backend says nothing about time: add --topology=v5e:2x2 for the estimate of a TPU's compiler"
+AXES = {"v2": 2, "v3": 2, "v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}  # of the versions' slices
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -34,7 +32,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("topology", None, text, flag_values=values)
     flags.DEFINE_list("what", list(aot.STEPS), "Steps to compile.", flag_values=values)
     flags.DEFINE_bool("fit", False, "Search the largest training batch that fits.", flag_values=values)
-    flags.DEFINE_float("memory", None, "GiB of a device, for --fit; what the chip has.", 0, flag_values=values)
+    flags.DEFINE_float("memory", None, "GiB of a device that --fit may use; what the chip has.", 0, flag_values=values)
     define_size(values)
     define_cache(values)
 
@@ -48,11 +46,16 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
     Returns:
         "devices", versions, and for each step what `segjax.train.aot.report` says; with --fit "fit".
     """
+    if not values.what:
+        raise UserError(f"--what is empty: name one of {', '.join(aot.STEPS)}.")
+    if values.memory and not values.fit:
+        raise UserError("--memory is what --fit may use: add --fit.")
     devices = described(values.topology) if values.topology else None
     if devices and values.config.parallel.mode == "pmap" and len({each.process_index for each in devices}) > 1:
         raise UserError("For a slice of several hosts compile with --config.parallel.mode=jit: pmap needs them there.")
-    cache.switch(values.cache)
-    config, console = values.config, Console(stderr=True)
+    # Programs of devices that are not here cannot be read back.
+    cache.switch(values.cache and not devices)
+    config, console = values.config, Console(stderr=True, highlight=False)
     opened = open_sources(config, values.size, values.classes)
     programs = aot.programs(config, values.what, devices, opened)
     device = programs[0].devices[0]
@@ -65,14 +68,15 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
     for program in programs:
         facts[program.name] = aot.report(program)
         show(console, program.name, facts[program.name], device)
-        if not facts[program.name]["fits"]:
+        if facts[program.name]["fits"] is False:
             advise(console, config, program, facts[program.name], devices, opened)
     if values.fit:
         memory = int(values.memory * 2**30) if values.memory else None
         facts["fit"] = found = fit(config, devices, opened, memory)
-        console.print(_said(found, config), highlight=False)
+        console.print(_said(found, config))
     if device.platform != "tpu":
-        console.print(NO_ESTIMATE, highlight=False)
+        needs = "." if importlib.util.find_spec("libtpu") else ", which comes with pip install 'segjax[tpu]'."
+        console.print(NO_ESTIMATE + needs, markup=False)
     return facts
 
 
@@ -98,6 +102,9 @@ def described(topology: str) -> list[jax.Device]:
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v4-8"}
     jax.config.update("jax_platforms", "cpu")
     version, _, shape = topology.partition(":")
+    if AXES.get(version) != len(shape.split("x")):
+        known = ", ".join(f"{name}:{'x'.join('2' * axes)}" for name, axes in AXES.items())
+        raise UserError(f"--topology={topology}: there is no such slice. Versions and numbers of axes are {known}.")
     options: dict[str, Any] = {"chip_config_name": "megacore"} if version == "v4" else {}  # as on the real ones
     if set(shape.split("x")) == {"1"}:
         options["chips_per_host_bounds"] = (1, 1, 1)
@@ -106,8 +113,8 @@ def described(topology: str) -> list[jax.Device]:
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         said = str(error).split("\n")[0].removeprefix("INVALID_ARGUMENT: ")
         raise UserError(
-            f"--topology={topology}: {said} Versions are v2, v3, v5e and v6e with two axes (v5e:1x1, v5e:2x2, "
-            "v5e:4x4, …), v4, v5p and tpu7x with three (v4:2x2x1, v4:2x2x4, …)."
+            f"--topology={topology}: the compiler says: {said} A host has 2x2 chips: axes are multiples of 2, the last "
+            "of three need not be, and a single chip is 1x1."
         ) from error
 
 
@@ -122,18 +129,16 @@ def show(console: Console, name: str, facts: dict[str, Any], device: jax.Device)
     """
     chip = chips.of(device)
     where = f"{facts['devices']} x {device.device_kind}"
-    console.print(f"\n[bold]{name}[/bold]: {facts['images']} images on {where}", highlight=False)
+    console.print(f"\n[bold]{name}[/bold]: {facts['images']} images on {where}")
     if not facts["fits"] and "peak_bytes" not in facts:
-        console.print(f"does not fit: {facts['message']}", highlight=False)
+        console.print(f"does not fit: {facts['message']}")
         return
     limit = f" of {size(facts['memory_bytes'])}" if facts["memory_bytes"] else ""
     lines = [
-        ("memory a device", f"{size(facts['peak_bytes'])}{limit}" + ("" if facts["fits"] else ": does not fit")),
+        ("memory a device", f"{size(facts['peak_bytes'])}{limit}{': does not fit' * (facts['fits'] is False)}"),
         *((each, size(facts[f"{key}_bytes"])) for each, key in MEMORY),
-        (
-            "operations a device",
-            f"{facts['flops'] / 1e9:,.1f} GFLOP, {size(facts['bytes_accessed'])} read and written",
-        ),
+        ("operations a device", f"{(facts['flops'] or 0) / 1e9:,.4g} GFLOP"),
+        ("read and written", size(facts["bytes_accessed"] or 0)),
     ]
     if facts.get("estimated_ms"):
         lines += [
@@ -154,7 +159,7 @@ def show(console: Console, name: str, facts: dict[str, Any], device: jax.Device)
             f"{facts['trace_seconds']:.1f} s, {facts['compile_seconds']:.1f} s"
             + (", from the cache" if facts["from_cache"] else ""),
         ),
-        ("hash of the program", facts["hash"]),
+        ("hash before compilation", facts["hash"]),
     ]
     grid = Table(box=None, show_header=False, padding=(0, 2))
     for line in lines:
@@ -172,7 +177,8 @@ def _layers(console, facts):
     if not facts["layers"]:
         return
     grid = Table("layer", box=SIMPLE, title="Estimated time by layer", title_justify="left")
-    for heading in ("forward", "backward", "share"):
+    unit = "ms" if facts.get("estimated_ms") else "cycles"
+    for heading in (f"forward, {unit}", f"backward, {unit}", "share"):
         grid.add_column(heading, justify="right")
     cycles = facts["estimated_cycles"]
 
@@ -190,9 +196,9 @@ def _layers(console, facts):
     console.print(grid)
     if facts["not_estimated"]:
         names = ", ".join(f"{count} {opcode}" for opcode, count in facts["not_estimated"].items())
-        console.print(f"Not in the estimate: {names}.", highlight=False)
+        console.print(f"Not in the estimate: {names}.")
     if facts["unknown_loops"]:
-        console.print(f"{facts['unknown_loops']} loops of unknown length count once.", highlight=False)
+        console.print(f"{facts['unknown_loops']} loops of unknown length count once.")
 
 
 def _collectives(console, found):
@@ -213,13 +219,12 @@ def _collectives(console, found):
             console.print(
                 f"[bold]Warning[/bold]: {each['opcode']} of an activation, {' '.join(each['shapes'])}, in "
                 f"{each['layer'] or '(outside the layers)'}",
-                highlight=False,
             )
 
 
 def _buffers(console, found):
     grid = Table("largest buffers", box=SIMPLE)
-    for heading in ("values", "in memory", "padding", "made in"):
+    for heading in ("bytes", "in memory", "padding", "made in"):
         grid.add_column(heading, justify="right")
     for each in found:
         waste = 1 - each["bytes"] / max(1, each["padded_bytes"])
@@ -253,7 +258,7 @@ def advise(console, config, program, facts, devices, opened) -> None:
         (small,) = aot.programs(trial, (program.name,), devices, opened)
         found = aot.report(small)
         said = "" if found["fits"] else " does not fit either"
-        console.print(f"The same step with {images} images{said}:", highlight=False)
+        console.print(f"The same step with {images} images{said}; its maps grow with their number:")
         _buffers(console, found.get("buffers", []))
     section = "data" if program.name == "train" else "eval"
     hints = [] if program.name == "predict" else [f"a smaller {section}.batch_size"]
@@ -266,7 +271,7 @@ def advise(console, config, program, facts, devices, opened) -> None:
         "parallel.space=N, N devices for the rows of an image",
         "preprocess.resize" if section == "eval" else "data.crop",
     ]
-    console.print("It takes less with " + "; ".join(hints) + ".", highlight=False)
+    console.print("It takes less with " + "; ".join(hints) + ".")
 
 
 def _said(found, config):

@@ -55,9 +55,11 @@ def open_sources(config: ConfigDict, size: list[str] | None, classes: int | None
 
 def _spec(config, classes):
     """Classes by number, as the configuration names them, or else as the source that is there does."""
+    names = config.source.get("classes")
+    if classes and names:
+        raise UserError("--classes is for configurations that name no classes: this one does, in source.classes.")
     if classes:
         return make_spec([f"class {k}" for k in range(classes)], None, tuple(range(1, classes)))
-    names = config.source.get("classes")
     if isinstance(names, tuple | list) and names:
         return make_spec(names, None, tuple(config.source.get("things") or ()))
     try:

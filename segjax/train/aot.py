@@ -112,7 +112,7 @@ def memory(executable: Any, device: jax.Device) -> dict[str, Any]:
 
     Returns:
         "argument_bytes", "output_bytes" (those that take no argument's place), "temporary_bytes", "code_bytes", their
-        sum "peak_bytes", "memory_bytes" of the device or None, and "fits".
+        sum "peak_bytes", "memory_bytes" of the device or None, and "fits", None where that is not known.
     """
     stats, chip = executable.memory_analysis(), chips.of(device)
     sizes = {
@@ -125,7 +125,7 @@ def memory(executable: Any, device: jax.Device) -> dict[str, Any]:
     if device in jax.local_devices():  # what JAX may use of it
         limit = (device.memory_stats() or {}).get("bytes_limit", limit)
     peak = sum(sizes.values())
-    return sizes | {"peak_bytes": peak, "memory_bytes": limit, "fits": limit is None or peak <= limit}
+    return sizes | {"peak_bytes": peak, "memory_bytes": limit, "fits": None if limit is None else peak <= limit}
 
 
 def _estimate(cycles, flops, program):

@@ -41,14 +41,16 @@ def fit(
         def of(rows):
             trial = config.copy_and_resolve_references()
             trial.data.batch_size, trial.model.remat = rows, remat
+            name = f"batch of {rows}" + (", model.remat=True" if remat else "")
+            log.info("%s: compiling", name)
             (program,) = aot.programs(trial, ("train",), devices, opened)
             found = aot.report(program)
             limit = memory or found.get("memory_bytes")
-            if found["fits"] and limit is None:
+            if found["fits"] is not False and limit is None:
                 raise UserError("The memory of these devices is not known: give --memory, in GiB.")
             used = found.get("peak_bytes")
-            fits = found["fits"] and used <= limit
-            log.info("batch of %d%s: %s", rows, ", remat" if remat else "", "fits" if fits else "does not fit")
+            fits = found["fits"] is not False and used <= limit
+            log.info("%s: %s (%.0f s)", name, "fits" if fits else "does not fit", found.get("compile_seconds", 0.0))
             return (used if fits else None), limit
 
         return of

@@ -105,7 +105,7 @@ def test_keys_and_shapes(name, output_stride, size):
 
 
 @each
-@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize("norm", ["batch", "none"])
 def test_gradient_reaches_every_parameter(name, norm):
     """With the statistics fixed: those of a batch take away a bias that only a 1x1 convolution and a norm follow."""
     assert ("batch_stats" in variables(name, norm)) == (norm == "batch" and name != "convnext_micro")
@@ -121,7 +121,7 @@ def test_gradient_passes_dilated_poolings(name):
     assert jnp.any(gradient(images()) != 0)
 
 
-@each
+@pytest.mark.parametrize("name", ["mobilenet_v2_micro", "convnext_micro"])  # the others: in networks, test_models.py
 def test_remat_changes_nothing(name):
     a, b = (gradients(name, remat=remat, train=True) for remat in (False, True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.ptp(a)), a, b)

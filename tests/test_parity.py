@@ -107,12 +107,8 @@ MOBILE = TV | {"backbone": "mobilenet_v3_large", "output_stride": 16}
 NETWORKS = {  # theirs, ours, sizes
     "fcn_resnet50": (lambda: segmentation("fcn_resnet50", aux_loss=True), "torchvision",
                      ("fcn", TV | {"backbone": "resnet50", "aux": "c4"}), BIG),
-    "fcn_resnet101": (lambda: segmentation("fcn_resnet101", aux_loss=True), "torchvision",
-                      ("fcn", TV | {"backbone": "resnet101", "aux": "c4"}), LITTLE),
     "deeplabv3_resnet50": (lambda: segmentation("deeplabv3_resnet50", aux_loss=True), "torchvision",
                            ("deeplabv3", TV | {"output_stride": 8, "aux": "c4"}), LITTLE),
-    "deeplabv3_resnet101": (lambda: segmentation("deeplabv3_resnet101"), "torchvision",
-                            ("deeplabv3", TV | {"backbone": "resnet101", "output_stride": 8}), LITTLE),
     "deeplabv3_mobilenet_v3_large": (lambda: segmentation("deeplabv3_mobilenet_v3_large", aux_loss=True), "torchvision",
                                      ("deeplabv3", MOBILE | {"atrous_rates": (12, 24, 36), "aux": "c3"}), BIG),
     "lraspp_mobilenet_v3_large": (lambda: segmentation("lraspp_mobilenet_v3_large"), "torchvision",
@@ -129,7 +125,7 @@ NETWORKS = {  # theirs, ours, sizes
 }  # fmt: skip
 
 
-SLOW = "fcn_resnet50 fcn_resnet101 deeplabv3_resnet101 deeplabv3_mobilenet_v3_large resnet101 resnet152 convnext_small"
+SLOW = "fcn_resnet50 deeplabv3_mobilenet_v3_large resnet101 resnet152 convnext_small"
 
 
 def marked(names):

@@ -76,7 +76,7 @@ def resize(x: Float[Array, "b h w c"], size: tuple[int, int], align_corners: boo
         if x.shape[axis] == 1:
             x = jnp.repeat(x, size[axis - 1], axis)
     rows, columns = (weights(a, b) if a != b else None for a, b in zip(x.shape[1:3], size, strict=True))
-    return resample(x, rows, columns, _reach(x.shape[1], size[0], align_corners))
+    return resample(x, rows, columns, _reach(x.shape[1], size[0], align_corners) if shards() > 1 else None)
 
 
 def nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b y x c"]:

@@ -57,8 +57,8 @@ MODELS = {
     ),
 }  # fmt: skip
 CHANNELS = {"logits": (3,), "aux": (3,), "centre": (), "offset": (2,)}
-# These have the layers of others (DeepLabs those of Panoptic-DeepLab; see also test_sharding.py), and group norm takes no
-# statistics over devices.
+# These have the layers of others (DeepLabs those of Panoptic-DeepLab; see also test_sharding.py), and group norm takes
+# no statistics over devices.
 ALIKE = ("fcn", "fcn_16s", "fcn_32s", "unet_resnet", "deeplabv3", "deeplabv3_group", "deeplabv3plus")
 ALIKE += ("deeplabv3plus_smp", "deeplabv3plus_convnext", "panoptic_deeplab")
 TRAINED = [case for case in MODELS if case not in ALIKE]

@@ -168,6 +168,26 @@ def test_fit_counts_the_memory_of_each_device():
         fit.fit(config)
 
 
+def test_fit_says_whether_recomputing_is_needed(monkeypatch):
+    """Ten bytes an image, four with remat, of a hundred; batches are multiples of the four devices."""
+
+    def report(config):
+        used = config.data.batch_size * (4 if config.model.remat else 10)
+        return {"fits": used <= 100, "memory_bytes": 100, "peak_bytes": used}
+
+    monkeypatch.setattr(aot, "programs", lambda config, *rest: [config])
+    monkeypatch.setattr(aot, "report", report)
+    found = fit.fit(tiny(batch_size=16))
+    assert found == {
+        "batch_size": 8,
+        "peak_bytes": 80,
+        "needs_remat": True,
+        "remat_batch_size": 24,
+        "remat_peak_bytes": 96,
+    }
+    assert fit.fit(tiny(batch_size=8)) == {"batch_size": 8, "peak_bytes": 80, "needs_remat": False}
+
+
 def test_a_described_device_is_the_share_of_its_chip_that_it_is():
     class Core:
         device_kind, num_cores = "TPU v3", 1

@@ -194,11 +194,11 @@ def programs(
     for name in what:
         check_choice("what", name, STEPS)
     source = build.open_split(config, config.splits.train, opened)
-    built = mesh, _, _, model = build.plan(config, source.spec, devices)
+    built = build.plan(config, source.spec, devices)
+    mesh = built.mesh
     train = build.open_train(config, built, {config.splits.train: source})
     training = build.training(config, built, train)
-    averaged = config.ema.decay > 0
-    now = state.abstract(model, training.tx, train.shapes["image"][0], averaged)
+    now = training.shapes
     if config.parallel.mode == "jit":
         placed = parallel.state_sharding(mesh, now, config.parallel.fsdp)
         now = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), now, placed)

@@ -38,11 +38,9 @@ def steps(config: ConfigDict, what: tuple[str, ...], seconds: float, opened: bui
         it is counted.
     """
     source = build.open_split(config, config.splits.train, opened)
-    built = mesh, _, _, model = build.plan(config, source.spec)
+    built = build.plan(config, source.spec)
     train = build.open_train(config, built, opened)
-    tx = build.training(config, built, train).tx
-    averaged = config.ema.decay > 0
-    now = state.init(model, tx, train.shapes["image"][0], averaged, config.seed, mesh, config.parallel.fsdp)
+    now = build.training(config, built, train).first()
     facts: dict[str, Any] = {}
     for program in aot.programs(config, what, None, opened):
         with empty_cache():
@@ -61,7 +59,7 @@ def steps(config: ConfigDict, what: tuple[str, ...], seconds: float, opened: bui
             "warm_seconds": warm["trace_seconds"] + warm["compile_seconds"],
             "peak_bytes": aot.memory(executable, program.devices[0])["peak_bytes"],
         }
-    used = mesh.local_devices[0].memory_stats() or {}
+    used = built.mesh.local_devices[0].memory_stats() or {}
     return facts | {"device_peak_bytes": used.get("peak_bytes_in_use")}
 
 
@@ -88,15 +86,7 @@ def inputs(config: ConfigDict, seconds: float, opened: build.Sources = None) -> 
     batch = next(train.batches(0, 1))
     transfer = timed(lambda: jax.block_until_ready(parallel.put_batch(mesh, batch, mode)), seconds / 4)
     training = build.training(config, built, train)
-    now = state.init(
-        built.model,
-        training.tx,
-        train.shapes["image"][0],
-        config.ema.decay > 0,
-        config.seed,
-        mesh,
-        config.parallel.fsdp,
-    )
+    now = training.first()
 
     def step(batch):
         nonlocal now

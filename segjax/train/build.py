@@ -1,10 +1,10 @@
 """From a configuration to what it describes: model and task, batches, compiled steps."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import optax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -128,12 +128,17 @@ def open_eval(config: ConfigDict, split: str, built: Plan, opened: Sources = Non
 
 
 class Training(NamedTuple):
-    """How a run trains: its lengths, its optimiser and learning rate by step, and the compiled step."""
+    """How a run trains.
+
+    run: its lengths; schedule: learning rate by step; step: compiled; shapes: of the state; first: makes the first
+    state.
+    """
 
     run: Durations
-    tx: optax.GradientTransformation
     schedule: Callable
     step: Callable
+    shapes: state.State
+    first: Callable[[], state.State]
 
 
 def training(config: ConfigDict, built: Plan, batches: pipeline.Batches) -> Training:
@@ -155,10 +160,12 @@ def training(config: ConfigDict, built: Plan, batches: pipeline.Batches) -> Trai
         colours, decay = dict(config.augment), config.ema.decay
         return step.make_train_step(model, task, tx, preprocess, colours, config.seed, decay, axis)
 
-    shapes = state.abstract(model, tx, batches.shapes["image"][0], config.ema.decay > 0)
-    placed = parallel.state_sharding(mesh, shapes, config.parallel.fsdp)
+    shape, averaged, fsdp = batches.shapes["image"][0], config.ema.decay > 0, config.parallel.fsdp
+    shapes = state.abstract(model, tx, shape, averaged)
+    placed = parallel.state_sharding(mesh, shapes, fsdp)
     compiled = step.compile_step(make, mesh, config.parallel.mode, donate=True, placed=placed)
-    return Training(run, tx, schedule, compiled)
+    first = functools.partial(state.init, model, tx, shape, averaged, config.seed, mesh, fsdp)
+    return Training(run, schedule, compiled, shapes, first)
 
 
 def eval_step(config: ConfigDict, built: Plan) -> Callable:

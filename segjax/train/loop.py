@@ -61,9 +61,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None)
     built = mesh, preprocess, task, model = plan(config, source.spec)
     train = open_train(config, built, {config.splits.train: source})
     test = open_eval(config, config.splits.test, built, opened)
-    run, tx, schedule, train_step = training(config, built, train)
-    mode, fsdp = config.parallel.mode, config.parallel.fsdp
-    averaged, shape = config.ema.decay > 0, train.shapes["image"][0]
+    run, schedule, train_step, shapes, first = training(config, built, train)
+    mode = config.parallel.mode
     checkpoint.check_shared(workdir)
     changed = call(checkpoint.compare, "resume", config.resume, workdir, config, task.spec)
     score = scorer(config, built, test)
@@ -75,10 +74,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str, opened: Sources = None)
         checkpoints.check_best(task.summary(task.new_metric()))
         start = checkpoints.latest() or 0
         if start:
-            now = checkpoints.restore(start, state.abstract(model, tx, shape, averaged), mesh, fsdp)
+            now = checkpoints.restore(start, shapes, mesh, config.parallel.fsdp)
             origin = f"resumed at step {start}" + (", so init.weights is not read" if config.init.weights else "")
         else:
-            now = state.init(model, tx, shape, averaged, config.seed, mesh, fsdp)
+            now = first()
             now, origin = call(state.start_from, "init", config.init, now, model, preprocess)
         checkpoint.record(workdir, config, task.spec)
         log.truncate(start)

@@ -54,13 +54,12 @@ def ours(config):
     import numpy as np
 
     from segjax.metrics import confusion
-    from segjax.train import aot, benchmark, build, state
+    from segjax.train import aot, benchmark, build
 
     source = build.open_split(config, config.splits.train)
     built = build.plan(config, source.spec)
     train = build.open_train(config, built)
-    tx = build.training(config, built, train).tx
-    now = state.init(built.model, tx, train.shapes["image"][0], False, config.seed, built.mesh)
+    now = build.training(config, built, train).first()
     calls = {}
     for program, name in zip(aot.programs(config, ("train", "eval")), ("train", "forward"), strict=True):
         calls[name] = benchmark.caller(program, aot.compiled(program)[0], config, built, now)

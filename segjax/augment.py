@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Key
 
-from segjax.spec import UserError
+from segjax.checks import UserError
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, section 2.5.1
 _MIN_SIGMA = 1e-3  # pixels: a Gaussian this narrow is the identity in float32, and 0 would divide by 0

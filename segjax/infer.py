@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from segjax.checks import UserError
 from segjax.data import geometry
-from segjax.spec import DatasetSpec, Preprocess, UserError
+from segjax.spec import DatasetSpec, Preprocess
 from segjax.tasks import Task
 from segjax.train import checkpoint, loop
 from segjax.train.step import compile_predict

@@ -9,9 +9,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from segjax.config import check_choice
+from segjax.checks import UserError, check_choice
 from segjax.space import DATA, SPACE
-from segjax.spec import UserError
 
 Mode = str  # "jit" or "pmap"
 MAPS = ("image", "label", "instance")  # of a batch: arrays [b, h, w, ...], the others are [b, ...]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from segjax import space
-from segjax.spec import UserError
+from segjax.checks import UserError
 
 CHUNK = 8  # centres that one pass over the maps compares
 

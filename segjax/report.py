@@ -11,8 +11,8 @@ import markupsafe
 import numpy as np
 
 from segjax import infer, pictures
+from segjax.checks import UserError
 from segjax.data.reading import CorruptImage
-from segjax.spec import UserError
 from segjax.train import build, checkpoint
 from segjax.train.log import by_class
 

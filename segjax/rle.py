@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64, Integer
 
-from segjax.spec import UserError
+from segjax.checks import UserError
 
 
 def coco_tools() -> ModuleType:

@@ -34,12 +34,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from segjax.checks import UserError
+
 Mode = Literal["multiclass", "binary", "multilabel"]
 Colour = tuple[int, int, int]
-
-
-class UserError(ValueError):
-    """Something the user can mend: the command line prints it as one paragraph, without a traceback."""
 
 
 def voc_colours(count: int) -> tuple[Colour, ...]:

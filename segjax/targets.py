@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32, Integer, UInt
 
-from segjax.spec import UserError
+from segjax.checks import UserError
 
 CHUNK = 8  # objects that one pass over the maps draws: each pass reads and writes all of them
 

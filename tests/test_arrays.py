@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from segjax.checks import UserError
 from segjax.data.sources.arrays import arrays
-from segjax.spec import UserError
 
 RNG = np.random.default_rng(0)
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segjax.checks import UserError
 from segjax.cli import inspect
 from segjax.data.audit import audit, effective_number, inverse_frequency, median_frequency
 from segjax.data.sources.arrays import arrays
 from segjax.data.sources.folder import folder
-from segjax.spec import DatasetSpec, UserError
+from segjax.spec import DatasetSpec
 
 RNG = np.random.default_rng(0)
 CLASSES = ("a", "b", "c")

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from segjax import augment
-from segjax.spec import UserError
+from segjax.checks import UserError
 
 LUMA = np.array([0.299, 0.587, 0.114])
 ALL = {

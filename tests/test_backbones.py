@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from segjax.checks import UserError
 from segjax.nn.backbones import create
 from segjax.nn.convolution import convolution
 from segjax.nn.layers import Conv, Style
 from segjax.nn.ops import max_pool
-from segjax.spec import UserError
 
 # Name -> how odd sizes are rounded, and channels of c1 .. c5.
 MICRO = {

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from segjax.checks import UserError
 from segjax.metrics import boundary
-from segjax.spec import DatasetSpec, UserError
+from segjax.spec import DatasetSpec
 
 
 def square(y, x, side=20, size=(60, 80)):

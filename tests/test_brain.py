@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
+from segjax.checks import UserError
 from segjax.data.sources.brain import BLOCK, BLOCKS, BOX, FILE, GUARD, LEAST, brain
-from segjax.spec import UserError
 
 nibabel = pytest.importorskip("nibabel")
 room = sys.modules[brain.__module__]  # its own name in the package is that of the function

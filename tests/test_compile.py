@@ -12,9 +12,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from segjax import chips, cli, hlo, parallel
+from segjax.checks import UserError
 from segjax.cli.standins import open_sources
 from segjax.config import base
-from segjax.spec import UserError
 from segjax.train import aot, benchmark, cache, fit
 
 TINY = str(pathlib.Path(__file__).parent.parent / "configs" / "tiny.py")

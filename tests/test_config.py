@@ -4,9 +4,10 @@ import json
 import pytest
 
 from segjax import augment, config, models, parallel, tasks
+from segjax.checks import UserError
 from segjax.config import base, call, durations, from_dict, to_dict
 from segjax.data import loader, pipeline, sources
-from segjax.spec import DatasetSpec, Preprocess, UserError
+from segjax.spec import DatasetSpec, Preprocess
 from segjax.train import checkpoint, log, optimizer, state
 
 FUNCTIONS = {

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segjax.checks import UserError
 from segjax.data import files
 from segjax.data.audit import audit
 from segjax.data.sources.folder import folder
-from segjax.spec import UserError
 
 
 def save(path, pixels, **options):

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from absl import flags
 
+from segjax.checks import UserError
 from segjax.cli import hosts, setup
 from segjax.data import pipeline
 from segjax.data.loader import Loading
-from segjax.spec import Preprocess, UserError
+from segjax.spec import Preprocess
 from segjax.train import checkpoint, loop
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -29,12 +29,14 @@ from segjax.train import build, optimizer
 PACKAGE = pathlib.Path(__file__).parent.parent / "segjax"
 
 # Room -> rooms it may import, beside its own folder.
-BASE = {"spec", "config", "space"}
+BASE = {"checks", "keys", "spec", "config", "space"}
 TOOLS = {"data", "nn", "losses", "metrics", "augment", "parallel", "pictures", "rle", "targets", "postprocess"}
 TOOLS |= {"chips", "hlo"}
 ROOMS = {
-    "spec": set(),
-    "config": {"spec"},
+    "checks": set(),
+    "keys": {"checks"},
+    "spec": {"checks", "keys"},
+    "config": {"checks", "keys", "spec"},
     "space": set(),
     **dict.fromkeys(TOOLS, BASE),
     **dict.fromkeys(("data", "metrics"), BASE | {"rle"}),

@@ -4,8 +4,8 @@ import ml_collections
 import numpy as np
 import pytest
 
+from segjax.checks import UserError
 from segjax.data.ids import apply, make_map, make_spec
-from segjax.spec import UserError
 
 SPEC = make_spec(("a", "b", "c"))
 TWO = make_spec(("a", "b"))

@@ -9,8 +9,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from segjax.checks import UserError
 from segjax.metrics import instance
-from segjax.spec import DatasetSpec, UserError, decode
+from segjax.spec import DatasetSpec, decode
 
 SPEC = DatasetSpec(("ground", "cat", "dog"), things=(1, 2))
 ONE = pytest.approx(1, abs=1e-12)  # pycocotools adds a rounding error to its divisors

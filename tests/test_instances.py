@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from segjax.checks import UserError
 from segjax.data.instances import Mask, number, paint
-from segjax.spec import DatasetSpec, UserError
+from segjax.spec import DatasetSpec
 
 SPEC = DatasetSpec(("sky", "car", "road", "person"), things=(1, 3))
 

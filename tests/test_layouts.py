@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segjax.checks import UserError
 from segjax.cli.setup import read_config_file
 from segjax.data.sources import create
-from segjax.spec import UserError, voc_colours
+from segjax.spec import voc_colours
 from segjax.train import build
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"

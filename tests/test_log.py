@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from segjax.spec import UserError
+from segjax.checks import UserError
 from segjax.train import log as logs
 from segjax.train.log import Log, table
 

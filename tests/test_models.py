@@ -10,7 +10,8 @@ import pytest
 from flax import linen as nn
 
 from segjax import models, parallel, tasks
-from segjax.spec import DatasetSpec, Preprocess, UserError
+from segjax.checks import UserError
+from segjax.spec import DatasetSpec, Preprocess
 from segjax.train import optimizer, state, step
 
 SPEC = DatasetSpec(("a", "b", "c"), things=(1, 2))

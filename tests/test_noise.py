@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from segjax.checks import UserError
 from segjax.data.sources.noise import noise
-from segjax.spec import UserError
 
 
 def test_an_image_is_a_function_of_split_and_number():

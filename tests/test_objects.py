@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from segjax import losses, models, parallel, tasks
+from segjax.checks import UserError
 from segjax.config import base
 from segjax.data.loader import Loading
 from segjax.data.pipeline import eval_batches, train_batches
 from segjax.data.sources.arrays import arrays
 from segjax.data.sources.shapes import SPEC, shapes
 from segjax.metrics import instance, panoptic
-from segjax.spec import DatasetSpec, Preprocess, UserError, encode
+from segjax.spec import DatasetSpec, Preprocess, encode
 from segjax.train import step
 from segjax.train.evaluate import evaluate
 from segjax.train.loop import train_and_evaluate

@@ -11,12 +11,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from segjax import infer, pictures
+from segjax.checks import UserError
 from segjax.cli import main
 from segjax.cli.predict import _check_ours
 from segjax.data.coco import rgb_to_id
 from segjax.data.sources.coco import coco_panoptic
 from segjax.data.sources.shapes import SPEC, shapes
-from segjax.spec import UserError
 
 # What pycocotools 2.0.11 warns of when it decodes.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

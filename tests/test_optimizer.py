@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from segjax.checks import UserError
 from segjax.config import base
-from segjax.spec import UserError
 from segjax.train import optimizer
 
 SCHEDULES = ("constant", "step", "exponential", "polynomial", "cosine", "one_cycle")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segjax.checks import UserError
 from segjax.metrics import pairs, panoptic, panoptic_quality
-from segjax.spec import DatasetSpec, UserError
+from segjax.spec import DatasetSpec
 
 D = 100
 VOID = 255 * D

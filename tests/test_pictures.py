@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from segjax import pictures, report
+from segjax.checks import UserError
 from segjax.config import base
 from segjax.data.reading import CorruptImage
 from segjax.data.sources.arrays import arrays
-from segjax.spec import DatasetSpec, UserError
+from segjax.spec import DatasetSpec
 from segjax.train import loop
 
 SPEC = DatasetSpec(("road", "car", "sky"), colours=((10, 20, 30), (200, 0, 0), (0, 0, 250)))

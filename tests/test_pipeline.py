@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segjax.checks import UserError
 from segjax.data import geometry
 from segjax.data.loader import Loading
 from segjax.data.order import shuffled
 from segjax.data.pipeline import eval_batches, train_batches
 from segjax.data.sources.arrays import arrays
 from segjax.data.sources.folder import folder
-from segjax.spec import Preprocess, UserError
+from segjax.spec import Preprocess
 
 GREY = Preprocess(mean=(100.0,), std=(50.0,))
 THREADS, TF = Loading("threads", workers=2), Loading("tf.data", workers=2)

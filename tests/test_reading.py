@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segjax.checks import UserError
 from segjax.data import reading
 from segjax.data.reading import CorruptImage
-from segjax.spec import UserError
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (7, 5), dtype=np.uint8)

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from segjax.checks import UserError
 from segjax.data.sources.shapes import STUFF, THINGS, _distance, shapes
-from segjax.spec import UserError
 
 
 def same(a, b):

@@ -14,13 +14,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from segjax import infer, models, parallel, postprocess, space, tasks
+from segjax.checks import UserError
 from segjax.config import base
 from segjax.data.sources.arrays import arrays
 from segjax.nn import resize
 from segjax.nn.convolution import convolution
 from segjax.nn.layers import ConvNorm
 from segjax.nn.ops import UpConv2x2, max_pool
-from segjax.spec import DatasetSpec, Preprocess, UserError
+from segjax.spec import DatasetSpec, Preprocess
 from segjax.train import checkpoint, optimizer, state, step
 from segjax.train.loop import evaluate_workdir, train_and_evaluate
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from segjax import targets
+from segjax.checks import UserError
 from segjax.data.loader import Loading
 from segjax.data.pipeline import train_batches
 from segjax.data.sources.shapes import shapes
-from segjax.spec import Preprocess, UserError
+from segjax.spec import Preprocess
 
 SETTINGS = {"things": (3, 4, 5, 6, 7), "ignore": 255, "count": 20, "sigma": 3.0, "small_area": 60, "small_weight": 3.0}
 make = jax.jit(functools.partial(targets.make, **SETTINGS))

@@ -11,9 +11,9 @@ import pytest
 import tensorflow_datasets
 from PIL import Image
 
+from segjax.checks import UserError
 from segjax.data.reading import CorruptImage, SizeMismatch
 from segjax.data.sources.tfds import SEGMENT, tfds
-from segjax.spec import UserError
 
 CLASSES = ("background", "cat", "dog")
 PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0]

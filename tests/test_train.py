@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from segjax import infer, models, parallel, tasks
+from segjax.checks import UserError
 from segjax.config import base
 from segjax.data.loader import Loading
 from segjax.data.pipeline import eval_batches
 from segjax.data.sources.arrays import arrays
-from segjax.spec import DatasetSpec, Preprocess, UserError
+from segjax.spec import DatasetSpec, Preprocess
 from segjax.train import checkpoint, loop, optimizer, state, step
 from segjax.train.evaluate import evaluate
 from segjax.train.loop import evaluate_workdir, train_and_evaluate

@@ -23,9 +23,10 @@ from state_dicts import (
 )
 
 from segjax import models, parallel, weights
+from segjax.checks import UserError
 from segjax.config import base
 from segjax.data.sources.arrays import arrays
-from segjax.spec import Preprocess, UserError
+from segjax.spec import Preprocess
 from segjax.train import checkpoint, loop, optimizer, state
 from segjax.weights import names
 from segjax.weights.match import match

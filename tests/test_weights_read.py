@@ -12,7 +12,8 @@ import pytest
 from state_dicts import classifier, leaf, network, save
 
 from segjax import weights
-from segjax.spec import Preprocess, UserError
+from segjax.checks import UserError
+from segjax.spec import Preprocess
 from segjax.weights import read
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segjax.checks import UserError
 from segjax.data.audit import audit
 from segjax.data.sources.yolo import yolo
-from segjax.spec import UserError
 
 SIZE = (8, 12)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from segjax.spec import UserError
+from segjax.checks import UserError
 
 
 class Verb(NamedTuple):

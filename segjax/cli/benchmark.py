@@ -10,12 +10,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from segjax.checks import UserError, check_choice
 from segjax.cli.compile import size
 from segjax.cli.hosts import define_hosts, join_hosts
 from segjax.cli.setup import define_cache, define_config
 from segjax.cli.standins import define_size, open_sources
-from segjax.config import check_choice
-from segjax.spec import UserError
 from segjax.train import aot, benchmark, cache
 
 PARTS = (*aot.STEPS, "input")

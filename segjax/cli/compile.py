@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from segjax import chips
+from segjax.checks import UserError
 from segjax.cli.setup import define_cache, define_config
 from segjax.cli.standins import define_size, open_sources
-from segjax.spec import UserError
 from segjax.train import aot, cache
 from segjax.train.fit import fit
 

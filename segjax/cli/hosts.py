@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 from absl import flags
 
-from segjax.spec import UserError
+from segjax.checks import UserError
 
 log = logging.getLogger("segjax")
 

@@ -13,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from segjax import pictures, tasks
+from segjax.checks import UserError
 from segjax.cli.setup import define_config
 from segjax.config import call
 from segjax.data import audit, pipeline
 from segjax.data.loader import Loading
-from segjax.spec import Preprocess, UserError
+from segjax.spec import Preprocess
 from segjax.train.build import open_split
 from segjax.train.step import coloured
 

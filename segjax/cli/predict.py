@@ -12,9 +12,10 @@ from absl import flags
 from PIL import Image, PngImagePlugin
 
 from segjax import infer, pictures, rle
+from segjax.checks import UserError
 from segjax.cli.setup import define_cache
 from segjax.data import coco, files, reading
-from segjax.spec import UserError, encode
+from segjax.spec import encode
 from segjax.train import cache, checkpoint
 
 log = logging.getLogger("segjax")

@@ -10,8 +10,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
-from segjax.config import base, check_keys
-from segjax.spec import UserError
+from segjax.checks import UserError, check_keys
+from segjax.config import base
 
 
 def define_config(values: flags.FlagValues) -> None:

@@ -5,9 +5,9 @@ import dataclasses
 from absl import flags
 from ml_collections import ConfigDict
 
+from segjax.checks import UserError
 from segjax.data.ids import make_spec
 from segjax.data.sources.noise import noise
-from segjax.spec import UserError
 from segjax.train import build
 
 

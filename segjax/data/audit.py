@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Integer
 
+from segjax.checks import UserError
 from segjax.data.reading import CorruptImage, SizeMismatch
-from segjax.spec import UserError
 
 Counts = Integer[np.ndarray, "k"] | Sequence[int]
 

@@ -15,7 +15,8 @@ from jaxtyping import Bool, Int32, Integer, UInt8, UInt16
 from scipy import ndimage
 
 from segjax import rle
-from segjax.spec import DatasetSpec, UserError
+from segjax.checks import UserError
+from segjax.spec import DatasetSpec
 
 
 def rgb_to_id(rgb: UInt8[np.ndarray, "y x 3"]) -> Int32[np.ndarray, "y x"]:

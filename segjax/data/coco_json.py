@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from segjax.spec import UserError
+from segjax.checks import UserError
 
 IMAGE = ("id", "file_name", "height", "width")
 PANOPTIC = {

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Integer, Shaped, UInt8
 
-from segjax.spec import Preprocess, UserError
+from segjax.checks import UserError
+from segjax.spec import Preprocess
 
 # Pixels that are resampled at a time: what lies in between then stays in a core's cache. Of 2^12 .. 2^17 the fastest.
 BLOCK = 2**14

@@ -7,7 +7,8 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int32, Integer, UInt8, UInt16
 
-from segjax.spec import DatasetSpec, UserError
+from segjax.checks import UserError
+from segjax.spec import DatasetSpec
 
 IDS = 1 << 16
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8, UInt16
 
-from segjax.spec import DatasetSpec, UserError
+from segjax.checks import UserError
+from segjax.spec import DatasetSpec
 
 Labels = UInt8[np.ndarray, "y x"] | UInt16[np.ndarray, "y x"]
 Instances = UInt16[np.ndarray, "y x"]

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from segjax.config import check_choice
+from segjax.checks import UserError, check_choice
 from segjax.data import geometry
-from segjax.spec import DatasetSpec, Preprocess, UserError
+from segjax.spec import DatasetSpec, Preprocess
 
 
 class Canvas(NamedTuple):

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from segjax.checks import UserError
 from segjax.data import geometry, loader
 from segjax.data.loader import Canvas, Layout, Loading, Sample, Scene
 from segjax.data.order import shuffled
 from segjax.data.reading import CorruptImage
-from segjax.spec import DatasetSpec, Preprocess, UserError
+from segjax.spec import DatasetSpec, Preprocess
 
 log = logging.getLogger("segjax")
 

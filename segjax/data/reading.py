@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from segjax.checks import UserError
 from segjax.data.coco import rgb_to_id
-from segjax.spec import Colour, UserError
+from segjax.spec import Colour
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 

@@ -7,7 +7,8 @@ from jaxtyping import Bool, Integer
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from segjax.spec import DatasetSpec, UserError
+from segjax.checks import UserError
+from segjax.spec import DatasetSpec
 
 Mask = Bool[np.ndarray, "_y _x"]
 

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
+from segjax.checks import UserError
 from segjax.metrics.pairs import check_maps, compact, count_pairs
 from segjax.rle import coco_tools, encode
-from segjax.spec import DatasetSpec, UserError
+from segjax.spec import DatasetSpec
 
 # Hundredths over 100 are the floats nearest to the thresholds, so that an IoU of exactly 0.6 is never above 0.6.
 _THRESHOLDS = np.arange(50, 100, 5) / 100

@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import Int64, Integer
 
+from segjax.checks import UserError
 from segjax.rle import runs
-from segjax.spec import UserError
 
 _TABLE = 2**20  # values of a range up to here are found by a table: any map of 1000 classes with 1000 objects each
 

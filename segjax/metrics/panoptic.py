@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from segjax.checks import UserError
 from segjax.metrics.pairs import compact, count_pairs
-from segjax.spec import DatasetSpec, UserError
+from segjax.spec import DatasetSpec
 
 
 class State(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from segjax.config import check_keys, choose
+from segjax.checks import check_keys, choose
 from segjax.models.deeplab import DeepLabV3, DeepLabV3Plus
 from segjax.models.fcn import FCN
 from segjax.models.lraspp import LRASPP

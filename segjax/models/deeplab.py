@@ -6,13 +6,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from segjax.config import check_choice
+from segjax.checks import UserError, check_choice
 from segjax.models.network import HEAD, Network, auxiliary
 from segjax.nn import backbones
 from segjax.nn.aspp import ASPP, SeparableConv
 from segjax.nn.layers import Conv, ConvNorm
 from segjax.nn.resize import resize
-from segjax.spec import UserError
 
 
 class DeepLab(Network):

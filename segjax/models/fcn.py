@@ -7,12 +7,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from segjax.config import check_choice
+from segjax.checks import UserError, check_choice
 from segjax.models.network import HEAD, Network, auxiliary
 from segjax.nn import backbones
 from segjax.nn.layers import Conv, ConvNorm
 from segjax.nn.resize import match
-from segjax.spec import UserError
 
 SKIPS = {"32s": (), "16s": ("c4",), "8s": ("c4", "c3")}
 

@@ -3,9 +3,8 @@
 import jax
 from flax import linen as nn
 
-from segjax.config import check_choice
+from segjax.checks import UserError, check_choice
 from segjax.nn.layers import Conv, ConvNorm, Style
-from segjax.spec import UserError
 
 HEAD = nn.initializers.normal(0.01)  # small scores: the first loss is that of equal probabilities
 

@@ -6,13 +6,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from segjax.config import check_choice
+from segjax.checks import UserError, check_choice
 from segjax.models.network import Network
 from segjax.nn import backbones, folded
 from segjax.nn.layers import Conv, ConvNorm, Style
 from segjax.nn.ops import UpConv2x2, max_pool
 from segjax.nn.resize import match, nearest, resize
-from segjax.spec import UserError
 
 
 class ConvBlock(nn.Module):

@@ -21,10 +21,10 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from segjax.checks import UserError
 from segjax.nn.layers import HE, Style
 from segjax.nn.ops import DOUBLING, transposed_convolution
 from segjax.space import shards
-from segjax.spec import UserError
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 

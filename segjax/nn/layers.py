@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from segjax.config import check_choice
+from segjax.checks import UserError, check_choice
 from segjax.nn.convolution import convolution
-from segjax.spec import UserError
 
 HE = nn.initializers.he_normal()
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from segjax.checks import UserError
 from segjax.nn.ops import resample
 from segjax.space import multiply_rows, shards
-from segjax.spec import UserError
 
 
 def _check(x: jax.Array) -> None:

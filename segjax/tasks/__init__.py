@@ -3,7 +3,7 @@
 import functools
 import inspect
 
-from segjax.config import check_keys, choose
+from segjax.checks import check_keys, choose
 from segjax.spec import DatasetSpec
 from segjax.tasks import objects, semantic
 from segjax.tasks.task import Task

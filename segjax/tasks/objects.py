@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from segjax import losses, postprocess, targets
+from segjax.checks import UserError
 from segjax.metrics import confusion, instance, panoptic
 from segjax.nn.resize import fit, resize
-from segjax.spec import DatasetSpec, UserError, encode
+from segjax.spec import DatasetSpec, encode
 from segjax.tasks.task import Task
 
 

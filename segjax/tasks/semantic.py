@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from segjax import losses
-from segjax.config import check_choice
+from segjax.checks import UserError, check_choice
 from segjax.metrics import confusion
 from segjax.nn.resize import fit, resize
-from segjax.spec import DatasetSpec, UserError
+from segjax.spec import DatasetSpec
 from segjax.tasks.task import Task
 
 

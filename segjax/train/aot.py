@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from segjax import chips, hlo, parallel
-from segjax.config import check_choice
+from segjax.checks import check_choice
 from segjax.data.pipeline import Batches
 from segjax.train import build, cache, state, step
 

@@ -9,10 +9,11 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from segjax import models, parallel, tasks
-from segjax.config import Durations, call, choose, durations
+from segjax.checks import UserError, choose
+from segjax.config import Durations, call, durations
 from segjax.data import pipeline, sources
 from segjax.data.loader import Loading
-from segjax.spec import DatasetSpec, Preprocess, UserError
+from segjax.spec import DatasetSpec, Preprocess
 from segjax.tasks import Task
 from segjax.train import optimizer, state, step
 

@@ -13,8 +13,9 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from segjax import parallel
-from segjax.config import check_choice, from_dict, to_dict
-from segjax.spec import DatasetSpec, UserError
+from segjax.checks import UserError, check_choice
+from segjax.config import from_dict, to_dict
+from segjax.spec import DatasetSpec
 from segjax.train.state import State
 
 # A checkpoint of one kind of network, of labels or of inputs is no start for another.

@@ -8,8 +8,8 @@ import jax
 from ml_collections import ConfigDict
 
 from segjax import parallel
+from segjax.checks import UserError
 from segjax.config import call
-from segjax.spec import UserError
 from segjax.train import aot, build
 
 log = logging.getLogger("segjax")

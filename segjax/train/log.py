@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from segjax.spec import UserError
+from segjax.checks import UserError
 
 PLAIN_SECONDS = 5.0  # between lines of progress where there is no terminal
 COLUMNS = {  # heading -> figures of each class, their mean

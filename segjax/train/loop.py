@@ -9,9 +9,10 @@ import jax
 from ml_collections import ConfigDict
 
 from segjax import parallel
+from segjax.checks import UserError
 from segjax.config import call, to_dict
 from segjax.data import pipeline
-from segjax.spec import DatasetSpec, UserError
+from segjax.spec import DatasetSpec
 from segjax.train import cache, checkpoint, optimizer, state
 from segjax.train.build import Plan, Sources, eval_step, hosts, open_eval, open_split, open_train, plan, training
 from segjax.train.evaluate import evaluate

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from segjax.config import choose
-from segjax.spec import UserError
+from segjax.checks import UserError, choose
 
 ONE_CYCLE_RISE = 0.3  # share of the run, and
 ONE_CYCLE_START = 1 / 25  # share of the peak, where fast.ai's one-cycle policy and optax start from

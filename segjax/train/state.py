@@ -11,7 +11,8 @@ from flax import struct
 
 from segjax import parallel
 from segjax import weights as pretrained
-from segjax.spec import Preprocess, UserError
+from segjax.checks import UserError
+from segjax.spec import Preprocess
 
 
 @struct.dataclass

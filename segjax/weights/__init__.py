@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from segjax.config import check_choice
-from segjax.spec import Preprocess, UserError
+from segjax.checks import UserError, check_choice
+from segjax.spec import Preprocess
 from segjax.weights import names, read
 from segjax.weights.match import Match, Mismatch, match, turn
 

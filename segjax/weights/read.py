@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segjax.spec import Preprocess, UserError
+from segjax.checks import UserError
+from segjax.spec import Preprocess
 
 FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository on the hub, in order of preference
 WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema")  # keys of checkpoints that hold more than weights

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from segjax.config import check_keys, choose
+from segjax.checks import UserError, check_keys, choose
 from segjax.data.sources.arrays import arrays
 from segjax.data.sources.brain import brain
 from segjax.data.sources.coco import coco_instances, coco_panoptic
@@ -13,7 +13,6 @@ from segjax.data.sources.noise import noise
 from segjax.data.sources.shapes import shapes
 from segjax.data.sources.tfds import tfds
 from segjax.data.sources.yolo import yolo
-from segjax.spec import UserError
 
 SOURCES: dict[str, Callable[..., Any]] = {
     "folder": folder,

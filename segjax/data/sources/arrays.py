@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from segjax.checks import UserError
 from segjax.data import files
 from segjax.data.ids import Table, count, listing, make_spec
 from segjax.data.instances import number
-from segjax.spec import DatasetSpec, UserError
+from segjax.spec import DatasetSpec
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

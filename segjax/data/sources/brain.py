@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from segjax.spec import DatasetSpec, UserError
+from segjax.checks import UserError
+from segjax.spec import DatasetSpec
 
 FILE = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 SPEC = DatasetSpec(

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from segjax.checks import UserError
 from segjax.data import files, reading
 from segjax.data.ids import Ids, Table, apply, count, index, make_map, make_spec
 from segjax.data.instances import number
-from segjax.spec import Colour, DatasetSpec, UserError
+from segjax.spec import Colour, DatasetSpec
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from segjax.spec import DatasetSpec, UserError
+from segjax.checks import UserError
+from segjax.spec import DatasetSpec
 
 BLOCK = 32  # rows and columns of a block of one class, in pixels
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from segjax.spec import DatasetSpec, UserError
+from segjax.checks import UserError
+from segjax.spec import DatasetSpec
 
 COUNTS = {"train": 4096, "validation": 512, "test": 512}
 STUFF = ("sky", "grass", "water")

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from segjax.checks import UserError
 from segjax.data import files, reading
 from segjax.data.ids import Ids, Table, apply, count, make_map, make_spec
 from segjax.data.instances import from_segments
-from segjax.spec import DatasetSpec, UserError
+from segjax.spec import DatasetSpec
 
 log = logging.getLogger("segjax")
 

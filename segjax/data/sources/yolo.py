@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from segjax.checks import UserError
 from segjax.data import files, reading
 from segjax.data.coco import decode
 from segjax.data.ids import make_spec
 from segjax.data.instances import Mask, paint
 from segjax.rle import coco_tools
-from segjax.spec import DatasetSpec, UserError
+from segjax.spec import DatasetSpec
 
 # How far beyond the image a point may lie, as a share of its side; tools that round put points there.
 TOLERANCE = 0.01

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 
 from flax import linen as nn
 
-from segjax.config import check_choice, choose
+from segjax.checks import UserError, check_choice, choose
 from segjax.nn.backbones.convnext import ConvNeXt
 from segjax.nn.backbones.mobilenet import V3_LARGE, V3_SMALL, MobileNet, Row, rows_v2
 from segjax.nn.backbones.resnet import ResNet
 from segjax.nn.backbones.vgg import VGG
 from segjax.nn.layers import Style
-from segjax.spec import UserError
 
 # The paper does not give the norms' epsilon: this is torchvision's.
 _mobilenet_v3 = functools.partial(MobileNet, stem=16, activation=nn.hard_swish, epsilon=1e-3)

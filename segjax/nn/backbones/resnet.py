@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from segjax.config import check_choice
+from segjax.checks import check_choice
 from segjax.nn.layers import ConvNorm, Style
 from segjax.nn.ops import max_pool
 

@@ -65,7 +65,7 @@ def get_config():
     config.model.dropout = 0.1
     config.model.aux = "c4"
     config.model.dtype = "bfloat16"
-    config.task.aux = 0.4
+    config.objective.aux = 0.4
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.01
     config.optimizer.schedule = "polynomial"

@@ -23,7 +23,7 @@ def get_config():
     config.augment.brightness = 0.05
     config.augment.contrast = 0.1
     config.model.widths = (16, 32, 64)
-    config.task.dice = 1.0
+    config.objective.dice = 1.0
     config.optimizer.learning_rate = 3e-3
     config.ema.decay = 0.98
     config.run.total = 400

@@ -41,9 +41,9 @@ def get_config():
     config.augment.brightness = 0.1
     config.augment.contrast = 0.2
     config.augment.saturation = 0.2
-    config.task.class_weights = (0.5, 0.45, 2.2, 0.4, 1.0, 0.65, 2.0, 1.4, 0.9, 2.5, 3.0)  # camvid_unet's
-    config.task.dice = 0.5
-    config.task.dice_over = "batch"
+    config.objective.class_weights = (0.5, 0.45, 2.2, 0.4, 1.0, 0.65, 2.0, 1.4, 0.9, 2.5, 3.0)  # camvid_unet's
+    config.objective.dice = 0.5
+    config.objective.dice_over = "batch"
     config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = "polynomial"
     config.model.backbone = "resnet18"

@@ -70,7 +70,7 @@ def get_config():
     config.model.pooling = (512, 1024)
     config.model.dropout = 0.1
     config.model.dtype = "bfloat16"
-    config.task.hardest = 0.2
+    config.objective.hardest = 0.2
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.01
     config.optimizer.schedule = "polynomial"

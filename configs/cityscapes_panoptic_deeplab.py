@@ -73,7 +73,7 @@ def get_config():
     config.model.pooling = (1025, 2049)
     config.model.momentum = 0.99
     config.model.dtype = "bfloat16"
-    config.task.nms_kernel = 13
+    config.objective.nms_kernel = 13
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 2.5e-4
     config.optimizer.schedule = "polynomial"

@@ -37,8 +37,8 @@ def get_config():
     config.model.output_stride = 16
     config.model.momentum = 0.99
     config.model.dtype = "bfloat16"
-    config.task.sigma = 8.0
-    config.task.nms_kernel = 41
+    config.objective.sigma = 8.0
+    config.objective.nms_kernel = 41
     config.task.stuff_area = 4096
     config.task.divisor = 256
     config.optimizer.name = "adam"

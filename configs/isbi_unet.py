@@ -32,7 +32,7 @@ def get_config():
     config.augment.contrast = 0.2
     config.augment.noise = 0.05
     config.model.widths = (16, 32, 64, 128)
-    config.task.dice = 1.0
+    config.objective.dice = 1.0
     config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "polynomial"
     config.ema.decay = 0.99

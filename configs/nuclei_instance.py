@@ -34,11 +34,11 @@ def get_config():
     config.model.backbone = "resnet18_half"
     config.model.width = 64
     config.model.atrous_rates = (2, 4, 6)
-    config.task.hardest = 0.5
-    config.task.offset = 0.05
-    config.task.small_area = 512
-    config.task.nms_kernel = 5
-    config.task.top_k = 400  # 329 in a test image; AP looks at as many
+    config.objective.hardest = 0.5
+    config.objective.offset = 0.05
+    config.objective.small_area = 512
+    config.objective.nms_kernel = 5
+    config.objective.top_k = 400  # 329 in a test image; AP looks at as many
     config.optimizer.learning_rate = 2e-3
     config.ema.decay = 0.99
     config.run.total = 1400

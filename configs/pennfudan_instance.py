@@ -33,9 +33,9 @@ def get_config():
     config.augment.saturation = 0.2
     config.model.backbone = "resnet18_half"
     config.model.width = 64
-    config.task.hardest = 0.5
-    config.task.small_area = 1024
-    config.task.nms_kernel = 15
+    config.objective.hardest = 0.5
+    config.objective.small_area = 1024
+    config.objective.nms_kernel = 15
     config.optimizer.learning_rate = 2e-3
     config.ema.decay = 0.99
     config.run.total = 800

@@ -38,7 +38,7 @@ def get_config():
     config.augment.saturation = 0.2
     config.augment.hue = 0.02
     config.model.dtype = "bfloat16"
-    config.task.dice = 0.5
+    config.objective.dice = 0.5
     config.optimizer.learning_rate = 1e-3
     config.ema.decay = 0.998
     config.run.unit = "epochs"

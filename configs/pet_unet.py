@@ -29,7 +29,7 @@ def get_config():
     config.augment.hue = 0.02
     config.model.widths = (32, 64, 128, 256, 512)
     config.model.dtype = "bfloat16"
-    config.task.dice = 0.5
+    config.objective.dice = 0.5
     config.optimizer.learning_rate = 2e-3
     config.ema.decay = 0.998
     config.run.unit = "epochs"

@@ -20,10 +20,10 @@ def get_config():
     config.model.backbone = "resnet18_half"
     config.model.width = 64
     config.model.atrous_rates = (2, 4, 6)
-    config.task.hardest = 0.6
+    config.objective.hardest = 0.6
     config.task.divisor = 64
     config.task.stuff_area = 64
-    config.task.top_k = 30
+    config.objective.top_k = 30
     config.optimizer.learning_rate = 3e-3
     config.ema.decay = 0.99
     config.run.total = 2000

@@ -17,7 +17,7 @@ def get_config():
     config.augment.brightness = 0.1
     config.augment.contrast = 0.2
     config.model.widths = (16, 32, 64, 128)
-    config.task.dice = 0.5
+    config.objective.dice = 0.5
     config.optimizer.learning_rate = 3e-3
     config.ema.decay = 0.99
     config.run.total = 600

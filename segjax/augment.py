@@ -5,6 +5,7 @@ happens to an image depends neither on its neighbours in the batch nor on which 
 """
 
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float32, Key
 
 from segjax.checks import UserError
+from segjax.keys import Key as Setting
+from segjax.keys import check
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, section 2.5.1
 _MIN_SIGMA = 1e-3  # pixels: a Gaussian this narrow is the identity in float32, and 0 would divide by 0
@@ -21,70 +24,63 @@ def colour(
     keys: Key[Array, " b"],
     images: Float32[Array, "b h w c"],
     *,
-    brightness: float = 0.0,
-    contrast: float = 0.0,
-    saturation: float = 0.0,
-    hue: float = 0.0,
-    gamma: float = 0.0,
-    noise: float = 0.0,
-    blur: float = 0.0,
-    cutout: float = 0.0,
+    brightness: Annotated[float, Setting("adds u(-a, a)", "[0, 1]")] = 0.0,
+    contrast: Annotated[float, Setting("scales by u(1 - a, 1 + a) about the image's mean colour", "[0, 1]")] = 0.0,
+    saturation: Annotated[
+        float, Setting("scales by u(1 - a, 1 + a) about each pixel's grey; RGB only", "[0, 1]")
+    ] = 0.0,
+    hue: Annotated[float, Setting("turns colours by u(-a, a) turns; RGB only", "[0, 0.5]")] = 0.0,
+    gamma: Annotated[float, Setting("raises pixels to the power exp(u(-a, a))", "[0, 2]")] = 0.0,
+    noise: Annotated[float, Setting("adds Gaussian noise of deviation u(0, a)", "[0, 1]")] = 0.0,
+    blur: Annotated[float, Setting("Gaussian blur of deviation u(0, a) pixels", "[0, 10]")] = 0.0,
+    cutout: Annotated[float, Setting("hides a square of a times the image's shorter side", "[0, 0.9]")] = 0.0,
 ) -> Float32[Array, "b h w c"]:
     """Changes the colours of each image at random, in the order of the arguments, and clips the result to [0, 1].
 
-    With u(a, b) a uniform draw for each image. An amplitude of 0 leaves its operation out of the program.
+    The keyword arguments are keys of the section `augment`: amplitudes a, where u is a uniform draw for each image. An
+    amplitude of 0 leaves its operation out of the program. Hue turns in the chroma plane of YIQ, which keeps luma and
+    greys and costs one 3 x 3 matrix a pixel; saturated colours may leave the RGB cube and are clipped. Noise is
+    independent in each pixel and channel. Blur continues edges outwards and reads 2 (2 ceil(3 a) + 1) pixels for each.
+    Cutout paints its square, anywhere inside the image, in the image's mean colour and leaves labels as they are: what
+    is hidden must be told from its surroundings (DeVries and Taylor 2017).
 
     Args:
         keys: a typed key for each image. Use threefry keys (jax's default): "rbg" draws under `jax.vmap` depend on
             the whole batch.
         images: pixels in [0, 1].
-        brightness: adds u(-brightness, brightness). At most 1.
-        contrast: scales by u(1 - contrast, 1 + contrast) about the image's mean colour. At most 1.
-        saturation: scales by u(1 - saturation, 1 + saturation) about each pixel's grey (luma). At most 1; RGB only.
-        hue: turns colours by u(-hue, hue) turns in the chroma plane of YIQ, which keeps luma and greys and costs one
-            3 x 3 matrix a pixel; saturated colours may leave the RGB cube and are clipped. At most 0.5; RGB only.
-        gamma: raises pixels, clipped to [0, 1] first, to the power exp(u(-gamma, gamma)). At most 2.
-        noise: adds Gaussian noise, independent in each pixel and channel, of deviation u(0, noise). At most 1.
-        blur: Gaussian blur of deviation u(0, blur) pixels, edges continued outwards. At most 10; the cost grows with
-            the amplitude, 2 (2 ceil(3 blur) + 1) reads a pixel.
-        cutout: paints one square of side `cutout` times the image's shorter side, anywhere inside the image, in the
-            image's mean colour. Labels stay: what is hidden must be told from its surroundings (DeVries and Taylor
-            2017). At most 0.9.
 
     Returns:
         Images of the same shape, in [0, 1].
 
     Raises:
-        UserError: an amplitude is negative or beyond its bound, or a colour operation is asked of images that are
-            not RGB.
+        UserError: an amplitude out of range, or a colour operation on images that are not RGB.
 
     Example:
         >>> keys = jax.random.split(jax.random.key(0), 2)
         >>> colour(keys, jnp.full((2, 8, 8, 3), 0.5), brightness=0.2, hue=0.1).shape
         (2, 8, 8, 3)
     """
-    operations = (
-        ("brightness", _brightness, brightness, 1.0),
-        ("contrast", _contrast, contrast, 1.0),
-        ("saturation", _saturation, saturation, 1.0),
-        ("hue", _hue, hue, 0.5),
-        ("gamma", _gamma, gamma, 2.0),
-        ("noise", _noise, noise, 1.0),
-        ("blur", _blur, blur, 10.0),
-        ("cutout", _cutout, cutout, 0.9),
-    )
-    for name, _, amplitude, bound in operations:
-        if not 0 <= amplitude <= bound:
-            raise UserError(f"augment.{name}={amplitude} is out of range: give 0 (off) to {bound:g}.")
-        if amplitude and name in ("saturation", "hue") and (channels := images.shape[-1]) != 3:
+    operations = {
+        "brightness": (_brightness, brightness),
+        "contrast": (_contrast, contrast),
+        "saturation": (_saturation, saturation),
+        "hue": (_hue, hue),
+        "gamma": (_gamma, gamma),
+        "noise": (_noise, noise),
+        "blur": (_blur, blur),
+        "cutout": (_cutout, cutout),
+    }
+    check("augment", colour, {name: amplitude for name, (_, amplitude) in operations.items()})
+    for name in ("saturation", "hue"):
+        if operations[name][1] and (channels := images.shape[-1]) != 3:
             raise UserError(
-                f"augment.{name}={amplitude} needs RGB images, but these have {channels} channel(s): give 0."
+                f"augment.{name}={operations[name][1]} needs RGB images, not {channels} channel(s): give 0."
             )
-    if not any(amplitude for _, _, amplitude, _ in operations):
+    if not any(amplitude for _, amplitude in operations.values()):
         return images
 
     def augment(key, image):
-        for number, (_, operation, amplitude, _) in enumerate(operations):
+        for number, (operation, amplitude) in enumerate(operations.values()):
             if amplitude:
                 image = operation(jax.random.fold_in(key, number), image, amplitude)
         return jnp.clip(image, 0.0, 1.0)
@@ -108,7 +104,8 @@ def _saturation(key, image, amplitude):
 
 def _hue(key, image, amplitude):
     angle = 2 * math.pi * jax.random.uniform(key, minval=-amplitude, maxval=amplitude)
-    return _recolour(image, _KEEP_LUMA + jnp.cos(angle) * _KEEP_CHROMA + jnp.sin(angle) * _QUARTER_TURN)
+    keep_luma, keep_chroma, quarter_turn = _chroma_rotation()
+    return _recolour(image, keep_luma + jnp.cos(angle) * keep_chroma + jnp.sin(angle) * quarter_turn)
 
 
 def _gamma(key, image, amplitude):
@@ -157,7 +154,4 @@ def _chroma_rotation():
     to_yiq = np.stack([_LUMA, 0.74 * red - 0.27 * blue, 0.48 * red + 0.41 * blue])
     to_rgb = np.linalg.inv(to_yiq)
     turn = np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]])
-    return ((to_rgb @ m @ to_yiq).astype(np.float32) for m in (np.diag([1, 0, 0]), np.diag([0, 1, 1]), turn))
-
-
-_KEEP_LUMA, _KEEP_CHROMA, _QUARTER_TURN = _chroma_rotation()
+    return tuple((to_rgb @ m @ to_yiq).astype(np.float32) for m in (np.diag([1, 0, 0]), np.diag([0, 1, 1]), turn))

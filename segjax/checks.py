@@ -20,7 +20,7 @@ def check_choice(key: str, value: Any, choices: Any) -> None:
         UserError: another value; names the nearest choice.
     """
     if value not in choices:
-        near = difflib.get_close_matches(str(value), list(choices), n=1)
+        near = difflib.get_close_matches(str(value), list(map(str, choices)), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         listed = ", ".join(str(choice) or "''" for choice in choices)
         raise UserError(f"{key}={value!r} is not one of {listed}.{hint}")

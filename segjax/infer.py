@@ -1,5 +1,6 @@
 """Uses a trained model: from an image of any size to its mask."""
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable
@@ -7,14 +8,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from flax import linen as nn
+from jaxtyping import Shaped
 
 from segjax.checks import UserError
 from segjax.data import geometry
-from segjax.spec import DatasetSpec, Preprocess
+from segjax.objectives import Objective
+from segjax.spec import DatasetSpec, Geometry, Preprocess, Segments
 from segjax.tasks import Task
-from segjax.train import checkpoint, loop
+from segjax.train.restore import restore
 from segjax.train.step import compile_predict
+from segjax.train.workdir import read_config
 
 log = logging.getLogger("segjax")
 
@@ -25,7 +29,7 @@ class Predictor:
     Attributes:
         spec: the classes.
         preprocess: how images become inputs.
-        divisor: more than the model finds objects in an image; 0 where it finds none.
+        divisor: of panoptic ids; 0 where the task tells no objects apart.
 
     Example:
         predictor = infer.load("runs/brain")
@@ -47,7 +51,7 @@ class Predictor:
         Args:
             model: maps normalised images to outputs.
             variables: its parameters and statistics.
-            task: turns outputs into predictions.
+            task: decides on maps.
             preprocess: how images become inputs.
             grid: sizes are padded to multiples of this, so that images of similar sizes share a compiled program;
                 1 compiles one for each size and sees no padding.
@@ -66,51 +70,75 @@ class Predictor:
         self._variables = variables
         self._run = compile_predict(model, task, preprocess, mesh)
 
-    def __call__(self, image: UInt8[np.ndarray, "y x c"]) -> dict[str, np.ndarray]:
+    def __call__(self, image: Shaped[np.ndarray, "y x c"]) -> dict[str, np.ndarray]:
         """Predicts one image.
 
         Args:
-            image: uint8 [y, x, c], c as the model was trained.
+            image: [y, x, c], channels and dtype as the model was trained.
 
         Returns:
             "label": int32 [y, x], or bool [y, x, k] in multi-label mode; "probability": float32 [y, x, k], or
-            [y, x, 1] of the foreground in binary mode. Of models that find objects also "instance": int32 [y, x],
-            the object of each pixel, 0 for none; "score": float32 [n], of objects 1 .. n; "centre": float32 [y, x];
-            "offset": float32 [y, x, 2]; their "label" is `spec.ignore` where nothing was decided.
+            [y, x, 1] of the foreground in binary mode. Where objects are told apart also "instance": int32 [y, x],
+            the object of each pixel, 0 for none; "score": float32 [n], of objects 1 .. n; "masks" bool [n, y, x] and
+            "classes" int32 [n] where they may overlap; and what else the objective shows, such as "centre" [y, x] and
+            "offset" [y, x, 2]; their "label" is `spec.ignore` where nothing was decided.
 
         Raises:
-            UserError: another number of channels.
+            UserError: another number of channels, or another dtype.
         """
-        if image.ndim != 3 or image.shape[2] != len(self.preprocess.mean):
-            raise UserError(f"The model takes images [y, x, {len(self.preprocess.mean)}], not {list(image.shape)}.")
-        if self._tile:
-            side = (self._tile, self._tile)
-            content = np.array([[*side, *side]], np.int32)
-            return overlap_tile(
-                lambda tiles: jax.device_get(self._run(self._variables, tiles, content, side, side)),
-                image,
-                self._tile,
-                self.preprocess.context,
+        spec, channels = self.spec, len(self.preprocess.mean)
+        if image.ndim != 3 or image.shape[2] != channels or image.dtype != spec.image_dtype:
+            raise UserError(
+                f"The model takes images [y, x, {channels}] of {spec.image_dtype}, not {list(image.shape)} of "
+                f"{image.dtype}."
             )
+        if self._tile:
+            return overlap_tile(self._predict_tiles, image, self._tile, self.preprocess.context)
         height, width = image.shape[:2]
         fitted = geometry.resized((height, width), self.preprocess.resize)
-        canvas = tuple(math.ceil(n / self._grid) * self._grid for n in fitted)
-        size = tuple(math.ceil(n / self._grid) * self._grid for n in (height, width))
+        padded, output = (tuple(math.ceil(n / self._grid) * self._grid for n in s) for s in (fitted, (height, width)))
         warp = geometry.whole((height, width), self.preprocess)
-        at = geometry.positions(warp, canvas, self.preprocess.context)
+        at = geometry.positions(warp, padded, self.preprocess.context)
         pixels = geometry.sample_image(image, at, self.preprocess)
-        content = np.array([[*fitted, height, width]], np.int32)
-        found = jax.device_get(self._run(self._variables, pixels[None], content, canvas, size))
-        return {key: value[0, :height, :width] if value.ndim > 2 else value[0] for key, value in found.items()}
+        place = Geometry(
+            valid_size=np.array([fitted], np.int32),
+            native_size=np.array([(height, width)], np.int32),
+            padded_size=padded,
+            output_size=output,
+            resized=self.preprocess.resize is not None,
+        )
+        found = jax.device_get(self._run(self._variables, pixels[None], place))
+        return _named(found.image(0, (height, width)))
+
+    def _predict_tiles(self, tiles):
+        side = (self._tile, self._tile)
+        sizes = np.array([side] * len(tiles), np.int32)
+        place = Geometry(valid_size=sizes, native_size=sizes, padded_size=side, output_size=side, resized=False)
+        return _named(jax.device_get(self._run(self._variables, tiles, place)))
 
 
-def load(workdir: str, grid: int = 1, tile: int = 0) -> Predictor:
+def _named(found: Segments) -> dict[str, np.ndarray]:
+    """Segments as a dict, without what is not there."""
+    fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    return {name: x for name, x in {**fields, **(fields.pop("maps") or {})}.items() if x is not None}
+
+
+def load(
+    workdir: str,
+    grid: int = 1,
+    tile: int = 0,
+    *,
+    model: nn.Module | None = None,
+    objective: Objective | None = None,
+) -> Predictor:
     """Loads the model that a run trained: its best checkpoint, or its last (`checkpoint.evaluate`).
 
     Args:
         workdir: folder of the run.
         grid: see `Predictor`.
         tile: see `Predictor`.
+        model: the run's own, where it had one.
+        objective: the run's own, where it had one.
 
     Returns:
         The predictor.
@@ -118,21 +146,21 @@ def load(workdir: str, grid: int = 1, tile: int = 0) -> Predictor:
     Raises:
         UserError: no run or no checkpoint there.
     """
-    config, spec = checkpoint.read_config(workdir)
+    config, spec = read_config(workdir)
     # Images are predicted one at a time, by the devices that share one; where those are not here, by one.
     space, here = config.parallel.space, jax.local_device_count()
     if space > here:
         log.warning("parallel.space=%d, but %d devices are here: an image is predicted by one of them.", space, here)
         space = 1
     config.parallel.update(devices=space, space=space)
-    plan, state, _ = loop.restore(config, spec, workdir)
-    variables, mesh = state.variables(config.ema.evaluate), plan.mesh if space > 1 else None
-    return Predictor(plan.model, variables, plan.task, plan.preprocess, grid, tile, mesh)
+    parts, state, _ = restore(config, spec, workdir, model, objective)
+    variables, mesh = state.variables(config.ema.evaluate), parts.mesh if space > 1 else None
+    return Predictor(parts.model, variables, parts.task, parts.preprocess, grid, tile, mesh)
 
 
 def overlap_tile(
-    apply: Callable[[UInt8[np.ndarray, "b h w c"]], dict[str, Any]],
-    image: UInt8[np.ndarray, "y x c"],
+    apply: Callable[[Shaped[np.ndarray, "b h w c"]], dict[str, Any]],
+    image: Shaped[np.ndarray, "y x c"],
     tile: int,
     context: int,
 ) -> dict[str, np.ndarray]:
@@ -144,7 +172,7 @@ def overlap_tile(
     Args:
         apply: maps tiles with their context [1, tile + 2 context, tile + 2 context, c] to a dict of maps
             [1, tile, tile, ...].
-        image: uint8 [y, x, c].
+        image: [y, x, c].
         tile: rows and columns of a tile (388 in the paper).
         context: pixels around it (92 in the paper).
 

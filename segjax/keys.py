@@ -30,7 +30,7 @@ class Key(NamedTuple):
     """
 
     line: str
-    range: str | tuple[str, ...] = ""
+    range: str | tuple[str | int, ...] = ""
 
 
 class Setting(NamedTuple):
@@ -38,11 +38,13 @@ class Setting(NamedTuple):
 
     Attributes:
         default: its value where none is set; None where there is no default.
+        required: whether there is no default.
         type: the annotation without the key.
         key: its line and range.
     """
 
     default: Any
+    required: bool
     type: Any
     key: Key
 
@@ -66,8 +68,9 @@ def settings(function: Callable) -> Mapping[str, Setting]:
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         for extra in getattr(parameter.annotation, "__metadata__", ()):
             if isinstance(extra, Key):
-                default = None if parameter.default is parameter.empty else parameter.default
-                found[name] = Setting(default, parameter.annotation.__origin__, extra)
+                required = parameter.default is parameter.empty
+                default = None if required else parameter.default
+                found[name] = Setting(default, required, parameter.annotation.__origin__, extra)
     return types.MappingProxyType(found)
 
 
@@ -75,7 +78,7 @@ def check(section: str, function: Callable, values: Mapping[str, Any]) -> None:
     """Checks the values of a section of the configuration.
 
     Args:
-        section: its name, for the message.
+        section: its name, for the message; "" for keys outside of sections.
         function: what the section configures.
         values: value of each key that is set; None where a key without default is not set yet.
 
@@ -94,7 +97,7 @@ def check(section: str, function: Callable, values: Mapping[str, Any]) -> None:
         setting = known[name]
         if value is None and setting.default is None:
             continue
-        key, path = setting.key, f"{section}.{name}"
+        key, path = setting.key, f"{section}.{name}" if section else name
         if isinstance(key.range, tuple):
             for each in value if isinstance(value, tuple | list) else (value,):
                 check_choice(path, each, key.range)

@@ -1,7 +1,7 @@
 """Losses as pure functions: float32 inside, per pixel or per class, averaged by one function.
 
-A loss returns its terms, not their mean. `weighted_mean` divides them by one global sum of weights, so that pixels
-without truth weigh nothing and a batch spread over devices gives the loss of the whole batch: sum over sum, never
+A loss returns its terms, not their mean. `weighted_mean` divides them by one global sum of weights, so that unlabelled
+pixels weigh nothing and a batch spread over devices gives the loss of the whole batch: sum over sum, never
 mean of means.
 """
 
@@ -14,14 +14,14 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, UInt
 
 
 def split_ignore(label: UInt[Array, "*shape"], ignore: int) -> tuple[Int32[Array, "*shape"], Bool[Array, "*shape"]]:
-    """Splits a label map as stored into classes that are safe to look up and a mask of where they are true.
+    """Splits a label map as stored into classes that are safe to look up and a mask of where they are labelled.
 
     Args:
         label: class indices, or 0 and 1 per class in multi-label sets; unsigned, any shape.
-        ignore: value that marks pixels without truth.
+        ignore: value that marks unlabelled pixels.
 
     Returns:
-        The label as int32, 0 where it was `ignore`, and a bool mask of the same shape, True where there is truth.
+        The label as int32, 0 where it was `ignore`, and a bool mask of the same shape, True where it is labelled.
 
     Example:
         >>> label, valid = split_ignore(jnp.array([3, 255], jnp.uint8), ignore=255)
@@ -34,23 +34,23 @@ def split_ignore(label: UInt[Array, "*shape"], ignore: int) -> tuple[Int32[Array
 
 
 def cross_entropy(
-    logits: Float[Array, "b h w k"], label: Int32[Array, "b h w"], *, label_smoothing: float = 0.0
-) -> Float32[Array, "b h w"]:
-    """Softmax cross-entropy of each pixel.
+    logits: Float[Array, "*space k"], label: Int32[Array, "*space"], *, label_smoothing: float = 0.0
+) -> Float32[Array, "*space"]:
+    """Softmax cross-entropy of each pixel, or voxel.
 
     With `p = softmax(logits)`, class `y` and smoothing `s`: `-(1 - s) log p[y] - s mean_k(log p[k])`.
 
     Args:
-        logits: unnormalised scores, one channel a class; any float dtype.
-        label: class index of each pixel, in [0, k).
+        logits: unnormalised scores [*space, k], one channel a class; any float dtype.
+        label: class index of each pixel [*space], in [0, k).
         label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016, section 7).
 
     Returns:
         Loss of each pixel, in nats.
 
     Example:
-        >>> cross_entropy(jnp.zeros((1, 1, 1, 4)), jnp.zeros((1, 1, 1), jnp.int32)).item() == jnp.log(4.0).item()
-        True
+        >>> cross_entropy(jnp.zeros((2, 4)), jnp.zeros(2, jnp.int32)).round(3).tolist()
+        [1.3860000371932983, 1.3860000371932983]
     """
     # Not from jax.nn.log_softmax, whose result would lie in memory for two uses: the largest map of a training step.
     logits = logits.astype(jnp.float32)
@@ -93,16 +93,16 @@ def binary_cross_entropy(
 
 
 def pixel_weights(
-    label: Int32[Array, "b h w"], valid: Bool[Array, "b h w"], class_weights: Sequence[float | int]
-) -> Float32[Array, "b h w"]:
-    """Weight of each pixel: that of its class, 0 where there is no truth.
+    label: Int32[Array, "*space"], valid: Bool[Array, "*space"], class_weights: Sequence[float | int]
+) -> Float32[Array, "*space"]:
+    """Weight of each pixel: that of its class, 0 where nothing is labelled.
 
     `weighted_mean(cross_entropy(...), pixel_weights(...))` is torch's `CrossEntropyLoss(weight, ignore_index)`: the
     divisor is the sum of the weights, not the number of pixels.
 
     Args:
         label: class index of each pixel, in [0, k).
-        valid: True where there is truth.
+        valid: True where it is labelled.
         class_weights: weight of each of the k classes, not negative.
 
     Returns:
@@ -115,7 +115,7 @@ def pixel_weights(
     """
     weights = jnp.asarray(class_weights, jnp.float32)
     is_class = jax.nn.one_hot(label, len(class_weights), dtype=jnp.bool_) & valid[..., None]
-    return jnp.where(is_class, weights[None, None, None], 0.0).sum(axis=-1)
+    return jnp.where(is_class, weights.reshape((1,) * label.ndim + (-1,)), 0.0).sum(axis=-1)
 
 
 def hardest(values: Float[Array, "b *shape"], valid: Bool[Array, "b *shape"], share: float) -> Bool[Array, "b *shape"]:
@@ -188,9 +188,9 @@ def weighted_mean(
 
 
 def dice(
-    probabilities: Float[Array, "b h w k"],
-    target: Bool[Array, "b h w k"] | Float[Array, "b h w k"],
-    valid: Bool[Array, "b h w #k"],
+    probabilities: Float[Array, "b *space k"],
+    target: Bool[Array, "b *space k"] | Float[Array, "b *space k"],
+    valid: Bool[Array, "b *space #k"],
     *,
     over: Literal["image", "batch"] = "image",
     smooth: float = 1.0,
@@ -214,7 +214,7 @@ def dice(
     Args:
         probabilities: softmax or sigmoid of the logits.
         target: truth of each class, or its probability.
-        valid: True where there is truth; one channel for all classes or one a class. Prediction and truth count only
+        valid: True where it is labelled; one channel for all classes or one a class. Prediction and truth count only
             there.
         over: scope of the sums: each "image" alone, or the whole "batch".
         smooth: pixels added to both terms of the fraction. It makes Dice 1 where class and prediction are both
@@ -231,7 +231,7 @@ def dice(
         >>> loss.tolist(), present.tolist()
         ([[0.0, 0.0]], [[1.0, 0.0]])
     """
-    axes = {"image": (1, 2), "batch": (0, 1, 2)}[over]
+    axes = tuple(range(1 if over == "image" else 0, target.ndim - 1))
     predicted = jnp.where(valid, probabilities.astype(jnp.float32), 0.0)
     truth = jnp.where(valid, target.astype(jnp.float32), 0.0)
     sums = jnp.stack([a.sum(axis=axes) for a in (predicted * truth, predicted, truth)])

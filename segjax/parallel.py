@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from segjax.checks import UserError, check_choice
+from segjax.checks import UserError
+from segjax.keys import Key
 from segjax.space import DATA, SPACE
 
 Mode = str  # "jit" or "pmap"
@@ -19,31 +20,29 @@ MAPS = ("image", "label", "instance")  # of a batch: arrays [b, h, w, ...], the 
 def make_mesh(
     found: Sequence[jax.Device] | None = None,
     *,
-    mode: Mode = "jit",
-    devices: int = 0,
-    space: int = 1,
-    fsdp: bool = False,
+    mode: Annotated[Mode, Key("how steps are compiled: jit over a mesh, or pmap", ("jit", "pmap"))] = "jit",
+    devices: Annotated[int, Key("how many devices to use; 0: all", "[0, inf)")] = 0,
+    space: Annotated[int, Key("devices that share the rows of an image, for images too large for one", "[1, inf)")] = 1,
+    fsdp: Annotated[bool, Key("divide parameters, moments and averages over the devices between steps")] = False,
 ) -> Mesh:
     """Lays the devices out: images of a batch along one axis, rows of an image along the other.
 
+    The keyword arguments are the keys of the section `parallel`; `mode` and `fsdp` (see `state_sharding`) do not change
+    the mesh.
+
     Args:
         found: devices to choose from, which need not be attached; None is all that are.
-        mode: how steps are compiled; both modes use the same mesh.
-        devices: how many devices to use; 0 is all of them.
-        space: devices that share the rows of an image, for images too large for one.
-        fsdp: whether parameters are divided over the devices, see `state_sharding`; the mesh is the same.
 
     Returns:
         A mesh with the axes "data" and "space".
 
     Raises:
-        UserError: an unknown mode, more devices than there are, or a division that does not come out even.
+        UserError: more devices than there are, or a division that does not come out even.
 
     Example:
         >>> dict(make_mesh(devices=1).shape)
         {'data': 1, 'space': 1}
     """
-    check_choice("parallel.mode", mode, ("jit", "pmap"))
     if mode == "pmap" and (space != 1 or fsdp):
         raise UserError("parallel.space and parallel.fsdp divide what pmap holds whole: set parallel.mode='jit'.")
     attached = found is None
@@ -204,3 +203,8 @@ def as_global(mesh: Mesh, tree: Any) -> Any:
         return jax.make_array_from_single_device_arrays(x.shape, place, [s.data for s in x.addressable_shards])
 
     return jax.tree.map(convert, tree)
+
+
+def hosts() -> tuple[int, int]:
+    """Index of this host, number of hosts."""
+    return jax.process_index(), jax.process_count()

@@ -78,6 +78,68 @@ def overlay(
     return picture
 
 
+def overlay_masks(
+    image: UInt8[np.ndarray, "y x c"],
+    masks: Bool[np.ndarray, "n y x"],
+    classes: Integer[np.ndarray, "n"],
+    spec: DatasetSpec,
+    score: Float[np.ndarray, "n"],
+    share: float = 0.5,
+) -> UInt8[np.ndarray, "y x 3"]:
+    """Lays objects that may overlap over their image, the surest on top, each with its contour, class and score.
+
+    Args:
+        image: uint8 [y, x, 1 or 3].
+        masks: pixels of each object.
+        classes: class of each, -1 for places that are not taken.
+        spec: the colours.
+        score: of the objects.
+        share: of the colours in the mixture.
+
+    Returns:
+        uint8 [y, x, 3].
+
+    Example:
+        >>> masks = np.array([[[True, False]], [[False, False]]])
+        >>> spec = DatasetSpec(("road", "car"), things=(1,))
+        >>> image = np.zeros((1, 2, 1), np.uint8)
+        >>> overlay_masks(image, masks, np.array([1, -1]), spec, np.array([0.9, 0.0])).shape
+        (1, 2, 3)
+    """
+    picture = _rgb(image)
+    order = [n for n in np.argsort(score, kind="stable").tolist() if classes[n] >= 0 and masks[n].any()]
+    label, instance = np.full(masks.shape[1:], spec.ignore), np.zeros(masks.shape[1:], int)
+    for n in order:
+        one = masks[n].astype(int) * (n + 1)
+        colour = _shaded(np.array(spec.colours[classes[n]], np.float64).reshape(1, 1, 3), np.array([[n + 1]]))
+        picture = np.where(masks[n][..., None], picture * (1 - share) + colour * share, picture)
+        picture[_contours(one)] = CONTOUR
+        label[masks[n]], instance[masks[n]] = classes[n], n + 1
+    return _named(np.round(picture).astype(np.uint8), label, spec, instance, score)
+
+
+def displayed(image: Shaped[np.ndarray, "y x c"], window: Sequence[float] | None = None) -> UInt8[np.ndarray, "y x d"]:
+    """An image of any depth and number of channels as grey or colour.
+
+    Args:
+        image: [y, x, c].
+        window: values that become black and white; None for 0..255 of uint8, else for the image's own range.
+
+    Returns:
+        uint8 [y, x, 1 or 3]: the first three channels, or the first one of two.
+
+    Example:
+        >>> displayed(np.array([[[0, 9], [4095, 9]]], np.uint16), (0, 4095)).ravel().tolist()
+        [0, 255]
+    """
+    image = image[..., : 3 if image.shape[2] >= 3 else 1]
+    if image.dtype == np.uint8 and window is None:
+        return image
+    low, high = window or (float(np.nanmin(image)), float(np.nanmax(image)))
+    share = (image.astype(np.float32) - low) / max(high - low, 1e-6)
+    return np.round(np.nan_to_num(share).clip(0, 1) * 255).astype(np.uint8)
+
+
 def errors(
     image: UInt8[np.ndarray, "y x c"],
     truth: Shaped[np.ndarray, "y x *k"],

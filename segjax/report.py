@@ -13,8 +13,11 @@ import numpy as np
 from segjax import infer, pictures
 from segjax.checks import UserError
 from segjax.data.reading import CorruptImage
-from segjax.train import build, checkpoint
-from segjax.train.log import by_class
+from segjax.metrics.table import by_class
+from segjax.spec import DatasetSpec, Segments
+from segjax.train.components import Sources, open_source
+from segjax.train.evaluate import Evaluator
+from segjax.train.workdir import read_config
 
 _ENVIRONMENT = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
@@ -130,13 +133,13 @@ def table(summary: dict[str, Any]) -> Html:
     return Html(_TABLE.render(headings=headings, rows=rows, figures=plain))
 
 
-def strips(workdir: str, count: int = 8, opened: build.Sources = None) -> list[tuple[str, Any]]:
+def strips(workdir: str, count: int = 8, sources: Sources = None) -> list[tuple[str, Any]]:
     """Predicts images spread evenly over the test split and sets each beside its truth.
 
     Args:
         workdir: folder of a run.
         count: how many, at most.
-        opened: sources by split that stand in for the configured one.
+        sources: sources by split that stand in for the configured one.
 
     Returns:
         (name, picture) of each: image, truth, prediction and error side by side, and of a model that finds objects
@@ -145,49 +148,81 @@ def strips(workdir: str, count: int = 8, opened: build.Sources = None) -> list[t
     Raises:
         UserError: no run or no checkpoint there.
     """
-    config, _ = checkpoint.read_config(workdir)
-    source, predict = build.open_split(config, config.splits.test, opened), infer.load(workdir)
-    chosen = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int))
+    config, _ = read_config(workdir)
+    source, predict = open_source(config, config.splits.test, sources), infer.load(workdir)
     found = []
-    for i in chosen.tolist():
+    for i in spread(len(source), count):
         try:
             sample = source.read(i)
         except CorruptImage:  # evaluation has named it
             continue
-        parts = _parts(sample, predict(sample["image"]), predict.spec)
-        found.append((source.name(i), pictures.panels(list(parts.values()), list(parts))))
+        prediction = predict(sample["image"])
+        maps = {name: prediction[name] for name in ("centre", "offset") if name in prediction}
+        segments = Segments(prediction["label"], prediction.get("instance"), maps=maps)
+        found.append((source.name(i), picture(sample, segments, predict.spec, predict.preprocess.window)))
     return found
 
 
-def _parts(sample, found, spec):
-    """The pictures of a sample and of what was found in it, by caption."""
-    image, truth, label = sample["image"], sample["label"], found["label"]
-    true, instance = (sample["instance"], found["instance"]) if "instance" in found else (None, None)
+def spread(length: int, count: int) -> list[int]:
+    """Indices spread evenly over a sequence.
+
+    Args:
+        length: of the sequence.
+        count: how many, at most.
+
+    Returns:
+        The indices, ascending.
+
+    Example:
+        >>> spread(10, 3)
+        [0, 4, 9]
+    """
+    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int)).tolist()
+
+
+def picture(sample: dict[str, Any], found: Segments, spec: DatasetSpec, window: Any = None) -> Any:
+    """Sets an image beside its ground truth, the prediction and its errors.
+
+    Args:
+        sample: "image", "label" and perhaps "instance", as a source reads them.
+        found: what was predicted for it.
+        spec: the classes.
+        window: values of the image that are shown black and white.
+
+    Returns:
+        The picture; where objects are told apart with their contours, and with the centres and offsets that led to
+        them.
+    """
+    image, truth = pictures.displayed(sample["image"], window), sample["label"]
+    true, instance = (None, None) if found.instance is None else (sample["instance"], found.instance)
     parts = {
         "image": np.broadcast_to(image, (*image.shape[:2], 3)),
         "truth": pictures.overlay(image, truth, spec, 1.0, true),
-        "prediction": pictures.overlay(image, label, spec, 1.0, instance),
-        "error": pictures.errors(image, truth, label, spec, true, instance),
+        "prediction": pictures.overlay(image, found.label, spec, 1.0, instance),
+        "error": pictures.errors(image, truth, found.label, spec, true, instance),
     }
-    if instance is not None:
-        parts["centres"] = pictures.heat(image, found["centre"])
-        parts["offsets"] = pictures.directions(found["offset"], instance > 0)
-    return parts
+    if found.masks is not None:
+        parts["prediction"] = pictures.overlay_masks(image, found.masks, found.classes, spec, found.score)
+    for name, draw in (("centre", pictures.heat), ("offset", pictures.directions)):
+        if found.maps and name in found.maps:
+            values = np.asarray(found.maps[name])
+            parts[f"{name}s"] = draw(image, values) if name == "centre" else draw(values, instance > 0)
+    return pictures.panels(list(parts.values()), list(parts))
 
 
-def show(workdir: str, count: int = 4, opened: build.Sources = None) -> Html:
+def show(workdir: str, count: int = 4, sources: Sources = None) -> Html:
     """Shows test images inline in a notebook.
 
     Args:
         workdir: folder of a run.
         count: how many, at most.
-        opened: sources by split that stand in for the configured one.
+        sources: sources by split that stand in for the configured one.
 
     Returns:
         The pictures of `strips`, within the HTML itself.
     """
     images = []
-    for name, picture in strips(workdir, count, opened):
+    for name, picture in strips(workdir, count, sources):
         data = io.BytesIO()
         picture.save(data, "PNG")
         text = base64.b64encode(data.getvalue()).decode()
@@ -195,27 +230,36 @@ def show(workdir: str, count: int = 4, opened: build.Sources = None) -> Html:
     return Html("\n".join(images))
 
 
-def write(workdir: str, summary: dict[str, Any], pictures_of: int = 8, opened: build.Sources = None) -> None:
+def write(
+    workdir: str, evaluator: Evaluator, variables: dict[str, Any], summary: dict[str, Any], pictures_of: int = 8
+) -> None:
     """Writes report/: a picture for each of some test images, the legend, and index.html.
 
-    Args:
-        workdir: folder of a run.
-        summary: figures of its evaluation.
-        pictures_of: how many test images, at most.
-        opened: sources by split that stand in for the configured one.
+    Source and compiled program are those of the evaluation.
 
-    Raises:
-        UserError: no run or no checkpoint there.
+    Args:
+        workdir: folder of the run.
+        evaluator: what scored the test split.
+        variables: those that were scored.
+        summary: figures of the evaluation.
+        pictures_of: how many test images, at most.
     """
     folder = pathlib.Path(workdir) / "report"
     folder.mkdir(exist_ok=True)
-    _, spec = checkpoint.read_config(workdir)
+    spec, source = evaluator.task.spec, evaluator.batches.source
+    window = evaluator.batches.preprocess.window
     pictures.legend(spec).save(folder / "legend.png")
-    images = []
-    for i, (name, picture) in enumerate(strips(workdir, pictures_of, opened)):
-        file = f"{i}_{pictures.file_name(name)}.png"  # the number keeps apart names that become one
-        picture.save(folder / file)
-        images.append((name, file))
+    images = {}
+    for i, found in evaluator.segments(variables, spread(len(source), pictures_of)):
+        try:
+            images[i] = picture(source.read(i), found, spec, window)
+        except CorruptImage:  # evaluation has named it
+            continue
+    files = []
+    for number, i in enumerate(sorted(images)):
+        file = f"{number}_{pictures.file_name(source.name(i))}.png"  # the number keeps apart names that become one
+        images[i].save(folder / file)
+        files.append((source.name(i), file))
     title = f"segjax: {pathlib.Path(workdir).absolute().name}"
-    page = _PAGE.render(title=title, table=table(summary), curves=curves(workdir), images=images)
+    page = _PAGE.render(title=title, table=table(summary), curves=curves(workdir), images=files)
     (folder / "index.html").write_text(page, encoding="utf-8")

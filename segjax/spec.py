@@ -5,12 +5,13 @@ k classes. Images are NHWC; coordinates and sizes are always (y, x).
 
 A batch is a dict of arrays:
 
-    image     uint8  [b, h, w, c]   pixels as read, 0..255, after the one geometric warp
-    label     uint8  [b, y, x]      class index; `spec.ignore` (255) where there is no truth
-              uint8  [b, y, x, k]   multi-label: 0 or 1 per class, 255 where there is no truth
+    image     uint8  [b, h, w, c]   pixels as stored, after the one geometric warp; of `spec.image_dtype`, which may be
+                                    uint16 or float32 too, with the channels `spec.image_channels`
+    label     uint8  [b, y, x]      class index; `spec.ignore` (255) where nothing is labelled
+              uint8  [b, y, x, k]   multi-label: 0 or 1 per class, 255 where nothing is labelled
               (uint16 in both forms when a class index or the ignore value does not fit 8 bits)
     instance  uint16 [b, y, x]      (instance and panoptic tasks) number of the object, 1 .. n in each image whatever
-                                    the class; 0 for stuff, for pixels without truth, and for crowds: regions of a
+                                    the class; 0 for stuff, for unlabelled pixels, and for crowds: regions of a
                                     thing class whose objects are not told apart
     index     int32  [b]            position in the source; -1 marks a padded row
     position  int32  [b]            global sample number since step 0 (training only): the key of every draw
@@ -30,11 +31,16 @@ A panoptic map holds class and object of each pixel in one number, `class * divi
 """
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
-from segjax.checks import UserError
+from segjax import keys
+from segjax.checks import UserError, check_choice
+from segjax.keys import Key
 
 Mode = Literal["multiclass", "binary", "multilabel"]
 Colour = tuple[int, int, int]
@@ -103,15 +109,17 @@ class DatasetSpec:
         classes: class names; the index in this tuple is the class index of the label maps.
         colours: an RGB triple (0..255) for each class; the PASCAL VOC map when left out.
         things: indices of the classes that are countable objects.
-        ignore: label value of pixels without truth.
+        ignore: label value of unlabelled pixels.
         mode: how labels are read: "multiclass" (one class a pixel), "binary" (two classes, one logit)
             or "multilabel" (any number of classes a pixel).
+        image_channels: names of the images' channels.
+        image_dtype: of the images as stored: "uint8", "uint16" or "float32".
 
     Raises:
-        UserError: no class, a name twice, colours that do not fit, or binary without exactly two classes.
+        UserError: no class, a name twice, colours that do not fit, binary without two classes, or another dtype.
 
     Example:
-        >>> DatasetSpec(("background", "vessel"), mode="binary").channels
+        >>> DatasetSpec(("background", "vessel"), mode="binary").num_logits
         1
     """
 
@@ -120,6 +128,8 @@ class DatasetSpec:
     things: tuple[int, ...] = ()
     ignore: int = 255
     mode: Mode = "multiclass"
+    image_channels: tuple[str, ...] = ("red", "green", "blue")
+    image_dtype: str = "uint8"
 
     def __post_init__(self):
         """Fills in the colours and checks that the fields agree."""
@@ -138,9 +148,33 @@ class DatasetSpec:
             raise UserError(f"Thing ids {list(self.things)} are not all indices of the {len(self.classes)} classes.")
         if self.mode != "multilabel" and 0 <= self.ignore < len(self.classes):
             raise UserError(f"The ignore value {self.ignore} is also the index of class {self.classes[self.ignore]!r}.")
+        check_choice("image_dtype", self.image_dtype, ("uint8", "uint16", "float32"))
+
+    def in_mode(self, mode: Mode) -> "DatasetSpec":
+        """The data set as a semantic task reads it; model and objective are made for this description.
+
+        Args:
+            mode: of the task.
+
+        Returns:
+            The description in that mode.
+
+        Raises:
+            UserError: labels of another kind, or binary without exactly two classes.
+
+        Example:
+            >>> DatasetSpec(("background", "vessel")).in_mode("binary").num_logits
+            1
+        """
+        if (self.mode == "multilabel") != (mode == "multilabel"):
+            raise UserError(
+                f"task.mode={mode!r} does not fit the data set, whose labels are {self.mode}: set "
+                f"task.mode={self.mode!r}."
+            )
+        return dataclasses.replace(self, mode=mode)
 
     @property
-    def channels(self) -> int:
+    def num_logits(self) -> int:
         """Number of logits a pixel: one in binary mode, one a class otherwise."""
         return 1 if self.mode == "binary" else len(self.classes)
 
@@ -155,40 +189,147 @@ class DatasetSpec:
         return np.uint8 if max(len(self.classes) - 1, self.ignore) < 256 else np.uint16
 
 
-@dataclasses.dataclass(frozen=True)
-class Preprocess:
-    """What stands between an image on disk and a network's input; the same in training, scoring and use.
+def channel_names(count: int) -> tuple[str, ...]:
+    """Names the channels of images.
 
     Args:
-        mean: mean of each image channel, in grey levels 0..255; its length is the number of channels.
-        std: standard deviation of each channel, in grey levels.
-        resize: network pixels per image pixel (a factor), or a (height, width) that images are fitted into with
-            their aspect ratio kept; None leaves images as they are.
-        context: pixels of image beyond each side of the label (92 for the original U-Net's 572 -> 388).
-        outside: what lies beyond the image: its "mean" pixel, or its "mirror" image.
+        count: number of channels.
+
+    Returns:
+        Names for `DatasetSpec.image_channels`.
+
+    Example:
+        >>> channel_names(1), channel_names(2)
+        (('grey',), ('channel 0', 'channel 1'))
+    """
+    known = {1: ("grey",), 3: ("red", "green", "blue")}
+    return known.get(count) or tuple(f"channel {i}" for i in range(count))
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes network input: identical in training, evaluation and prediction.
+
+    The input is (clip(pixel, *window) - mean) / std in each channel. The fields are the keys of section `preprocess`.
 
     Raises:
-        UserError: values that do not fit.
+        UserError: values that do not fit each other.
     """
 
-    mean: tuple[float, ...] = (127.5, 127.5, 127.5)
-    std: tuple[float, ...] = (64.0, 64.0, 64.0)
-    resize: float | tuple[int, int] | None = None
-    context: int = 0
-    outside: str = "mean"
+    mean: Annotated[
+        tuple[float, ...], Key("of each channel, in stored units; one value makes 8-bit and 16-bit images grey")
+    ] = (127.5, 127.5, 127.5)
+    std: Annotated[tuple[float, ...], Key("standard deviation of each channel, in stored units", "(0, inf)")] = (
+        64.0,
+        64.0,
+        64.0,
+    )
+    window: Annotated[
+        tuple[float, float] | None,
+        Key("(low, high) stored values that pixels are clipped to and colours change within; None: 0..255 in 8 bits"),
+    ] = None
+    resize: Annotated[
+        float | tuple[int, int] | None,
+        Key("network pixels per image pixel, or (rows, columns) to fit into; None: as they are", "(0, inf)"),
+    ] = None
+    context: Annotated[
+        int, Key("pixels of image beyond each side of the label (92: the U-Net paper's 572 -> 388)", "[0, inf)")
+    ] = 0
+    outside: Annotated[
+        str, Key("what lies beyond the image: its mean pixel or its mirror image", ("mean", "mirror"))
+    ] = "mean"
 
     def __post_init__(self):
         """Checks the values."""
-        if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std) or min(self.std) <= 0:
+        keys.check("preprocess", Preprocess, dataclasses.asdict(self))
+        if not self.mean or len(self.mean) != len(self.std):
             raise UserError(
-                f"preprocess.mean={self.mean} and preprocess.std={self.std} must both have 1 value (grey) or 3 (RGB), "
-                f"and std must be positive."
+                f"preprocess.mean={self.mean} and preprocess.std={self.std} must have a value a channel: 1 (grey), 3 "
+                "(RGB), or as many as the images have."
             )
-        sizes = self.resize if isinstance(self.resize, tuple) else (self.resize or 1,) * 2
-        if len(sizes) != 2 or min(sizes) <= 0 or self.context < 0:
-            raise UserError(
-                f"preprocess.resize={self.resize} must be a positive factor or (rows, columns), and "
-                f"preprocess.context={self.context} must not be negative."
-            )
-        if self.outside not in ("mean", "mirror"):
-            raise UserError(f"preprocess.outside={self.outside!r} is not one of mean, mirror.")
+        if self.window and not self.window[0] < self.window[1]:
+            raise UserError(f"preprocess.window={self.window} must be (low, high) with low < high.")
+
+
+@struct.dataclass
+class Geometry:
+    """Where the images of a batch lie in their padded input, and the size at which they are decided.
+
+    Attributes:
+        valid_size: rows and columns of the padded input that each image fills, at the top left, int32 [b, 2].
+        native_size: rows and columns of each image at its own size, that of its label, int32 [b, 2].
+        padded_size: rows and columns of the padded input, without context.
+        output_size: rows and columns of what is decided; each image fills `native_size` of them.
+        resized: False where one pixel of the input is one pixel of the result.
+    """
+
+    valid_size: Any
+    native_size: Any
+    padded_size: tuple[int, int] = struct.field(pytree_node=False)
+    output_size: tuple[int, int] = struct.field(pytree_node=False)
+    resized: bool = struct.field(pytree_node=False, default=True)
+
+
+def valid_pixels(geometry: Geometry) -> Any:
+    """Pixels of the result that belong to an image.
+
+    Args:
+        geometry: where the images lie.
+
+    Returns:
+        bool [b, y, x].
+    """
+    sizes = zip(geometry.output_size, geometry.native_size.T, strict=True)
+    rows, columns = (jnp.arange(n, dtype=jnp.int32)[None] < size[:, None] for n, size in sizes)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+@struct.dataclass
+class Segments:
+    """What was decided about a batch; None where a task or an objective does not have it.
+
+    Attributes:
+        label: class of each pixel, integers [b, y, x], `spec.ignore` where nothing was decided; multi-label: whether
+            each class is there, bool [b, y, x, k].
+        instance: number of the object of each pixel, 1 .. n, 0 for none, integers [b, y, x].
+        score: confidence of objects 1 .. n, float32 [b, n].
+        masks: pixels of each object where objects may overlap, bool [b, n, y, x].
+        classes: class of each mask, -1 where a place is not taken, int32 [b, n].
+        probability: of each class, float32 [b, y, x, k]; binary: of the foreground [b, y, x, 1].
+        maps: what else is worth a picture, by name, float32 [b, y, x, ...].
+    """
+
+    label: Any
+    instance: Any = None
+    score: Any = None
+    masks: Any = None
+    classes: Any = None
+    probability: Any = None
+    maps: Any = None
+
+    def image(self, i: int, size: Sequence[int]) -> "Segments":
+        """One image of the batch, cropped to its own size.
+
+        Args:
+            i: its place in the batch.
+            size: rows and columns of the image.
+
+        Returns:
+            The same fields without the axis b.
+        """
+
+        def pixels(x):
+            return None if x is None else x[i, : size[0], : size[1]]
+
+        def table(x):
+            return None if x is None else x[i]
+
+        return Segments(
+            label=pixels(self.label),
+            instance=pixels(self.instance),
+            score=table(self.score),
+            masks=None if self.masks is None else self.masks[i, :, : size[0], : size[1]],
+            classes=table(self.classes),
+            probability=pixels(self.probability),
+            maps=self.maps and {name: pixels(x) for name, x in self.maps.items()},
+        )

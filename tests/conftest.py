@@ -16,7 +16,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Installed for the whole session: every module of segjax has its annotations checked when it is called.
-install_import_hook("segjax", "beartype.beartype")
+install_import_hook("segjax", "checker.check")
 
 
 @pytest.fixture(scope="session")

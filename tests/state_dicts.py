@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segjax import models
+from segjax import models, weights
 from segjax.nn import backbones
 from segjax.nn.layers import Style
 from segjax.spec import DatasetSpec
@@ -99,3 +99,19 @@ def untouched(variables, path):
 def save(path, tensors):
     pytest.importorskip("safetensors.numpy").save_file(tensors, path)
     return path
+
+
+def family(params):
+    """Family of the backbone that has these parameters."""
+    tree = params.get("backbone", params)
+    if "block_0" in tree:
+        return "mobilenet_v3" if any("squeeze" in block for block in tree.values()) else "mobilenet_v2"
+    marks = {"layer1_0": "resnet", "stage1_0": "convnext", "conv5_0": "vgg"}
+    return next((name for mark, name in marks.items() if mark in tree), "")
+
+
+def load(source, variables, *args, **settings):
+    """`weights.load` of variables whose network is not at hand."""
+    if "model" not in settings and "params" in variables:
+        settings["family"] = family(variables["params"])
+    return weights.load(source, variables, *args, **settings)

@@ -45,7 +45,7 @@ def test_arrays_multilabel():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image": np.zeros((2, 4, 6, 3), np.float32)}, r"x_0: the image must be uint8 \[y, x, 3\], but is float32"),
+        ({"image": np.zeros((2, 4, 6, 3), np.float64)}, r"x_0: the image must be uint8 \[y, x, 3\], .*but is float64"),
         ({"image": np.zeros((2, 4, 6, 1), np.uint8)}, r"x_0: the image must be uint8 \[y, x, 3\]"),
         ({"image": np.zeros((2, 4, 5, 3), np.uint8)}, r"x_0: the image is \(4, 5\), the label \(4, 6\)"),
         ({"image": np.zeros((3, 4, 6, 3), np.uint8)}, "'x' has 3 images and 2 labels"),

@@ -182,11 +182,11 @@ def test_cutout_paints_one_square_anywhere(shape):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("amplitude", [-0.1, 100.0, float("nan")])
 def test_amplitudes_out_of_range_name_the_key(name, amplitude):
-    with pytest.raises(UserError, match=f"augment.{name}=.*out of range: give 0"):
+    with pytest.raises(UserError, match=rf"augment.{name}=.* in \[0, "):
         augment.colour(*make(b=1), **{name: amplitude})
 
 
 @pytest.mark.parametrize("name", ["saturation", "hue"])
 def test_colour_operations_need_rgb(name):
-    with pytest.raises(UserError, match=f"augment.{name}=0.1 needs RGB images, but these have 1 channel"):
+    with pytest.raises(UserError, match=f"augment.{name}=0.1 needs RGB images, not 1 channel"):
         augment.colour(*make(b=1, c=1), **{name: 0.1})

@@ -11,9 +11,8 @@ from flax import linen as nn
 
 from segjax.checks import UserError
 from segjax.nn.backbones import create
-from segjax.nn.convolution import convolution
+from segjax.nn.kernels import convolution, max_pool
 from segjax.nn.layers import Conv, Style
-from segjax.nn.ops import max_pool
 
 # Name -> how odd sizes are rounded, and channels of c1 .. c5.
 MICRO = {

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from segjax.cli import VERBS, main
-from segjax.config import SOURCES
-from segjax.train import checkpoint
+from segjax.data.sources import SOURCES
+from segjax.train.workdir import read_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = str(ROOT / "configs" / "tiny.py")
@@ -54,7 +54,7 @@ def complaint(err):
 
 
 def test_train_takes_overrides_of_every_kind(workdir):
-    config, _ = checkpoint.read_config(str(workdir))
+    config, _ = read_config(str(workdir))
     assert config.data.crop == (16, 16) and config.model.widths == (4, 8)
     assert config.run.total == 3 and config.optimizer.learning_rate == 0.002
     assert config.log.tensorboard is False and config.preprocess.resize == 0.5
@@ -209,7 +209,10 @@ def test_faults_of_an_override(here, segjax, override, code, message):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["tarin"], "There is no verb 'tarin'. Verbs: train, evaluate, predict, compile, benchmark, inspect, doctor."),
+        (
+            ["tarin"],
+            "There is no verb 'tarin'. Verbs: train, evaluate, predict, compile, benchmark, inspect, config, doctor.",
+        ),
         (["train"], "segjax train needs --config and --workdir"),
         (["train", "--config=c.py"], "segjax train needs --workdir"),
         (["train", "--workdir=w"], "segjax train needs --config"),
@@ -259,7 +262,7 @@ def test_verbose_shows_where_an_error_comes_from(here, segjax):
     "error, code, text", [(OSError(28, "No space left"), 1, "No space"), (KeyboardInterrupt(), 130, "interrupted")]
 )
 def test_stops_from_without(here, segjax, monkeypatch, error, code, text):
-    def stop(*_):
+    def stop(*_, **__):
         raise error
 
     monkeypatch.setattr("segjax.cli.train.train_and_evaluate", stop)
@@ -277,7 +280,7 @@ def test_help_lists_the_flags_of_the_verb_only(verb, capsys):
     assert lines[2].startswith(f"usage: segjax {verb}")
     listed = set(re.findall(r"^  --(\w+)", out, re.MULTILINE))
     assert {"verbose", *VERBS[verb].required} <= listed
-    assert ("config" in listed) == (verb in ("train", "evaluate", "compile", "benchmark", "inspect"))
+    assert ("config" in listed) == (verb in ("train", "evaluate", "compile", "benchmark", "inspect", "config"))
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])

@@ -19,7 +19,10 @@ from segjax.cli import hosts, setup
 from segjax.data import pipeline
 from segjax.data.loader import Loading
 from segjax.spec import Preprocess
-from segjax.train import checkpoint, loop
+from segjax.train import loop, workdir
+from segjax.train.components import open_source
+from segjax.train.restore import evaluate_workdir, restore
+from segjax.train.workdir import read_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 # What a host does to itself or reports is put around the batches that it reads.
@@ -108,8 +111,8 @@ def result(ended):
 
 
 def state(workdir):
-    config, spec = checkpoint.read_config(str(workdir))
-    return jax.device_get(loop.restore(config, spec, str(workdir))[1])
+    config, spec = read_config(str(workdir))
+    return jax.device_get(restore(config, spec, str(workdir))[1])
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +139,7 @@ def runs(tmp_path_factory):
 
 def test_hosts_read_the_rows_of_one_batch(runs):
     folder, config, _ = runs
-    source = loop.open_split(config, "train")
+    source = open_source(config, "train")
     data = {k: v for k, v in config.data.items() if k != "batch_size"}
     batches = pipeline.train_batches(
         source, Preprocess(**config.preprocess), Loading("threads"), config.seed, batch_size=4, **data
@@ -162,7 +165,7 @@ def test_any_number_of_hosts_takes_up_a_run_and_ends_as_one_process(runs, hosts)
 def test_hosts_score_each_image_once(runs, hosts):
     """Of 30 images in batches of 4: the figures are those of one process, to the last digit."""
     folder, _, summaries = runs
-    alone = loop.evaluate_workdir(str(folder / hosts))
+    alone = evaluate_workdir(str(folder / hosts))
     assert alone["images"] == 30 and alone["pixels"] == 30 * 32 * 32
     assert {**alone, "split": 0, "seconds": 0} == {**summaries[hosts], "split": 0, "seconds": 0}
 
@@ -212,8 +215,8 @@ def test_a_workdir_that_hosts_do_not_share_is_named(tmp_path, mine):
 
 def test_a_workdir_in_a_bucket_is_not_made_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="gs://bucket/run is no folder"):
-        checkpoint.Checkpoints("gs://bucket/run")
+    with pytest.raises(UserError, match="gs://bucket/run is an address"):
+        workdir.prepare("gs://bucket/run")
     assert not list(tmp_path.iterdir())
 
 

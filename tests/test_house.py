@@ -16,38 +16,32 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from segjax import losses, models, tasks
-from segjax.config import call
+from segjax import losses, models
+from segjax.config import check
 from segjax.data import pipeline
 from segjax.data.ids import make_spec
 from segjax.data.loader import Loading
 from segjax.data.sources.arrays import arrays
 from segjax.models.__main__ import table
-from segjax.spec import DatasetSpec, Preprocess
-from segjax.train import build, optimizer
+from segjax.spec import DatasetSpec, Preprocess, channel_names
+from segjax.train import components, optimizer
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "segjax"
 
-# Room -> rooms it may import, beside its own folder.
-BASE = {"checks", "keys", "spec", "config", "space"}
-TOOLS = {"data", "nn", "losses", "metrics", "augment", "parallel", "pictures", "rle", "targets", "postprocess"}
-TOOLS |= {"chips", "hlo"}
-ROOMS = {
-    "checks": set(),
-    "keys": {"checks"},
-    "spec": {"checks", "keys"},
-    "config": {"checks", "keys", "spec"},
-    "space": set(),
-    **dict.fromkeys(TOOLS, BASE),
-    **dict.fromkeys(("data", "metrics"), BASE | {"rle"}),
-    "weights": BASE,
-    "models": BASE | {"nn"},
-    "tasks": BASE | {"losses", "metrics", "nn", "postprocess", "targets"},
-    "train": BASE | TOOLS | {"weights", "models", "tasks"},
-    **dict.fromkeys(
-        ("cli", "infer", "report"), BASE | TOOLS | {"weights", "models", "tasks", "train", "infer", "report", "cli"}
-    ),
-}
+# Room -> level; a room imports rooms of lower levels, its own folder, and other rooms of level 1.
+LEVELS = (
+    {"checks", "keys", "spec"},
+    {"data", "nn", "losses", "metrics", "augment", "parallel", "space", "rle", "pictures", "chips", "hlo"},
+    {"models", "objectives", "weights"},
+    {"tasks"},
+    {"train", "config"},
+    {"infer"},
+    {"report"},
+    {"cli"},
+)
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+TASKS_MAY = LEVELS[0] | {"objectives", "losses", "metrics", "nn", "space"}
+CONFIG_USERS = {"train/loop.py", "train/workdir.py"}  # within level 4
 
 
 def files():
@@ -81,8 +75,12 @@ def test_imports_go_down(path):
         if parts[0] == "tensorflow":
             assert room == "data" and not any(name in imported_at_top(tree) for name in ("tensorflow",))
         if parts[0] == "segjax" and len(parts) > 1 and room not in ("__init__", "__main__"):
-            assert parts[1] in ROOMS, f"{parts[1]} is not in the table of rooms"
-            assert parts[1] == room or parts[1] in ROOMS[room], f"{room} imports {parts[1]}"
+            assert parts[1] in LEVEL, f"{parts[1]} is not in the table of rooms"
+            below = LEVEL[parts[1]] < LEVEL[room] or LEVEL[parts[1]] == LEVEL[room] in (0, 1)
+            assert parts[1] == room or below or room == "config" or parts[1] == "config", f"{room} imports {parts[1]}"
+            assert room != "tasks" or parts[1] == room or parts[1] in TASKS_MAY, f"{room} imports {parts[1]}"
+            if parts[1] == "config" and LEVEL[room] <= 4:
+                assert str(path.relative_to(PACKAGE)) in CONFIG_USERS, f"{path} reads the configuration"
 
 
 def imported_at_top(tree):
@@ -105,6 +103,7 @@ def test_everything_but_the_data_works_without_tensorflow():
         import sys, tempfile
         for name in ("tensorflow", "tensorflow_datasets", "array_record", "nilearn", "nibabel"):
             sys.modules[name] = None  # an import raises ImportError
+        import functools
         from segjax import infer, report
         from segjax.config import base
         from segjax.train.loop import train_and_evaluate
@@ -112,7 +111,8 @@ def test_everything_but_the_data_works_without_tensorflow():
         config.source.count, config.source.size, config.data.crop = 8, (16, 16), (16, 16)
         config.model.widths, config.run.total, config.loading.loader = (4, 8), 1, "threads"
         workdir = tempfile.mkdtemp()
-        report.write(workdir, train_and_evaluate(config, workdir), 1)
+        train_and_evaluate(config, workdir, report=functools.partial(report.write, workdir, pictures_of=1))
+        infer.load(workdir)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -134,10 +134,11 @@ def test_configurations_load():
         config = module.get_config()
         names = config.source.get("classes") or 8
         names = [str(k) for k in range(names)] if isinstance(names, int) else names
-        task = call(tasks.create, "task", config.task, DatasetSpec(tuple(names), things=(1,)))
-        model = call(models.create, "model", config.model, spec=task.spec)
-        assert model.finds_objects == (task.divisor > 0)
-        call(optimizer.make, "optimizer", config.optimizer, 100)
+        check(config)
+        spec = DatasetSpec(tuple(names), things=(1,), image_channels=channel_names(len(config.preprocess.mean)))
+        parts = components.build_components(config, spec)
+        assert set(parts.task.objective.outputs) <= set(parts.model.outputs)
+        optimizer.make(100, **config.optimizer)
         assert f"configs/{path.name}" in module.__doc__
         assert re.search(r"mIoU|Dice|AP|PQ|[Nn]ot yet measured", module.__doc__), f"{path.name} states no score"
 
@@ -149,8 +150,8 @@ def test_configurations_find_their_objects(name, train, test, objects, test_data
     """Those of instance maps read the real thing: every object of the test split."""
     monkeypatch.setenv("SEGJAX_DATA", test_data)
     config = load(PACKAGE.parent / "configs" / f"{name}.py").get_config()
-    assert len(build.open_split(config, "train")) == train
-    source = build.open_split(config, "test")
+    assert len(components.open_source(config, "train")) == train
+    source = components.open_source(config, "test")
     assert len(source) == test and sum(int(source.read(i)["instance"].max()) for i in range(test)) == objects
 
 
@@ -162,7 +163,7 @@ def test_configurations_fit_their_data(name, size, test_data, monkeypatch):
     for split, count in {"camvid_unet": {"train": 367, "test": 233}, "isbi_unet": {"train": 24, "test": 6}}[
         name
     ].items():
-        source = build.open_split(config, split)
+        source = components.open_source(config, split)
         label = source.read(0)["label"]
         assert len(source) == count and label.shape == source.size(0) == size
         assert set(np.unique(label)) <= {*range(len(source.spec.classes)), 255} and (label != 255).mean() > 0.5
@@ -185,8 +186,8 @@ def test_readme_keeps_its_word():
     config, loop_code, loading, objects, scoring = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(objects, names := {})
     made = names["get_config"]()
-    task = call(tasks.create, "task", made.task, make_spec(made.source.classes, things=made.source.things))
-    assert call(models.create, "model", made.model, spec=task.spec).finds_objects and task.spec.things[0] == 11
+    parts = components.build_components(made, make_spec(made.source.classes, things=made.source.things))
+    assert "centre" in parts.model.outputs and parts.task.spec.things[0] == 11
     exec(scoring, names := {})
     assert names["ours"].shape == (64, 64) and not names["ours"].any()
     settings = re.search(r"models.create\((.*?)\)\n", loading, re.DOTALL)[1]

@@ -11,7 +11,9 @@ from segjax.cli import main
 from segjax.config import base
 from segjax.data import reading
 from segjax.data.sources.arrays import arrays
-from segjax.train import checkpoint, loop
+from segjax.train import loop
+from segjax.train.restore import restore
+from segjax.train.workdir import read_config
 
 CLASSES = {"multiclass": ("r", "g", "b"), "binary": ("no", "yes"), "multilabel": ("a/b", "c", "d")}
 SIZES = [(24, 32), (17, 40), (31, 20), (24, 33)]
@@ -41,7 +43,7 @@ class Run:
         config.optimizer.learning_rate, config.run.total = 1e-2, 6
         config.eval.buckets = len(SIZES)  # no image is padded to the size of another
         opened = {split: arrays(split, data=data, classes=CLASSES[mode]) for split in data}
-        self.summary = loop.train_and_evaluate(config, str(folder / "run"), opened)
+        self.summary = loop.train_and_evaluate(config, str(folder / "run"), sources=opened)
         self.mode, self.workdir, self.tests, self.labels = mode, str(folder / "run"), tests, labels
         self.images = folder / "images"
         self.images.mkdir()
@@ -129,9 +131,9 @@ def test_masks_carry_the_colours_of_the_classes(multiclass, tmp_path, capsys):
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (33, 17)])
 @pytest.mark.parametrize("resize", [None, 0.5, (40, 40)])
 def test_any_size(multiclass, size, resize):
-    config, spec = checkpoint.read_config(multiclass.workdir)
+    config, spec = read_config(multiclass.workdir)
     config.preprocess.resize, config.parallel.devices = resize, 1
-    plan, state, _ = loop.restore(config, spec, multiclass.workdir)
+    plan, state, _ = restore(config, spec, multiclass.workdir)
     predictor = infer.Predictor(plan.model, state.variables(True), plan.task, plan.preprocess)
     found = predictor(np.full((*size, 3), 90, np.uint8))
     assert found["label"].shape == size and found["probability"].shape == (*size, 3)
@@ -178,7 +180,7 @@ def test_inputs_of_every_kind(multiclass, tmp_path, capsys):
     )
     code, result, err = predict(capsys, *flags)
     assert code == 1 and result is None
-    assert "deep.png holds values 0..599, not 8 bits" in err
+    assert "deep.png holds uint16 pixels" in err
     code, result, err = predict(capsys, *flags, "--window=0,a")
     assert code == 1 and "must be two numbers, as in --window=0,4095" in err
 

@@ -11,7 +11,7 @@ from segjax.checks import UserError
 from segjax.cli.setup import read_config_file
 from segjax.data.sources import create
 from segjax.spec import voc_colours
-from segjax.train import build
+from segjax.train import components
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
@@ -78,7 +78,7 @@ def test_cityscapes(cityscapes):
     config, _, expected = cityscapes
     assert (config.splits.train, config.splits.test) == ("train", "val")
     for split in ("train", "val"):
-        source = build.open_split(config, split)
+        source = components.open_source(config, split)
         check(source, expected[split])
         names = {0: "road", 5: "pole", 6: "traffic light", 10: "sky", 16: "train", 18: "bicycle"}
         colours = {0: (128, 64, 128), 5: (153, 153, 153), 10: (70, 130, 180), 13: (0, 0, 142), 18: (119, 11, 32)}
@@ -90,15 +90,15 @@ def test_cityscapes_faults(cityscapes, monkeypatch):
     truth = root / f"gtFine/train/{CITIES['train'][1]}_gtFine_labelIds.png"
     Image.new("L", (17, 2), 34).save(truth)
     with pytest.raises(UserError, match=r"aachen_000001_000019_gtFine_labelIds\.png holds ids .*: 34 \(34 pixels\)"):
-        build.open_split(config, "train").read(1)
+        components.open_source(config, "train").read(1)
     truth.unlink()
     with pytest.raises(UserError, match=r"1 of 3 images have no mask at .*gtFine.*: aachen/aachen_000001_000019\."):
-        build.open_split(config, "train")
+        components.open_source(config, "train")
     with pytest.raises(UserError, match=r"no image at .*leftImg8bit/minival.* for split 'minival'"):
-        build.open_split(config, "minival")
+        components.open_source(config, "minival")
     monkeypatch.delenv("SEGJAX_DATA")
     with pytest.raises(UserError, match=r"SEGJAX_DATA, which is not set"):
-        build.open_split(config, "train")
+        components.open_source(config, "train")
 
 
 VOC = np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 255], [10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20]], np.uint8)
@@ -132,7 +132,7 @@ def test_voc(voc, argument, train):
     _, expected = voc
     config = read_config_file(f"{CONFIGS}/voc_deeplabv3plus.py{argument}")
     for split, stems in ((config.splits.train, train), (config.splits.test, ["2007_000033"])):
-        source = build.open_split(config, split)
+        source = components.open_source(config, split)
         check(source, {stem: expected[stem] for stem in stems})
         names = {0: "background", 1: "aeroplane", 15: "person", 20: "tvmonitor"}
         colours = {0: (0, 0, 0), 1: (128, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
@@ -144,16 +144,16 @@ def test_voc_faults(voc):
     config = read_config_file(f"{CONFIGS}/voc_deeplabv3plus.py")
     Image.new("L", (11, 2), 21).save(root / "SegmentationClass/2007_000039.png")
     with pytest.raises(UserError, match=r"2007_000039\.png holds ids .*: 21 \(22 pixels\)"):
-        build.open_split(config, "train").read(1)
+        components.open_source(config, "train").read(1)
     (root / "SegmentationClass/2007_000039.png").unlink()
     with pytest.raises(UserError, match=r"1 of 2 images have no mask at .*SegmentationClass/.*: 2007_000039\."):
-        build.open_split(config, "train")
+        components.open_source(config, "train")
     (root / "JPEGImages/2007_000032.jpg").unlink()
     with pytest.raises(UserError, match=r"train\.txt.*'2007_000032' has no image"):
-        build.open_split(config, "train")
+        components.open_source(config, "train")
     (root / "ImageSets/Segmentation/trainaug.txt").unlink()
     with pytest.raises(UserError, match=r"source\.lists: .*trainaug\.txt cannot be read"):
-        build.open_split(read_config_file(f"{CONFIGS}/voc_deeplabv3plus.py:trainaug"), "trainaug")
+        components.open_source(read_config_file(f"{CONFIGS}/voc_deeplabv3plus.py:trainaug"), "trainaug")
 
 
 @pytest.fixture
@@ -173,9 +173,9 @@ def ade20k(tmp_path, monkeypatch):
 def test_ade20k(ade20k):
     config, _ = ade20k
     label = np.array([[255, *range(150)]], np.uint8)
-    source = build.open_split(config, config.splits.train)
+    source = components.open_source(config, config.splits.train)
     check(source, {"ADE_train_00000001": (0, label), "ADE_train_00000002": (100, np.repeat(label, 2, 0))})
-    check(build.open_split(config, config.splits.test), {"ADE_val_00000001": (100, label)})
+    check(components.open_source(config, config.splits.test), {"ADE_val_00000001": (100, label)})
     # objectInfo150.txt counts from 1.
     names = {0: "wall", 12: "person", 49: "fireplace", 75: "swivel chair", 99: "buffet", 130: "screen", 149: "flag"}
     check_spec(source.spec, 150, (), names)
@@ -186,14 +186,14 @@ def test_ade20k_faults(ade20k):
     mask = root / "annotations/training/ADE_train_00000002.png"
     Image.new("L", (151, 2), 151).save(mask)
     with pytest.raises(UserError, match=r"ADE_train_00000002\.png holds ids .*: 151 \(302 pixels\)"):
-        build.open_split(config, "training").read(1)
+        components.open_source(config, "training").read(1)
     mask.unlink()
     with pytest.raises(
         UserError, match=r"1 of 2 images have no mask at .*annotations/training.*: ADE_train_00000002\."
     ):
-        build.open_split(config, "training")
+        components.open_source(config, "training")
     with pytest.raises(UserError, match=r"no image at .*images/train/.* for split 'train'"):
-        build.open_split(config, "train")
+        components.open_source(config, "train")
 
 
 def save(path, pixels):

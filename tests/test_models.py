@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from parts import make_task
 
-from segjax import models, parallel, tasks
+from segjax import models, parallel
 from segjax.checks import UserError
-from segjax.spec import DatasetSpec, Preprocess
+from segjax.spec import DatasetSpec, Geometry, Preprocess
 from segjax.train import optimizer, state, step
 
 SPEC = DatasetSpec(("a", "b", "c"), things=(1, 2))
@@ -214,8 +215,8 @@ def test_devices_modes_and_recomputing_agree(case, monkeypatch):
     four batches. Dropout is left out: under pmap each device draws its own.
     """
     monkeypatch.setattr(nn.Dropout, "__call__", lambda self, x, deterministic: x)
-    objects = models.MODELS[MODELS[case][0]["name"]].finds_objects
-    task = tasks.create(SPEC, name="panoptic", sigma=3.0) if objects else tasks.create(SPEC, dice=0.5)
+    objects = "centre" in make(case).outputs
+    task = make_task(SPEC, name="panoptic", sigma=3.0) if objects else make_task(SPEC, dice=0.5)
     tx, _ = optimizer.make(10, 0, name="sgd", learning_rate=0.1)
     rgb = Preprocess(mean=(127.5,) * 3, std=(64.0,) * 3)
     images = np.random.default_rng(0).integers(0, 256, (4, 4, 40, 48, 3), np.uint8)
@@ -235,8 +236,11 @@ def test_devices_modes_and_recomputing_agree(case, monkeypatch):
                 batch["instance"] = np.where(batch["label"] > 0, batch["image"][..., 0] // 40, 0).astype(np.uint16)
                 batch["label"][1, :30] = 255
         batches = [parallel.put_batch(mesh, batch, mode) for batch in batches]
-        compiled = step.compile_step(
-            lambda axis: step.make_train_step(model, task, tx, rgb, {}, 0, 0.0, axis), mesh, mode, donate=False
+        compiled = step.compile_train(
+            lambda axis: step.make_train_step(model, task.objective, tx, rgb, {}, 0, 9, 0.0, axis),
+            mesh,
+            mode,
+            donate=False,
         )
         if mode == "jit" and devices == 4:
             compiled = compiled.lower(old, batches[0]).compile()
@@ -295,8 +299,8 @@ def test_mistakes_name_the_mend():
         ("deeplabv3", {"aux": "c2"}, r"model.aux='c2' is not one of '', c3, c4"),
         ("deeplabv3", {"norm": "layer"}, r"model.norm='layer'"),
         ("deeplabv3", {"dtype": "float16"}, r"model.dtype='float16'"),
-        ("deeplabv3", {"dropout": 1.0}, r"model.dropout=1.0 must be at least 0"),
-        ("deeplabv3", {"width": 0}, r"model.width=0 must be positive"),
+        ("deeplabv3", {"dropout": 1.0}, r"model.dropout=1.0 .*\[0, 1\)"),
+        ("deeplabv3", {"width": 0}, r"model.width=0 .*\[1, inf\)"),
         (
             "deeplabv3",
             {"atrous_rates": (1, 2), "output_stride": 32},
@@ -310,7 +314,7 @@ def test_mistakes_name_the_mend():
 @pytest.mark.parametrize("devices", [1, 2])
 def test_batch_norm_over_one_value_is_refused(devices):
     """The pyramid's mean of one image: its norm would leave the bias, and statistics that are of no use."""
-    task, rgb = tasks.create(SPEC), Preprocess(mean=(127.5,) * 3, std=(64.0,) * 3)
+    task, rgb = make_task(SPEC), Preprocess(mean=(127.5,) * 3, std=(64.0,) * 3)
     tx, _ = optimizer.make(10, 0, name="sgd", learning_rate=0.1)
     mesh = parallel.make_mesh(mode="pmap", devices=devices)
     index = np.arange(devices, dtype=np.int32)
@@ -320,8 +324,8 @@ def test_batch_norm_over_one_value_is_refused(devices):
     def train(case):
         model = make(case)
         start = state.init(model, tx, (devices, 32, 32, 3), False, 0, mesh)
-        make_step = functools.partial(step.make_train_step, model, task, tx, rgb, {}, 0, 0.0)
-        return step.compile_step(make_step, mesh, "pmap", donate=False)(start, batch)[1]
+        make_step = functools.partial(step.make_train_step, model, task.objective, tx, rgb, {}, 0, 9, 0.0)
+        return step.compile_train(make_step, mesh, "pmap", donate=False)(start, batch)[1]
 
     if devices == 1:
         with pytest.raises(UserError, match=r"data.batch_size of 2 or more, or with model.norm='group'"):
@@ -332,8 +336,10 @@ def test_batch_norm_over_one_value_is_refused(devices):
 @pytest.mark.parametrize("name", ["unet", "deeplabv3", "deeplabv3plus", "fcn", "lraspp"])
 def test_images_smaller_than_the_stride(name):
     """A backbone that rounds down leaves nothing of them, which is said before anything is made of it."""
-    model, task = models.create(name, SPEC, backbone="convnext_micro"), tasks.create(SPEC)
+    model, task = models.create(name, SPEC, backbone="convnext_micro"), make_task(SPEC)
     x = images((7, 7), 1)
     with pytest.raises(UserError, match="images are smaller than the network's stride"):
         outputs = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x, train=False))[0]
-        jax.eval_shape(lambda o: task.predict(o, np.array([[7, 7, 7, 7]]), (7, 7), (7, 7), True), outputs)
+        seven = np.full((1, 2), 7, np.int32)
+        geometry = Geometry(seven, seven, (7, 7), (7, 7), False)
+        jax.eval_shape(lambda o: task.decide(task.objective.maps(o, geometry), geometry), outputs)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parts import make_task
 
-from segjax import losses, models, parallel, tasks
+from segjax import losses, models, parallel
 from segjax.checks import UserError
 from segjax.config import base
 from segjax.data.loader import Loading
@@ -15,9 +16,9 @@ from segjax.data.pipeline import eval_batches, train_batches
 from segjax.data.sources.arrays import arrays
 from segjax.data.sources.shapes import SPEC, shapes
 from segjax.metrics import instance, panoptic
-from segjax.spec import DatasetSpec, Preprocess, encode
+from segjax.spec import DatasetSpec, Geometry, Preprocess, encode
 from segjax.train import step
-from segjax.train.evaluate import evaluate
+from segjax.train.evaluate import Evaluator
 from segjax.train.loop import train_and_evaluate
 
 RGB = Preprocess()
@@ -39,15 +40,17 @@ def scenes(sizes=SIZES):
 def test_loss_is_the_sum_of_its_parts():
     """Each term by plain numpy, the targets' weights and the hardest pixels included."""
     source = scenes()
-    task = tasks.create(source.spec, name="panoptic", sigma=4.0, hardest=0.3, small_area=100)
-    (batch,) = train_batches(source, RGB, Loading("threads"), 0, divisor=50, batch_size=4, crop=(32, 40)).batches(0, 1)
+    task = make_task(source.spec, name="panoptic", sigma=4.0, hardest=0.3, small_area=100)
+    (batch,) = train_batches(source, RGB, Loading("threads"), 0, max_objects=49, batch_size=4, crop=(32, 40)).batches(
+        0, 1
+    )
     random = np.random.default_rng(0)
     outputs = {
         "logits": random.normal(size=(4, 32, 40, 8)).astype(np.float32),
         "centre": random.normal(size=(4, 32, 40)).astype(np.float32),
         "offset": random.normal(size=(4, 32, 40, 2)).astype(np.float32),
     }
-    total, terms = task.loss(jax.tree.map(jnp.asarray, outputs), jax.tree.map(jnp.asarray, batch))
+    total, terms = task.objective.loss(jax.tree.map(jnp.asarray, outputs), jax.tree.map(jnp.asarray, batch))
     label, instances = batch["label"], batch["instance"].astype(int)
     log_p = outputs["logits"] - np.log(np.exp(outputs["logits"]).sum(-1, keepdims=True))
     valid = label != 255
@@ -85,10 +88,10 @@ def test_offsets_are_learnt_at_the_size_of_the_label():
     y, x = (np.arange(n) * 4 + 1.5 for n in (8, 12))
     aims = np.stack(np.broadcast_arrays(15.5 - y[:, None], 23.5 - x), -1)[None] / 4
     outputs = {"logits": jnp.zeros((1, 8, 12, 8)), "centre": jnp.zeros((1, 8, 12))}
-    task = tasks.create(SPEC, name="panoptic")
-    _, terms = task.loss(outputs | {"offset": jnp.asarray(aims, jnp.float32)}, batch)
+    task = make_task(SPEC, name="panoptic")
+    _, terms = task.objective.loss(outputs | {"offset": jnp.asarray(aims, jnp.float32)}, batch)
     assert terms["offset"] < 1e-5
-    _, terms = task.loss(outputs | {"offset": jnp.asarray(4 * aims, jnp.float32)}, batch)
+    _, terms = task.objective.loss(outputs | {"offset": jnp.asarray(4 * aims, jnp.float32)}, batch)
     assert terms["offset"] > 10
 
 
@@ -104,7 +107,8 @@ def oracle(task, resized):
             pitch = 2 * sizes[i, 2:] / sizes[i, :2]
             maps.append(truthful(label[i], numbers[i], (h, w), pitch, task.spec))
         outputs = {key: jnp.asarray(np.stack([m[key] for m in maps])) for key in maps[0]}
-        return task.measure(outputs, jax.tree.map(jnp.asarray, batch), batch["image"].shape[1:3], not resized)
+        geometry = Geometry(sizes[:, :2], sizes[:, 2:], batch["image"].shape[1:3], label.shape[1:3], resized)
+        return task.measure(task.objective.maps(outputs, geometry), jax.tree.map(jnp.asarray, batch), geometry)
 
     return run
 
@@ -131,13 +135,13 @@ def truthful(label, numbers, size, pitch, spec):
 def test_a_network_that_knows_the_truth_scores_high(name, resize):
     """Whole images of several sizes, padded and resized: nothing is lost but what half the resolution costs."""
     source = scenes()
-    task = tasks.create(source.spec, name=name, divisor=50, top_k=20, stuff_area=0, nms_kernel=3)
+    task = make_task(source.spec, name=name, divisor=50, top_k=20, stuff_area=0, nms_kernel=3)
     batches = eval_batches(
-        source, dataclasses.replace(RGB, resize=resize), Loading("threads"), divisor=50, batch_size=3
+        source, dataclasses.replace(RGB, resize=resize), Loading("threads"), instances=True, batch_size=3
     )
     mesh = parallel.make_mesh(devices=1)
     run = oracle(task, resize is not None)
-    summary = evaluate(lambda _, batch: run(_, jax.device_get(batch)), {}, task, batches, mesh, "jit")
+    summary = Evaluator(lambda _, batch: run(_, jax.device_get(batch)), task, batches, mesh, "jit")({})
     best = summary["PQ"] if name == "panoptic" else summary["AP50"]
     assert best > 0.75 and summary["mIoU"] > 0.8
     assert summary["pixels"] == sum((source.read(i)["label"] != 255).sum() for i in range(len(source)))
@@ -157,7 +161,7 @@ def test_summaries_are_those_of_the_metrics():
         scores.append(random.random(20).astype(np.float32))
     crowd = [thing * 50 for thing in SPEC.things]
     wanted = panoptic.panoptic_quality(truths, founds, source.spec, divisor=50, ignore=255, crowd=crowd)
-    tasks_of = {name: tasks.create(source.spec, name=name, divisor=50, top_k=20) for name in ("panoptic", "instance")}
+    tasks_of = {name: make_task(source.spec, name=name, divisor=50, top_k=20) for name in ("panoptic", "instance")}
     score = {name: task.new_metric() for name, task in tasks_of.items()}
     for i in range(len(truths)):
         padding = np.full(truths[i].shape, 255, np.uint8)
@@ -189,16 +193,16 @@ def test_summaries_are_those_of_the_metrics():
 def test_jit_and_pmap_score_alike(name):
     """On one device, four, and four under pmap, with a batch that does not divide the set."""
     source = scenes([(32, 48)] * 5)
-    task = tasks.create(source.spec, name=name, divisor=50, top_k=8, threshold=0.0, stuff_area=20)
+    task = make_task(source.spec, name=name, divisor=50, top_k=8, threshold=0.0, stuff_area=20)
     model = models.create("panoptic_deeplab", task.spec, backbone="resnet_micro", width=16)
     summaries = []
     for mode, devices in (("jit", 1), ("jit", 4), ("pmap", 4)):
         mesh = parallel.make_mesh(mode=mode, devices=devices)
-        batches = eval_batches(source, RGB, Loading("threads"), divisor=50, batch_size=4)
+        batches = eval_batches(source, RGB, Loading("threads"), instances=True, batch_size=4)
         variables = jax.jit(lambda: model.init(jax.random.key(1), jnp.zeros((1, 32, 48, 3)), train=False))()
         variables = jax.device_put(variables, parallel.replicated(mesh))
-        compiled = step.compile_step(lambda axis: step.make_eval_step(model, task, RGB, axis), mesh, mode, donate=False)
-        summaries.append(evaluate(compiled, variables, task, batches, mesh, mode))
+        compiled = step.compile_eval(lambda axis: step.make_eval_step(model, task, RGB, axis), mesh, mode)
+        summaries.append(Evaluator(compiled, task, batches, mesh, mode)(variables))
     assert summaries[0] == summaries[1] == summaries[2] and summaries[0]["mIoU"] > 0
 
 
@@ -235,7 +239,7 @@ def test_pasted_objects_cover_and_keep_their_numbers():
     source = shapes("train", count=6, size=(48, 64), objects=(2, 5))
     settings = {"batch_size": 6, "crop": (48, 64), "flip_horizontal": False}
     plain, pasted = (
-        next(train_batches(source, RGB, Loading("threads"), 3, divisor=30, paste=paste, **settings).batches(0, 1))
+        next(train_batches(source, RGB, Loading("threads"), 3, max_objects=29, paste=paste, **settings).batches(0, 1))
         for paste in (0.0, 1.0)
     )
     added = 0
@@ -258,10 +262,10 @@ def test_pasted_objects_cover_and_keep_their_numbers():
             ]  # fmt: skip
             assert len(seen) == 1
     assert added > 5
-    same = next(train_batches(source, RGB, Loading("tf.data"), 3, divisor=30, paste=1.0, **settings).batches(0, 1))
+    same = next(train_batches(source, RGB, Loading("tf.data"), 3, max_objects=29, paste=1.0, **settings).batches(0, 1))
     for key in same:
         np.testing.assert_array_equal(same[key], pasted[key])
-    few = next(train_batches(source, RGB, Loading("threads"), 3, divisor=6, paste=1.0, **settings).batches(0, 1))
+    few = next(train_batches(source, RGB, Loading("threads"), 3, max_objects=5, paste=1.0, **settings).batches(0, 1))
     assert few["instance"].max() <= 5
 
 
@@ -277,44 +281,43 @@ def config(**changes):
 def test_mistakes_name_the_mend(tmp_path):
     flat = DatasetSpec(("road", "car"))
     with pytest.raises(UserError, match=r"of road, car none is one. Set source.things"):
-        tasks.create(flat, name="panoptic")
+        make_task(flat, name="panoptic")
     with pytest.raises(UserError, match=r"one class a pixel: leave \{class\} out"):
-        tasks.create(DatasetSpec(("road", "car"), things=(1,), mode="multilabel"), name="panoptic")
-    with pytest.raises(UserError, match="at most 32767 with these classes"):
+        make_task(DatasetSpec(("road", "car"), things=(1,), mode="multilabel"), name="panoptic")
+    with pytest.raises(UserError, match=r"task.divisor=40000 must be at most 32767"):
         many = DatasetSpec(tuple(map(str, range(300))), things=(1,), ignore=65535)
-        tasks.create(many, name="panoptic", divisor=40000)
+        make_task(many, name="panoptic", divisor=40000)
     for settings, message in [
-        ({"nms_kernel": 4}, "task.nms_kernel=4 must be odd"),
-        ({"divisor": 100}, "task.divisor=100 must be more than task.top_k=200"),
-        ({"hardest": 0.0}, r"task.hardest=0.0 must be in \(0, 1\]"),
-        ({"sigma": 0.0}, r"task.sigma=0.0 None or more than 0"),
-        ({"small_weight": -3.0}, "must not be negative"),
-        ({"cross_entropy": 0.0, "centre": 0.0}, "nor the first two both 0"),
-        ({"sigmma": 3}, "task.sigmma.*task.sigma"),
+        ({"nms_kernel": 4}, "objective.nms_kernel=4 must be odd"),
+        ({"hardest": 0.0}, r"objective.hardest=0.0 .*\(0, 1\]"),
+        ({"sigma": 0.0}, r"objective.sigma=0.0 .*\(0, inf\)"),
+        ({"small_weight": -3.0}, r"objective.small_weight=-3.0 .*\[0, inf\)"),
+        ({"cross_entropy": 0.0, "centre": 0.0}, "objective.cross_entropy and objective.centre are both 0"),
+        ({"sigmma": 3}, "objective.sigmma.*objective.sigma"),
     ]:
         with pytest.raises(UserError, match=message):
-            tasks.create(SPEC, name="panoptic", **settings)
+            make_task(SPEC, name="panoptic", **settings)
     with pytest.raises(
-        UserError, match=r"not fit model.name='unet', which finds no objects.*\(model='panoptic_deeplab'\)"
+        UserError, match=r"'unet' gives logits, and objective.name='centres' learns centre, logits, offset"
     ):
         train_and_evaluate(base(source="shapes", task="panoptic"), str(tmp_path / "a"))
-    with pytest.raises(UserError, match=r"'semantic' does not fit model.name='panoptic_deeplab'.*task='panoptic'"):
+    with pytest.raises(UserError, match=r"gives centre, logits, offset, and objective.name='pixels' learns logits"):
         train_and_evaluate(base(source="shapes", model="panoptic_deeplab"), str(tmp_path / "a"))
     data = {"image": np.zeros((4, 32, 32, 3), np.uint8), "label": np.ones((4, 32, 32), np.uint8)}
     bare = arrays("train", data={"train": data}, classes=("road", "car"), things=(1,))
     with pytest.raises(UserError, match=r"train_\d comes without an instance map.*source.instances"):
-        train_and_evaluate(config(), str(tmp_path / "b"), {"train": bare, "test": bare})
-    with pytest.raises(UserError, match=r"train_0000\d holds \d objects: task.divisor=2 must be more"):
-        train_and_evaluate(config(**{"task.divisor": 2, "task.top_k": 1}), str(tmp_path / "c"))
-    with pytest.raises(UserError, match=r"data.paste=0.5 is a share of crops.*needs task.name='panoptic'"):
+        train_and_evaluate(config(), str(tmp_path / "b"), sources={"train": bare, "test": bare})
+    with pytest.raises(UserError, match=r"train_0000\d holds \d objects, more than objective.max_objects=1"):
+        train_and_evaluate(config(**{"objective.max_objects": 1}), str(tmp_path / "c"))
+    with pytest.raises(UserError, match=r"data.paste=0.5 .*needs task.name='panoptic'"):
         train_batches(bare, RGB, Loading("threads"), paste=0.5, crop=(32, 32))
 
 
 def test_crops_without_objects_train():
     """Neither the loss nor its gradient is anything but finite where there is nothing to learn."""
-    task = tasks.create(SPEC, name="panoptic")
+    task = make_task(SPEC, name="panoptic")
     outputs = {"logits": jnp.ones((2, 4, 4, 8)), "centre": jnp.ones((2, 4, 4)), "offset": jnp.ones((2, 4, 4, 2))}
     for value in (0, 255):
         batch = {"label": jnp.full((2, 16, 16), value, jnp.uint8), "instance": jnp.zeros((2, 16, 16), jnp.uint16)}
-        loss, grads = jax.value_and_grad(lambda o, b=batch: task.loss(o, b)[0])(outputs)
+        loss, grads = jax.value_and_grad(lambda o, b=batch: task.objective.loss(o, b)[0])(outputs)
         assert np.isfinite(loss) and all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))

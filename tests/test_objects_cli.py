@@ -28,7 +28,7 @@ def get_config(task):
     config = base(source="shapes", model="panoptic_deeplab", task=task)
     config.source.count, config.source.size, config.data.crop = 8, (32, 32), (32, 32)
     config.model.backbone, config.model.width, config.loading.loader = "resnet_micro", 16, "threads"
-    config.task.threshold, config.task.top_k, config.task.divisor, config.task.stuff_area = -9.0, 4, 9, 0
+    config.objective.threshold, config.objective.top_k, config.task.divisor, config.task.stuff_area = -9.0, 4, 9, 0
     config.run.total, config.run.eval_every, config.log.tensorboard = 2, 1, False
     config.data.batch_size, config.eval.batch_size, config.parallel.devices = 2, 4, 1
     return config

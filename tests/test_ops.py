@@ -12,9 +12,10 @@ from flax import linen as nn
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from segjax.nn.convolution import _paired, convolution
-from segjax.nn.ops import UpConv2x2, max_pool, mean_pool, resample
-from segjax.nn.windows import Window
+from segjax.nn.kernels import convolution, max_pool, mean_pool, resample
+from segjax.nn.kernels.paired import paired
+from segjax.nn.kernels.windows import Window
+from segjax.nn.layers import UpConv2x2
 
 # What `convolution` is to be, and the kind of formulation: (maps, features, kernel, stride, dilation, groups, padding).
 CONVOLUTIONS = {
@@ -151,8 +152,8 @@ def test_pairs_of_columns_are_columns(shape, size, padding):
     """What TPUs run for the first layer, on the CPU: all remainders by two of kernel and padding."""
     x, kernel = normal(*shape), normal(size, size, shape[-1], 5)
     g = normal(*jax.eval_shape(lambda: plain(x, kernel, 2, 1, 1, padding)).shape)
-    paired = _paired(Window(size, 2, 1, padding))
-    ours = jax.jit(lambda *args: (paired.forward(*args[:2]), paired.dx(*args), paired.dk(*args)))
+    passes = paired(Window(size, 2, 1, padding))
+    ours = jax.jit(lambda *args: (passes.forward(*args[:2]), passes.dx(*args), passes.dk(*args)))
     theirs = jax.jit(with_gradients(lambda x, kernel: plain(x, kernel, 2, 1, 1, padding)))
     assert_close(ours(x, kernel, g), theirs((x, kernel), g))
 

@@ -12,13 +12,13 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from state_dicts import load
 
 from segjax import models, weights
 from segjax.models.fcn import bilinear
 from segjax.nn import backbones
 from segjax.nn.aspp import ASPP
-from segjax.nn.layers import ConvNorm, Style
-from segjax.nn.ops import UpConv2x2
+from segjax.nn.layers import ConvNorm, Style, UpConv2x2
 from segjax.nn.resize import nearest, resize
 from segjax.spec import DatasetSpec
 
@@ -79,7 +79,7 @@ def loaded(net, peer, layout, images=(64, 64)):
     """Variables of our network with the peer's weights, all of which must be found."""
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, *images, 3)), train=False))
     blank = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, leaf.dtype), shapes)
-    return weights.load(peer.state_dict(), blank, layout)
+    return load(peer.state_dict(), blank, layout)
 
 
 def pictures(size, count=1):
@@ -336,14 +336,14 @@ def test_training_step(name):
     for key, count in counts.items():
         kept = 0.9 * before[f"{key}.running_var"]
         after[f"{key}.running_var"] = kept + (after[f"{key}.running_var"] - kept) * (count - 1) / count
-    expected = flat(weights.load(after, variables, layout)[0]["batch_stats"])
+    expected = flat(load(after, variables, layout)[0]["batch_stats"])
     old, new = flat(variables["batch_stats"]), flat(stats)
     assert len(expected) == len(new) == 2 * len(counts)
     for key, x in expected.items():
         assert np.abs(new[key] - x).max() <= 1e-3 * np.abs(x - old[key]).max() > 0, key
 
     slopes = before | {key: x.grad for key, x in peer.named_parameters()}
-    expected, gradients = flat(weights.load(slopes, variables, layout)[0]["params"]), flat(gradients)
+    expected, gradients = flat(load(slopes, variables, layout)[0]["params"]), flat(gradients)
     for key in ("backbone/conv1/conv/kernel", "head/kernel"):
         assert np.abs(gradients[key] - expected[key]).max() <= 1e-3 * np.abs(expected[key]).max() > 0, key
 

@@ -2,6 +2,7 @@ import html.parser
 import pathlib
 import urllib.parse
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -150,8 +151,16 @@ def run(tmp_path_factory):
     config.data.crop, config.data.batch_size, config.eval.batch_size = (16, 16), 4, 4
     config.model.widths, config.loading.loader, config.log.tensorboard = (4, 8), "threads", False
     config.run.total, config.run.log_every, config.run.eval_every = 2, 1, 1
-    summary = loop.train_and_evaluate(config, str(workdir), OPENED)
-    report.write(str(workdir), summary, 20, OPENED)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+
+    def write(evaluator, variables, summary):
+        compiled.clear()
+        report.write(str(workdir), evaluator, variables, summary, 20)
+        # The pictures come from the program that scored the split.
+        assert not [event for event in compiled if "compile" in event or "trace" in event]
+
+    summary = loop.train_and_evaluate(config, str(workdir), sources=OPENED, report=write)
     return workdir, summary
 
 

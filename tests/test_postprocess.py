@@ -1,24 +1,43 @@
 """Objects from maps against a plain numpy version, on random and on adversarial maps."""
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segjax import postprocess, targets
 from segjax.data.sources.shapes import shapes
 from segjax.metrics import panoptic_quality
+from segjax.objectives import grouping, targets
 from segjax.spec import encode
+from segjax.tasks.objects import vote
 
 THINGS, IGNORE, K = (2, 3), 255, 4
 SETTINGS = {"things": THINGS, "ignore": IGNORE, "threshold": 0.1, "nms_kernel": 5, "top_k": 6, "stuff_area": 10}
 
 
+class Found(NamedTuple):
+    label: Any
+    instance: Any
+    semantic: Any
+    classes: Any
+    scores: Any
+    points: Any
+    valid: Any
+
+
+def panoptic(logits, centre, offset, inside, *, things, ignore, stuff_area=2048, **settings):
+    """Objects from maps, and their classes from votes."""
+    instance, confidence, points = grouping.find_objects(centre, offset, inside, **settings)
+    merged = vote(logits, instance, confidence, inside, things=things, ignore=ignore, stuff_area=stuff_area)
+    return Found(*merged, points, confidence > 0)
+
+
 @functools.cache
 def compiled(**changes):
-    return jax.jit(functools.partial(postprocess.panoptic, **(SETTINGS | changes)))
+    return jax.jit(functools.partial(panoptic, **(SETTINGS | changes)))
 
 
 def plain(logits, centre, offset, inside, *, things, ignore, threshold, nms_kernel, top_k, stuff_area):
@@ -182,7 +201,7 @@ def test_exact_maps_give_back_their_objects():
     label, instance = (jnp.asarray(np.stack([scene[key] for scene in scenes])) for key in ("label", "instance"))
     aims = targets.make(label, instance, things=source.spec.things, ignore=255, count=99, sigma=2.0)
     logits = 9.0 * jax.nn.one_hot(label, 8)
-    found = postprocess.panoptic(
+    found = panoptic(
         logits, aims.centre, aims.offset, label >= 0, things=source.spec.things, ignore=255, stuff_area=0, top_k=40
     )
     np.testing.assert_array_equal(found.label, label)
@@ -194,6 +213,6 @@ def test_no_array_of_pixels_by_centres():
     """At 1024x2048 with 200 centres such an array would be 1.7 GB; all temporaries stay below a sixth of that."""
     shapes = [jax.ShapeDtypeStruct((1, 1024, 2048, *c), t) for c, t in (((19,), jnp.float32), ((), jnp.float32),
                                                                        ((2,), jnp.float32), ((), bool))]  # fmt: skip
-    run = jax.jit(functools.partial(postprocess.panoptic, things=tuple(range(11, 19)), ignore=255))
+    run = jax.jit(functools.partial(panoptic, things=tuple(range(11, 19)), ignore=255))
     compiled = run.lower(*shapes).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 1024 * 2048 * 200 * 4 / 6

@@ -75,29 +75,36 @@ def test_bytes_are_read_like_a_file():
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_window_maps_sixteen_bits(tmp_path, suffix, channels):
+def test_sixteen_bits_stay(tmp_path, suffix, channels):
     path = save(tmp_path / f"a.{suffix}", DEEP)
-    got = reading.image(path, channels, window=(1000, 3000))
-    want = np.rint(np.clip((DEEP.astype(float) - 1000) / 2000, 0, 1) * 255)
-    np.testing.assert_array_equal(got, np.repeat(want[..., None], channels, 2))
-    with pytest.raises(UserError, match=rf"a\.{suffix}.*source\.window"):
+    assert reading.dtype_of(path) == "uint16"
+    got = reading.image(path, channels, "uint16")
+    assert got.dtype == np.uint16
+    np.testing.assert_array_equal(got, np.repeat(DEEP[..., None], channels, 2))
+    with pytest.raises(UserError, match=rf"a\.{suffix} holds uint16 pixels, but other images of the data set uint8"):
         reading.image(path, channels)
-    with pytest.raises(UserError, match="low < high"):
-        reading.image(path, channels, window=(5, 5))
 
 
-def test_window_maps_floats_and_leaves_eight_bits_alone(tmp_path):
+def test_floats_stay_and_nan_is_the_least_value(tmp_path):
     values = np.array([[-1.0, 0.0, 0.5, 2.0, np.nan]], np.float32)
     path = save(tmp_path / "a.tif", values)
-    np.testing.assert_array_equal(reading.image(path, 1, window=(0, 1))[0, :, 0], [0, 0, 128, 255, 0])
-    np.testing.assert_array_equal(reading.image(save(tmp_path / "b.png", RGB), 3, window=(0, 1)), RGB)
+    np.testing.assert_array_equal(reading.image(path, 1, "float32")[0, :, 0], [-1, 0, 0.5, 2, -1])
+
+
+def test_images_of_one_set_have_one_depth(tmp_path):
+    paths = [save(tmp_path / f"{i}.png", DEEP if i == 7 else RGB) for i in range(9)]
+    assert reading.common_dtype(paths[:7]) == "uint8" and reading.common_dtype(paths[7:8]) == "uint16"
+    (tmp_path / "8.png").write_bytes(b"torn")
+    assert reading.common_dtype(paths[8:]) == "uint8"
+    with pytest.raises(UserError, match=r"0\.png holds uint8 .*7\.png uint16"):
+        reading.common_dtype(paths)
 
 
 def test_sixteen_bit_colour_is_refused_since_pillow_halves_it(tmp_path):
     tf = pytest.importorskip("tensorflow")
     path = tmp_path / "a.png"
     path.write_bytes(tf.io.encode_png(np.repeat(DEEP[..., None], 3, 2)).numpy())
-    for read in (lambda p: reading.image(p, 3, window=(0, 4096)), reading.mask):
+    for read in (lambda p: reading.image(p, 3, "uint16"), reading.mask):
         with pytest.raises(UserError, match=r"a\.png.*16-bit"):
             read(str(path))
 

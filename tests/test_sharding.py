@@ -12,18 +12,21 @@ import pytest
 from flax import linen as nn
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from parts import make_task
 
-from segjax import infer, models, parallel, postprocess, space, tasks
+from segjax import infer, models, parallel, space
 from segjax.checks import UserError
 from segjax.config import base
 from segjax.data.sources.arrays import arrays
 from segjax.nn import resize
-from segjax.nn.convolution import convolution
-from segjax.nn.layers import ConvNorm
-from segjax.nn.ops import UpConv2x2, max_pool
-from segjax.spec import DatasetSpec, Preprocess
+from segjax.nn.kernels import convolution, max_pool
+from segjax.nn.layers import ConvNorm, UpConv2x2
+from segjax.objectives import grouping
+from segjax.spec import DatasetSpec, Geometry, Preprocess
+from segjax.tasks.objects import vote
 from segjax.train import checkpoint, optimizer, state, step
-from segjax.train.loop import evaluate_workdir, train_and_evaluate
+from segjax.train.loop import train_and_evaluate
+from segjax.train.restore import evaluate_workdir
 
 RGB = Preprocess(mean=(127.5,) * 3, std=(64.0,) * 3)
 SPEC = DatasetSpec(("a", "b", "c"), things=(1, 2))
@@ -78,11 +81,11 @@ def gathers(text):
 def one_step(name, rows, devices, size=(64, 32)):
     """Outputs, gradients and the next state of a training step; and the compiled program's text."""
     mesh = parallel.make_mesh(devices=devices, space=rows)
-    task = tasks.create(SPEC, **TASKS[name])
+    task = make_task(SPEC, **TASKS[name])
     model, tx = models.create(name, task.spec, **MODELS[name]), optax.sgd(0.1, momentum=0.9)
 
     def make(axis):
-        train = step.make_train_step(model, task, tx, RGB, {"noise": 0.1, "contrast": 0.1}, 0, 0.9, axis)
+        train = step.make_train_step(model, task.objective, tx, RGB, {"noise": 0.1, "contrast": 0.1}, 0, 9, 0.9, axis)
 
         def both(now, batch):
             outputs = model.apply(now.variables(False), step.normalise(batch["image"], RGB), train=False)
@@ -93,7 +96,8 @@ def one_step(name, rows, devices, size=(64, 32)):
 
     now = state.init(model, tx, (4, *size, 3), True, 0, mesh)
     batch = parallel.put_batch(mesh, batch_of(name, size), "jit")
-    compiled = step.compile_step(make, mesh, "jit", donate=False).lower(now, batch).compile()
+    compiled = jax.jit(step._on_mesh(make(None), mesh), out_shardings=parallel.replicated(mesh))
+    compiled = compiled.lower(now, batch).compile()
     return jax.device_get(compiled(now, batch)), compiled.as_text()
 
 
@@ -222,7 +226,7 @@ def test_the_largest_pixels(rows, k):
 @pytest.mark.parametrize("name, size, fitted", [("unet", (70, 30), (50, 40)), ("panoptic_deeplab", (64, 32), None)])
 def test_evaluation_and_prediction_are_those_of_one_device(name, size, fitted):
     """Any number of rows, the network's input at another size than the label or at the same."""
-    task = tasks.create(SPEC, **TASKS[name])
+    task = make_task(SPEC, **TASKS[name])
     model = models.create(name, task.spec, **MODELS[name])
     preprocess = dataclasses.replace(RGB, resize=fitted)
     batch = batch_of(name, size)
@@ -235,16 +239,16 @@ def test_evaluation_and_prediction_are_those_of_one_device(name, size, fitted):
         mesh = parallel.make_mesh(devices=devices, space=rows)
         variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
         variables = jax.device_put(variables, parallel.replicated(mesh))
-        evaluate = step.compile_step(
-            lambda axis: step.make_eval_step(model, task, preprocess, axis), mesh, "jit", donate=False
-        )
+        evaluate = step.compile_eval(lambda axis: step.make_eval_step(model, task, preprocess, axis), mesh, "jit")
         compiled = evaluate.lower(variables, parallel.put_batch(mesh, batch, "jit")).compile()
         measured = compiled(variables, parallel.put_batch(mesh, batch, "jit"))
         # Tables [b, n] of the devices' largest peaks, and the results: maps of numbers, on their way to the host.
         kinds = gathers(compiled.as_text())
         assert all((len(shape) == 2 and shape[1] <= rows * TOP_K) or dtype in ("u8", "u16") for dtype, shape in kinds)
         predict = step.compile_predict(model, task, preprocess, mesh if rows > 1 else None)
-        predicted = predict(variables, batch["image"][:1], batch["content"][:1], batch["image"].shape[1:3], size)
+        content = batch["content"][:1]
+        place = Geometry(content[:, :2], content[:, 2:], batch["image"].shape[1:3], size, fitted is not None)
+        predicted = predict(variables, batch["image"][:1], place)
         found.append(jax.device_get((measured, predicted)))
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 if a.dtype == np.float32 else 0)
@@ -258,8 +262,8 @@ def test_grouping_of_rows_that_do_not_come_out_even():
     inside = jnp.ones((2, 30, 12), bool).at[1, 25:].set(False)
 
     def group(logits, centre, offset):
-        settings = {"things": (1, 2), "ignore": 255, "top_k": TOP_K, "stuff_area": 4}
-        return postprocess.panoptic(logits, centre, offset, inside, **settings)
+        instance, confidence, _ = grouping.find_objects(centre, offset, inside, top_k=TOP_K)
+        return vote(logits, instance, confidence, inside, things=(1, 2), ignore=255, stuff_area=4)
 
     compiled = divided(group, parallel.make_mesh(space=4)).lower(*args).compile()
     # What is found cannot lie divided outside of a program: label, instance and semantic are gathered as results.
@@ -281,7 +285,7 @@ def run(workdir, **parallel_settings):
     config.log.tensorboard = False
     config.parallel.update(parallel_settings)
     opened = {"train": source, "test": source}
-    return config, opened, train_and_evaluate(config, str(workdir), opened)
+    return config, opened, train_and_evaluate(config, str(workdir), sources=opened)
 
 
 def test_a_run_and_its_checkpoint_do_not_depend_on_the_division(tmp_path):
@@ -291,18 +295,18 @@ def test_a_run_and_its_checkpoint_do_not_depend_on_the_division(tmp_path):
     assert one["pixels"] == four["pixels"] == 24 * (32 + 27 + 30 + 32)
     assert abs(one["mIoU"] - four["mIoU"]) < 1e-3
     config.parallel.update(devices=1, space=1, fsdp=False)
-    again = evaluate_workdir(str(tmp_path / "four"), "test", config, opened)
+    again = evaluate_workdir(str(tmp_path / "four"), "test", config, sources=opened)
     assert abs(again["mIoU"] - four["mIoU"]) < 1e-3
     image = opened["test"].images[1]
     a, b = (infer.load(str(tmp_path / name))(image)["probability"] for name in ("one", "four"))
     np.testing.assert_allclose(b, a, rtol=0, atol=1e-4)
     config.run.total, config.parallel.devices, config.parallel.fsdp = 4, 4, True
-    assert train_and_evaluate(config, str(tmp_path / "one"), opened)["step"] in (3, 4)
+    assert train_and_evaluate(config, str(tmp_path / "one"), sources=opened)["step"] in (3, 4)
 
 
 def test_divided_parameters_are_the_same_parameters(tmp_path):
     """After three steps of AdamW; a device holds its share, before and after, and checkpoints fit either way."""
-    task = tasks.create(SPEC)
+    task = make_task(SPEC)
     model, tx = (
         models.create("unet", task.spec, widths=(16, 32)),
         optimizer.make(10, 0, name="adamw", learning_rate=1e-2)[0],
@@ -311,9 +315,9 @@ def test_divided_parameters_are_the_same_parameters(tmp_path):
     for fsdp in (False, True):
         mesh = parallel.make_mesh(fsdp=fsdp)
         now = state.init(model, tx, (4, 32, 16, 3), True, 0, mesh, fsdp)
-        train = step.compile_step(
-            lambda axis: step.make_train_step(model, task, tx, RGB, {}, 0, 0.9, axis),
-            mesh, "jit", donate=True, placed=parallel.state_sharding(mesh, now, fsdp),
+        train = step.compile_train(
+            lambda axis: step.make_train_step(model, task.objective, tx, RGB, {}, 0, 9, 0.9, axis),
+            mesh, "jit", parallel.state_sharding(mesh, now, fsdp),
         )  # fmt: skip
         placed = jax.tree.map(lambda x: x.sharding, now)
         for _ in range(3):

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segjax import targets
 from segjax.checks import UserError
 from segjax.data.loader import Loading
 from segjax.data.pipeline import train_batches
 from segjax.data.sources.shapes import shapes
+from segjax.objectives import targets
 from segjax.spec import Preprocess
 
 SETTINGS = {"things": (3, 4, 5, 6, 7), "ignore": 255, "count": 20, "sigma": 3.0, "small_area": 60, "small_weight": 3.0}
@@ -75,8 +75,8 @@ def test_made_after_every_augmentation(loader):
     """What the pipeline crops, turns, mirrors, zooms, bends and pastes has the targets of the map that comes out."""
     source = shapes("train", count=4, size=(64, 80), objects=(3, 8))
     batches = train_batches(
-        source, Preprocess(), Loading(loader, workers=2), 0, divisor=20, batch_size=4, crop=(48, 64), scale=(0.7, 1.5),
-        rotate=30.0, flip_vertical=True, elastic=2.0, paste=0.7,
+        source, Preprocess(), Loading(loader, workers=2), 0, max_objects=19, batch_size=4, crop=(48, 64),
+        scale=(0.7, 1.5), rotate=30.0, flip_vertical=True, elastic=2.0, paste=0.7,
     )  # fmt: skip
     for batch in batches.batches(0, 3):
         assert batch["instance"].dtype == np.uint16 and (np.isin(batch["label"], SETTINGS["things"]) ==

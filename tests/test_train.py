@@ -8,17 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parts import make_task
 
-from segjax import infer, models, parallel, tasks
+from segjax import infer, models, parallel
 from segjax.checks import UserError
 from segjax.config import base
 from segjax.data.loader import Loading
 from segjax.data.pipeline import eval_batches
 from segjax.data.sources.arrays import arrays
-from segjax.spec import DatasetSpec, Preprocess
-from segjax.train import checkpoint, loop, optimizer, state, step
-from segjax.train.evaluate import evaluate
-from segjax.train.loop import evaluate_workdir, train_and_evaluate
+from segjax.objectives import Maps
+from segjax.spec import DatasetSpec, Geometry, Preprocess
+from segjax.train import optimizer, state, step, workdir
+from segjax.train.evaluate import Evaluator
+from segjax.train.loop import train_and_evaluate
+from segjax.train.restore import evaluate_workdir, restore
 
 RGB = Preprocess(mean=(127.5,) * 3, std=(64.0,) * 3)
 ROOT = pathlib.Path(__file__).parent.parent
@@ -56,7 +59,7 @@ def run_steps(mode, devices, count, task_mode="multiclass", steps=3, **task_sett
     """State after a few steps on one batch, and the scalars of the last."""
     names = ("a", "b") if task_mode == "binary" else ("a", "b", "c")
     spec = DatasetSpec(names, mode="multilabel" if task_mode == "multilabel" else "multiclass")
-    task = tasks.create(spec, mode=task_mode, **task_settings)
+    task = make_task(spec, mode=task_mode, **task_settings)
     mesh = parallel.make_mesh(mode=mode, devices=devices)
     model = models.create("unet", task.spec, widths=(4, 8))
     tx, _ = optimizer.make(10, 0, name="sgd", learning_rate=0.1, weight_decay=1e-3, clip=1.0)
@@ -65,8 +68,11 @@ def run_steps(mode, devices, count, task_mode="multiclass", steps=3, **task_sett
     # From seed 0 a ReLU's input lies so near zero that rounding decides on which side, and on a percent of gradients.
     now = state.init(model, tx, shape, True, 1, mesh)
     colours = {"brightness": 0.1, "noise": 0.1, "hue": 0.1}
-    compiled = step.compile_step(
-        lambda axis: step.make_train_step(model, task, tx, RGB, colours, 0, 0.9, axis), mesh, mode, donate=True
+    compiled = step.compile_train(
+        lambda axis: step.make_train_step(model, task.objective, tx, RGB, colours, 0, 9, 0.9, axis),
+        mesh,
+        mode,
+        donate=False,
     )
     index = np.arange(count, dtype=np.int32)
     batch = {"image": image[:count], "label": label[:count], "index": index, "position": index}
@@ -104,7 +110,7 @@ def test_auxiliary_logits_add_their_share():
     label = np.random.default_rng(0).integers(0, 3, (2, 16, 16)).astype(np.uint8)
     label[:, :5] = 255
     label = jnp.asarray(label)
-    loss = tasks.create(spec, aux=0.3, dice=0.5).loss
+    loss = make_task(spec, aux=0.3, dice=0.5).objective.loss
     total, terms = loss({"logits": main, "aux": aux}, {"label": label})
     alone, beside = (loss({"logits": logits}, {"label": label})[0] for logits in (main, aux))
     np.testing.assert_allclose(total, alone + 0.3 * beside, rtol=1e-6)
@@ -117,9 +123,9 @@ def test_the_hardest_pixels_of_each_image_count():
     logits, label = random.normal(size=(3, 8, 9, 3)), random.integers(0, 3, (3, 8, 9))
     label[:, :2] = 255
     class_weights = np.array([0.5, 1.0, 3.0])
-    task = tasks.create(DatasetSpec(("a", "b", "c")), hardest=0.3, class_weights=(0.5, 1.0, 3.0))
+    task = make_task(DatasetSpec(("a", "b", "c")), hardest=0.3, class_weights=(0.5, 1.0, 3.0))
     batch = {"label": jnp.asarray(label, jnp.uint8)}
-    loss, _ = task.loss({"logits": jnp.asarray(logits, jnp.float32)}, batch)
+    loss, _ = task.objective.loss({"logits": jnp.asarray(logits, jnp.float32)}, batch)
     total = weights = 0.0
     for i in range(3):
         valid = label[i] != 255
@@ -129,8 +135,8 @@ def test_the_hardest_pixels_of_each_image_count():
         total += (values * class_weights[truth])[chosen].sum()
         weights += class_weights[truth][chosen].sum()
     assert loss == pytest.approx(total / weights, rel=1e-5)
-    with pytest.raises(UserError, match=r"task.hardest=0.0 must be more than 0"):
-        tasks.create(DatasetSpec(("a", "b")), hardest=0.0)
+    with pytest.raises(UserError, match=r"objective.hardest=0.0 .*\(0, 1\]"):
+        make_task(DatasetSpec(("a", "b")), hardest=0.0)
 
 
 def test_moving_average_follows_its_formula():
@@ -143,13 +149,16 @@ def test_moving_average_follows_its_formula():
 
 def test_compiled_step_moves_no_activations():
     """The collectives of the jit step are all-reduces of gradients and statistics: nothing is gathered."""
-    task = tasks.create(DatasetSpec(("a", "b", "c")), dice=1.0)
+    task = make_task(DatasetSpec(("a", "b", "c")), dice=1.0)
     mesh = parallel.make_mesh()
     model = models.create("unet", task.spec, widths=(4, 8))
     tx, _ = optimizer.make(10, 0)
     now = state.abstract(model, tx, (8, 24, 32, 3), False)
-    compiled = step.compile_step(
-        lambda axis: step.make_train_step(model, task, tx, RGB, {"noise": 0.1}, 0, 0.0, axis), mesh, "jit", donate=True
+    compiled = step.compile_train(
+        lambda axis: step.make_train_step(model, task.objective, tx, RGB, {"noise": 0.1}, 0, 9, 0.0, axis),
+        mesh,
+        "jit",
+        donate=False,
     )
     shapes = {"image": ((8, 24, 32, 3), jnp.uint8), "label": ((8, 24, 32), jnp.uint8)}
     shapes |= {"index": ((8,), jnp.int32), "position": ((8,), jnp.int32)}
@@ -257,10 +266,10 @@ def finish(process):
     return out
 
 
-def read_state(workdir, at):
-    config, spec = checkpoint.read_config(str(workdir))
+def read_state(folder, at):
+    config, spec = workdir.read_config(str(folder))
     config.checkpoint.evaluate = "last"
-    _, now, step_read = loop.restore(config, spec, str(workdir))
+    _, now, step_read = restore(config, spec, str(folder))
     assert step_read == at
     return jax.device_get(now)
 
@@ -332,16 +341,18 @@ def test_evaluation_of_known_predictions():
     labels[1] = wrong
     source = arrays("test", data={"test": {"image": images, "label": labels}}, classes=("a", "b", "c"))
     mesh = parallel.make_mesh()
-    task = tasks.create(source.spec)
+    task = make_task(source.spec)
 
     def answer(variables, batch):
         value = batch["image"][..., :1].astype(jnp.float32) / 100
         logits = -jnp.abs(value - jnp.arange(3, dtype=jnp.float32).reshape(1, 1, 1, 3))
-        return task.measure({"logits": logits}, batch, batch["image"].shape[1:3], True)
+        sizes, content = batch["label"].shape[1:3], batch["content"]
+        geometry = Geometry(content[:, :2], content[:, 2:], sizes, sizes, False)
+        return task.measure(Maps({"logits": logits}), batch, geometry)
 
-    compiled = step.compile_step(lambda axis: answer, mesh, "jit", donate=False)
+    compiled = step.compile_eval(lambda axis: answer, mesh, "jit")
     batches = eval_batches(source, RGB, Loading("threads"), batch_size=4)
-    summary = evaluate(compiled, {}, task, batches, mesh, "jit")
+    summary = Evaluator(compiled, task, batches, mesh, "jit")({})
     matrix = np.zeros((3, 3), int)
     for image, label in zip(images, labels, strict=True):
         for t, p in zip(label.ravel(), (image[..., 0] // 100).ravel(), strict=True):
@@ -389,7 +400,7 @@ def test_faults_are_named_before_the_first_step(tmp_path):
         r"data.crop=\(64, 64\) is larger": {"data.crop": (64, 64)},
         r"task.mode='multilabel' does not fit": {"task.mode": "multilabel"},
         r"needs exactly two classes": {"task.mode": "binary"},
-        r"class_weights has 2 values for 3 classes": {"task.class_weights": (1.0, 2.0)},
+        r"class_weights has 2 values for 3 classes": {"objective.class_weights": (1.0, 2.0)},
         r"parallel.devices=9, but there are 4": {"parallel.devices": 9},
         r"parallel.mode='pjit'": {"parallel.mode": "pjit"},
         r"checkpoint.best='mIuO' is not one of .*mIoU": {"checkpoint.best": "mIuO"},
@@ -399,9 +410,10 @@ def test_faults_are_named_before_the_first_step(tmp_path):
         r"model.upsampling='bilinear'": {"model.upsampling": "bilinear"},
         r"model.dtype='float16'": {"model.dtype": "float16"},
         r"task.mode='multi'": {"task.mode": "multi"},
-        r"task.dice_over='pixel'": {"task.dice_over": "pixel"},
+        r"objective.dice_over='pixel'": {"objective.dice_over": "pixel"},
         r"preprocess.outside='mirrored'": {"preprocess.outside": "mirrored"},
-        r"preprocess.mean=\(1.0,\) and preprocess.std": {"preprocess.mean": (1.0,)},
+        r"the image must be uint8 \[y, x, 1\], with as many channels as preprocess.mean": {"preprocess.mean": (1.0,)},
+        r"preprocess.mean=.* and preprocess.std=\(1.0,\)": {"preprocess.std": (1.0,)},
         r"preprocess.context must be 0, not 8": {"preprocess.context": 8},
         r"preprocess.context must be 8, not 0": {"model.padding": "valid"},
         r"optimizer.name='adma' .*'adam'": {"optimizer.name": "adma"},
@@ -418,17 +430,18 @@ def test_evaluation_under_another_preprocessing_is_refused(tmp_path):
     config = tiny(tmp_path)
     train_and_evaluate(config, str(tmp_path / "run"))
     config.eval.batch_size = 8
-    assert evaluate_workdir(str(tmp_path / "run"), overrides=config)["images"] == 5
+    assert evaluate_workdir(str(tmp_path / "run"), config=config)["images"] == 5
     config.preprocess.mean = (1.0, 2.0, 3.0)
     with pytest.raises(UserError, match=r"another model: preprocess.mean"):
-        evaluate_workdir(str(tmp_path / "run"), overrides=config)
+        evaluate_workdir(str(tmp_path / "run"), config=config)
 
 
 def test_faults_of_the_workdir(tmp_path):
     with pytest.raises(UserError, match="There is no run in"):
         evaluate_workdir(str(tmp_path))
     config = tiny(tmp_path)
-    checkpoint.record(str(tmp_path / "run"), config, DatasetSpec(("r", "g", "b")))
+    workdir.prepare(str(tmp_path / "run"))
+    workdir.record(str(tmp_path / "run"), config, DatasetSpec(("r", "g", "b")))
     with pytest.raises(UserError, match=r"no checkpoint in .*run"):
         evaluate_workdir(str(tmp_path / "run"))
     (tmp_path / "file").write_text("")
@@ -456,12 +469,12 @@ def test_sources_may_be_given(tmp_path):
     held = {"train": {"image": image, "label": label}, "test": {"image": image[:5], "label": label[:5]}}
     opened = {split: arrays(split, data=held, classes=("r", "g", "b")) for split in held}
     config.source.data = None
-    given = train_and_evaluate(config, str(tmp_path / "given"), opened)
-    assert evaluate_workdir(str(tmp_path / "given"), opened=opened)["mIoU"] == given["mIoU"]
+    given = train_and_evaluate(config, str(tmp_path / "given"), sources=opened)
+    assert evaluate_workdir(str(tmp_path / "given"), sources=opened)["mIoU"] == given["mIoU"]
     config.source.data = str(tmp_path / "a.npz")
     assert train_and_evaluate(config, str(tmp_path / "file"))["mIoU"] == given["mIoU"]
     with pytest.raises(UserError, match="split='test'"):
-        train_and_evaluate(config, str(tmp_path / "half"), {"train": opened["train"]})
+        train_and_evaluate(config, str(tmp_path / "half"), sources={"train": opened["train"]})
 
 
 def test_a_run_cut_short_after_its_last_evaluation_is_scored(tmp_path):

@@ -8,7 +8,9 @@ from flax import linen as nn
 from jax import lax
 
 from segjax import models
-from segjax.nn.ops import UpConv2x2, max_pool, transposed_convolution
+from segjax.nn.kernels import max_pool
+from segjax.nn.kernels.scaling import transposed_convolution
+from segjax.nn.layers import UpConv2x2
 from segjax.nn.resize import fit, resize
 from segjax.spec import DatasetSpec
 

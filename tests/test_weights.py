@@ -12,8 +12,10 @@ from state_dicts import (
     blank,
     classifier,
     conv,
+    family,
     fcn,
     leaf,
+    load,
     network,
     norm,
     normal,
@@ -27,7 +29,8 @@ from segjax.checks import UserError
 from segjax.config import base
 from segjax.data.sources.arrays import arrays
 from segjax.spec import Preprocess
-from segjax.train import checkpoint, loop, optimizer, state
+from segjax.train import loop, optimizer, state, workdir
+from segjax.train.restore import restore
 from segjax.weights import names
 from segjax.weights.match import match
 
@@ -35,7 +38,7 @@ from segjax.weights.match import match
 def test_every_kind_of_tensor():
     """Kernels are transposed, norms renamed, and nothing but the values changes."""
     theirs, before = fcn(), network()
-    variables, report = weights.load(theirs, before)
+    variables, report = load(theirs, before)
     assert jax.tree.structure(variables) == jax.tree.structure(before)
     assert all(np.all(x == 7) for x in jax.tree.leaves(before))
     assert not any(np.any(x == 7) for x in jax.tree.leaves(variables))
@@ -77,17 +80,17 @@ def test_leaves_stay_where_they_are():
     placed = NamedSharding(mesh, PartitionSpec())
     before = jax.tree.map(lambda x: jax.device_put(x.astype(jnp.bfloat16), placed), backbone())
     theirs = normal(resnet())
-    variables, _ = weights.load(theirs, before)
+    variables, _ = load(theirs, before)
     assert all(x.dtype == jnp.bfloat16 and x.sharding == placed for x in jax.tree.leaves(variables))
     theirs, before = normal(resnet()), jax.tree.map(jnp.asarray, backbone())
-    variables, _ = weights.load(theirs, before)
+    variables, _ = load(theirs, before)
     expected = np.array(variables["params"]["conv1"]["norm"]["bias"])
     theirs["bn1.bias"] += 1
     np.testing.assert_array_equal(variables["params"]["conv1"]["norm"]["bias"], expected)
 
 
 def test_classifier_fills_the_backbone():
-    variables, report = weights.load(classifier(), network())
+    variables, report = load(classifier(), network())
     assert untouched(variables, "params/head/kernel") and not untouched(variables, "params/backbone/conv1/conv/kernel")
     assert {name.partition("/")[0] for name in report.missing} == {"conv", "head", "aux_conv", "aux_head"}
     assert report.unused == ("fc.weight", "fc.bias")
@@ -102,13 +105,13 @@ def test_classifier_fills_the_backbone():
 @pytest.mark.parametrize("layout", ["torchvision", "timm", "smp"])
 def test_encoders_without_prefix(layout):
     """The three packages name a ResNet's modules alike; smp's encoders are published without a prefix."""
-    _, report = weights.load(classifier(), network("unet"), layout)
+    _, report = load(classifier(), network("unet"), layout)
     assert all(name.startswith(("up_", "head/")) for name in report.missing)
     assert report.preprocess == (None if layout == "timm" else weights.IMAGENET)
 
 
 def test_classifier_fills_the_backbone_of_a_network_that_no_layout_has():
-    variables, report = weights.load(classifier(), network("panoptic_deeplab"))
+    variables, report = load(classifier(), network("panoptic_deeplab"))
     assert untouched(variables, "params/centre/kernel")
     assert not untouched(variables, "params/backbone/conv1/conv/kernel")
     assert report.missing and not any(name.startswith("backbone") for name in report.missing)
@@ -116,14 +119,14 @@ def test_classifier_fills_the_backbone_of_a_network_that_no_layout_has():
 
 def test_decoder_of_another_kind_is_left_alone():
     """The backbone of a published segmentation network serves a network that the layout does not have."""
-    variables, report = weights.load(fcn(), network("unet"))
+    variables, report = load(fcn(), network("unet"))
     assert untouched(variables, "params/up_0/conv1/conv/kernel") and "classifier.0.weight" in report.unused
     assert not report.settings
 
 
 def test_unet():
     theirs = unet()
-    variables, report = weights.load(theirs, network("unet"), "smp")
+    variables, report = load(theirs, network("unet"), "smp")
     assert not (report.missing or report.unused)
     expected = theirs["decoder.blocks.0.conv1.0.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(variables["params"]["up_4"]["conv1"]["conv"]["kernel"], expected)
@@ -132,7 +135,7 @@ def test_unet():
 def test_another_number_of_classes():
     """Heads alone keep their values, and the report says so."""
     theirs = fcn(21)
-    variables, report = weights.load(theirs, network())
+    variables, report = load(theirs, network())
     assert set(report.reinitialised) == {"head/kernel", "head/bias", "aux_head/kernel", "aux_head/bias"}
     assert report.classes == (21, 3) and not report.mismatched and not report.missing
     assert all(untouched(variables, f"params/{name}") for name in report.reinitialised)
@@ -144,7 +147,7 @@ def test_a_head_of_another_width_is_a_mismatch():
     theirs = fcn(21)
     theirs["classifier.4.weight"] = np.zeros((21, 5, 1, 1), np.float32)
     with pytest.raises(UserError, match=r"head/kernel \(1, 1, 64, 3\) <- classifier.4.weight \(21, 5, 1, 1\)"):
-        weights.load(theirs, network())
+        load(theirs, network())
 
 
 def test_missing_tensors():
@@ -152,11 +155,11 @@ def test_missing_tensors():
     for name in ("weight", "bias", "running_mean", "running_var"):
         del theirs[f"backbone.layer2.0.bn1.{name}"]
     with pytest.raises(UserError) as error:
-        weights.load(theirs, network())
+        load(theirs, network())
     text = str(error.value)
     assert "4 of our tensors are missing (backbone/layer2_0/conv1/norm/" in text and ", ...)" in text
     assert "<- backbone.layer2.0.bn1." in text and "layout='torchvision'" in text and "strict=False" in text
-    variables, report = weights.load(theirs, network(), strict=False)
+    variables, report = load(theirs, network(), strict=False)
     assert len(report.missing) == 4 and untouched(variables, "params/backbone/layer2_0/conv1/norm/scale")
     assert "not among the weights: backbone (4)" in str(report)
 
@@ -167,19 +170,19 @@ def test_missing_part_of_a_decoder():
     with pytest.raises(
         UserError, match=r"7 of our tensors are missing \(aux_conv/norm/mean <- aux_classifier.1.running"
     ):
-        weights.load(theirs, network())
-    assert weights.load(theirs, network(aux=""))[1].missing == ()
+        load(theirs, network())
+    assert load(theirs, network(aux=""))[1].missing == ()
 
 
 def test_mismatched_tensors():
     theirs = classifier()
     theirs["conv1.weight"] = theirs["conv1.weight"][:, :1]
     with pytest.raises(UserError) as error:
-        weights.load(theirs, network())
+        load(theirs, network())
     assert "1 have another shape (backbone/conv1/conv/kernel (7, 7, 3, 8) <- conv1.weight (8, 1, 7, 7))" in str(
         error.value
     )
-    variables, report = weights.load(theirs, network(), strict=False)
+    variables, report = load(theirs, network(), strict=False)
     assert report.mismatched == (
         weights.Mismatch("backbone/conv1/conv/kernel", "conv1.weight", (7, 7, 3, 8), (8, 1, 7, 7)),
     )
@@ -199,8 +202,8 @@ def test_tensors_that_are_left_over(theirs, options, left):
     """A deeper network, other norms or more layers: everything of ours is there, and yet it is another network."""
     layout = "smp" if "name" in options else "torchvision"
     with pytest.raises(UserError, match=rf"of its tensors have no place here.*{left}"):
-        weights.load(theirs, network(**options), layout)
-    report = weights.load(theirs, network(**options), layout, strict=False)[1]
+        load(theirs, network(**options), layout)
+    report = load(theirs, network(**options), layout, strict=False)[1]
     assert any(left in name for name in report.unused)
 
 
@@ -215,7 +218,7 @@ def test_tensors_that_are_left_over(theirs, options, left):
 def test_wrong_layout_is_told_from_the_right_one(theirs, name, layout, right):
     for strict in (True, False):
         with pytest.raises(UserError) as error:
-            weights.load(theirs, network(name), layout, strict=strict)
+            load(theirs, network(name), layout, strict=strict)
         assert f"none of its {len(theirs)} tensors fits" in str(error.value)
         count = len(jax.tree.leaves(network(name)))
         assert f"layout={right!r} would fit {count} of {count}." in str(error.value)
@@ -223,22 +226,22 @@ def test_wrong_layout_is_told_from_the_right_one(theirs, name, layout, right):
 
 def test_layouts_have_names():
     with pytest.raises(UserError, match="layout='keras' is not one of"):
-        weights.load(fcn(), network(), "keras")
+        load(fcn(), network(), "keras")
 
 
 def test_nothing_fits():
     for strict in (True, False):
         with pytest.raises(UserError, match=r"none of its 1 tensors fits, \S+ is looked for\.$"):
-            weights.load({"x": np.zeros(3)}, network(), strict=strict)
+            load({"x": np.zeros(3)}, network(), strict=strict)
 
 
 def test_networks_without_published_weights():
     with pytest.raises(UserError, match=r"set model.backbone"):
-        weights.load(classifier(), blank(models.create("unet", SPEC, widths=(4, 8))))
+        load(classifier(), blank(models.create("unet", SPEC, widths=(4, 8))))
     with pytest.raises(UserError, match="it has no convnext networks"):
-        weights.load(classifier(), backbone("convnext_micro"), "timm", strict=False)
+        load(classifier(), backbone("convnext_micro"), "timm", strict=False)
     with pytest.raises(UserError, match="another network is looked for"):
-        weights.load(classifier(), backbone("mobilenet_v3_micro"), "timm")
+        load(classifier(), backbone("mobilenet_v3_micro"), "timm")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -246,16 +249,16 @@ def test_values_that_are_not_finite(value):
     theirs = classifier()
     theirs["layer2.0.bn1.weight"][3] = value
     with pytest.raises(UserError, match=r"layer2.0.bn1.weight holds values that are not finite"):
-        weights.load(theirs, network(), strict=False)
+        load(theirs, network(), strict=False)
     theirs = classifier()
     theirs["fc.bias"][0] = value
-    assert weights.load(theirs, network())[1].loaded
+    assert load(theirs, network())[1].loaded
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
 def test_other_dtypes(dtype):
     theirs = {name: x.astype(dtype) for name, x in classifier().items()}
-    kernel = leaf(weights.load(theirs, network())[0], "params/backbone/conv1/conv/kernel")
+    kernel = leaf(load(theirs, network())[0], "params/backbone/conv1/conv/kernel")
     assert kernel.dtype == np.float32
     np.testing.assert_array_equal(kernel, theirs["conv1.weight"].astype(np.float32).transpose(2, 3, 1, 0))
 
@@ -331,7 +334,7 @@ def test_names(layout, name):
         "/".join(key.key for key in path[1:]): x.shape for path, x in jax.tree_util.tree_leaves_with_path(variables)
     }
     some = next(iter(NAMES[layout, name].values()))
-    wanted = match({some: np.zeros(1)}, shapes, variables["params"], layout).wanted
+    wanted = match({some: np.zeros(1)}, shapes, variables["params"], layout, family(variables["params"])).wanted
     assert set(wanted) == set(shapes) and len(set(wanted.values())) == len(wanted)
     assert {ours: wanted[ours] for ours in NAMES[layout, name]} == NAMES[layout, name]
 
@@ -340,18 +343,18 @@ def test_epsilon_of_timm():
     """The sum of variance and epsilon is what a norm sees: timm's MobileNetV3 adds 1e-5, ours 1e-3."""
     before = backbone("mobilenet_v3_small")
     theirs = {"conv_stem.weight": np.zeros((16, 3, 3, 3)), "bn1.running_var": np.array([1e-7, 2.0] * 8)}
-    variables, _ = weights.load(theirs, before, "timm", strict=False)
+    variables, _ = load(theirs, before, "timm", strict=False)
     var = variables["batch_stats"]["stem"]["norm"]["var"]
     np.testing.assert_allclose(var + 1e-3, theirs["bn1.running_var"] + 1e-5, rtol=1e-4)
     theirs = {"features.0.1.running_var": theirs["bn1.running_var"]}
-    variables, _ = weights.load(theirs, before, strict=False)
+    variables, _ = load(theirs, before, strict=False)
     np.testing.assert_allclose(variables["batch_stats"]["stem"]["norm"]["var"], [1e-7, 2.0] * 8)
 
 
 def test_bias_before_a_batch_norm():
     """torchvision's VGG has both; a norm takes off its mean what the bias added, so ours has it in the mean."""
     theirs = normal(conv("features.0", 64, 3, 3) | {"features.0.bias": (64,)} | norm("features.1", 64))
-    variables, report = weights.load(theirs, backbone("vgg16_bn"), strict=False)
+    variables, report = load(theirs, backbone("vgg16_bn"), strict=False)
     mean = theirs["features.1.running_mean"] - theirs["features.0.bias"]
     np.testing.assert_allclose(variables["batch_stats"]["conv1_0"]["norm"]["mean"], mean)
     assert report.unused == ()
@@ -362,7 +365,7 @@ def test_dense_layers_of_vgg():
     theirs = normal(
         {"features.0.weight": (64, 3, 3, 3), "classifier.0.weight": (6, 512 * 49), "classifier.3.weight": (6, 6)}
     )
-    variables, report = weights.load(theirs, network(backbone="vgg16", head="8s", width=6, aux=""), strict=False)
+    variables, report = load(theirs, network(backbone="vgg16", head="8s", width=6, aux=""), strict=False)
     kernel = theirs["classifier.0.weight"].reshape(6, 512, 7, 7).transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(variables["params"]["fc6"]["kernel"], kernel)
     np.testing.assert_array_equal(variables["params"]["fc7"]["kernel"][0, 0], theirs["classifier.3.weight"].T)
@@ -373,18 +376,18 @@ def test_vgg_without_dense_layers():
     """torchvision's IMAGENET1K_FEATURES: nan for dense layers, Caffe's preprocessing, and the features as they are."""
     dense = {f"classifier.{i}.{leaf}": np.full((2, 2), np.nan) for i in (0, 3, 6) for leaf in ("weight", "bias")}
     shapes = {name: x.shape for name, x in backbone_tensors("vgg16").items()}
-    variables, report = weights.load(normal(shapes) | dense, network(backbone="vgg16", head="8s", width=6, aux=""))
+    variables, report = load(normal(shapes) | dense, network(backbone="vgg16", head="8s", width=6, aux=""))
     assert {name.partition("/")[0] for name in report.missing} >= {"fc6", "fc7", "head"} and not report.unused
     assert np.allclose(report.preprocess.mean, 255 * np.array([0.48235, 0.45882, 0.40784]))
     assert report.preprocess.std == (1.0, 1.0, 1.0)
     assert not untouched(variables, "params/backbone/conv5_2/conv/kernel")
-    assert weights.load(normal(shapes), backbone("vgg16"))[1].preprocess == weights.IMAGENET
+    assert load(normal(shapes), backbone("vgg16"))[1].preprocess == weights.IMAGENET
 
 
 def backbone_tensors(name):
     """State dict of torchvision's classifier without its dense layers."""
     ours = backbone(name)
-    places = names.FAMILIES["torchvision", names.family(ours["params"])]
+    places = names.FAMILIES["torchvision", family(ours["params"])]
     tensors = {}
     for path, x in jax.tree_util.tree_leaves_with_path(ours["params"]):
         place = names.translate("/".join(key.key for key in path), places.rules(ours["params"]))
@@ -396,35 +399,35 @@ def test_settings_of_smp_deeplab():
     """What makes our network theirs is in the report, and in the error where the network is another one."""
     shapes = resnet(prefix="encoder.") | conv("decoder.block1.0", 48, 32, 1)
     ours = network("deeplabv3plus", width=8)
-    report = weights.load(normal(shapes), ours, "smp", strict=False)[1]
+    report = load(normal(shapes), ours, "smp", strict=False)[1]
     assert report.align_corners and report.settings["convention"] == "smp" and "align_corners" in str(report)
     with pytest.raises(
         UserError, match=r"model.convention='smp', .*model.atrous_rates=\(12, 24, 36\), model.refine=1, model.fuse=1"
     ):
-        weights.load(normal(shapes), ours, "smp")
+        load(normal(shapes), ours, "smp")
 
 
 def test_settings_that_no_shape_tells():
     """Given the network, another one's weights are refused; the right place of an auxiliary head is told."""
     ours = models.create("fcn", SPEC, backbone="resnet_micro", aux="c4", convention="torchvision")
-    assert weights.load(fcn(), blank(ours), model=ours)[1].settings["aux"] == "c4"
+    assert load(fcn(), blank(ours), model=ours)[1].settings["aux"] == "c4"
     for changes, message in [
         ({"output_stride": 16}, "model.output_stride=8"),
         ({"convention": "atrous"}, "'torchvision'"),
     ]:
         other = ours.clone(**changes)
-        assert weights.load(fcn(), blank(other))[1].loaded
-        with pytest.raises(UserError, match=f"weights of another network: set .*{message}.*no model= here"):
-            weights.load(fcn(), blank(other), model=other)
+        assert load(fcn(), blank(other))[1].loaded
+        with pytest.raises(UserError, match=f"weights of another network: set .*{message}.*check_settings=False here"):
+            load(fcn(), blank(other), model=other)
     with pytest.raises(UserError, match=r"have another shape.*Make the network like theirs .*model.aux='c4'"):
-        weights.load(fcn(), network(aux="c3", convention="torchvision"))
+        load(fcn(), network(aux="c3", convention="torchvision"))
 
 
 def test_shapes_must_be_filled():
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), network())
-    assert all(type(x) is np.ndarray for x in jax.tree.leaves(weights.load(fcn(), shapes)[0]))
+    assert all(type(x) is np.ndarray for x in jax.tree.leaves(load(fcn(), shapes)[0]))
     with pytest.raises(UserError, match=r"leaves shapes without values \(.*\): initialise the network first"):
-        weights.load(classifier(), shapes)
+        load(classifier(), shapes)
 
 
 def test_a_run_starts_from_weights(tmp_path):
@@ -477,13 +480,13 @@ def test_resume_comes_before_weights_and_weights_before_scratch(tmp_path, capsys
         config.optimizer.learning_rate, config.optimizer.weight_decay = 0.0, 0.0
         config.init.weights, config.loading.loader, config.log.tensorboard = str(path), "threads", False
         config.run.total = steps
-        loop.train_and_evaluate(config, str(tmp_path / "run"), {"train": source, "test": source})
+        loop.train_and_evaluate(config, str(tmp_path / "run"), sources={"train": source, "test": source})
         out = capsys.readouterr()
         return out.out + out.err
 
     assert f"{path}: loaded" in run(1)
-    config, spec = checkpoint.read_config(str(tmp_path / "run"))
-    _, now, _ = loop.restore(config, spec, str(tmp_path / "run"))
+    config, spec = workdir.read_config(str(tmp_path / "run"))
+    _, now, _ = restore(config, spec, str(tmp_path / "run"))
     kernel = fcn(10)["backbone.conv1.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(now.params["backbone"]["conv1"]["conv"]["kernel"], kernel)
     path.unlink()

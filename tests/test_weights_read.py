@@ -9,7 +9,7 @@ import types
 import ml_dtypes
 import numpy as np
 import pytest
-from state_dicts import classifier, leaf, network, save
+from state_dicts import classifier, leaf, load, network, save
 
 from segjax import weights
 from segjax.checks import UserError
@@ -21,7 +21,7 @@ from segjax.weights import read
 def test_safetensors(tmp_path, prefix):
     path = save(tmp_path / "x.safetensors", {prefix + name: x for name, x in classifier().items()})
     for each in (path, str(path)):
-        variables, report = weights.load(each, network())
+        variables, report = load(each, network())
         assert report.unused == ("fc.bias", "fc.weight") or report.unused == ("fc.weight", "fc.bias")
         kernel = leaf(variables, "params/backbone/conv1/conv/kernel")
         np.testing.assert_array_equal(kernel, classifier()["conv1.weight"].transpose(2, 3, 1, 0))
@@ -35,7 +35,7 @@ def test_half_precision_safetensors(tmp_path, dtype, name):
     entry = {"dtype": name, "shape": x.shape, "data_offsets": [0, x.nbytes]}
     header = json.dumps({"conv1.weight": entry}).encode()
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + x.tobytes())
-    variables, _ = weights.load(tmp_path / "x.safetensors", network(), strict=False)
+    variables, _ = load(tmp_path / "x.safetensors", network(), strict=False)
     kernel = leaf(variables, "params/backbone/conv1/conv/kernel")
     np.testing.assert_array_equal(kernel, x.astype(np.float32).transpose(2, 3, 1, 0))
 
@@ -45,7 +45,7 @@ def test_damaged_safetensors(tmp_path, content):
     path = save(tmp_path / "x.safetensors", classifier())
     path.write_bytes(path.read_bytes()[:-100] if content is None else content)
     with pytest.raises(UserError, match=r"x\.safetensors is no safetensors file, or not all of one"):
-        weights.load(path, network())
+        load(path, network())
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_paths_that_are_no_weights(tmp_path, name, words):
     if name != "x.pth":
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UserError, match=words):
-        weights.load(tmp_path / name, network())
+        load(tmp_path / name, network())
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_paths_that_are_no_weights(tmp_path, name, words):
     ],
 )
 def test_what_training_scripts_put_around_the_tensors(wrapped):
-    report = weights.load(wrapped(classifier()), network())[1]
-    assert len(report.loaded) == len(weights.load(classifier(), network())[1].loaded)
+    report = load(wrapped(classifier()), network())[1]
+    assert len(report.loaded) == len(load(classifier(), network())[1].loaded)
     assert set(report.unused) <= {"fc.weight", "fc.bias", "n_averaged", "loss.weight"}
 
 
@@ -77,7 +77,7 @@ def test_dicts_without_tensors(source):
     with pytest.raises(
         UserError, match=r"the state dict holds no tensors by name(, but \w+)?: save the network's state_dict\(\)"
     ):
-        weights.load(source, network())
+        load(source, network())
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_packages_that_are_missing(tmp_path, monkeypatch, package, file, mend):
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / file.rpartition("/")[2]).write_bytes(b"x")
     with pytest.raises(UserError, match=mend):
-        weights.load(file if file.startswith("hf:") else tmp_path / file, network())
+        load(file if file.startswith("hf:") else tmp_path / file, network())
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
@@ -102,13 +102,13 @@ def test_torch_files(tmp_path, suffix):
     tensors = {f"module.{name}": torch.from_numpy(x).bfloat16() for name, x in classifier().items()}
     for saved in (tensors, {"model": tensors, "epoch": 3, "optimizer": {"state": {}}}, {"state_dict": tensors}):
         torch.save(saved, tmp_path / f"x{suffix}")
-        variables, report = weights.load(tmp_path / f"x{suffix}", network())
+        variables, report = load(tmp_path / f"x{suffix}", network())
         kernel = leaf(variables, "params/backbone/conv1/conv/kernel")
         expected = classifier()["conv1.weight"].astype(ml_dtypes.bfloat16).astype(np.float32)
         np.testing.assert_array_equal(kernel, expected.transpose(2, 3, 1, 0))
         assert report.unused == ("fc.weight", "fc.bias")
     parameters = {name: torch.nn.Parameter(torch.from_numpy(x)) for name, x in classifier().items()}
-    assert weights.load(parameters, network())[1].loaded
+    assert load(parameters, network())[1].loaded
 
 
 def test_torch_files_that_cannot_be_read(tmp_path):
@@ -116,15 +116,15 @@ def test_torch_files_that_cannot_be_read(tmp_path):
     path = tmp_path / "x.pth"
     torch.save({"model": {"conv1.weight": torch.zeros(3)}, "args": types.SimpleNamespace(x=1)}, path)
     with pytest.raises(UserError, match=r"x.pth cannot be read as a file of tensors: it holds more than tensors"):
-        weights.load(path, network())
+        load(path, network())
     whole = path.read_bytes()
     for content in (b"", b"garbage", whole[: len(whole) // 2]):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"x.pth cannot be read as a file of tensors"):
-            weights.load(path, network())
+            load(path, network())
     torch.save(torch.zeros(3), path)
     with pytest.raises(UserError, match="holds no tensors by name"):
-        weights.load(path, network())
+        load(path, network())
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_hub(hub, tmp_path):
     """Weights and preprocessing of a repository, safetensors first, at a revision."""
     save(tmp_path / "model.safetensors", classifier())
     (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25, 0.5, 1]}}))
-    report = weights.load("hf://someone/something@v1", network(), "timm")[1]
+    report = load("hf://someone/something@v1", network(), "timm")[1]
     assert hub.asked == [("someone/something", file, "v1") for file in ("model.safetensors", "config.json")]
     assert report.preprocess == Preprocess((127.5,) * 3, (63.75, 127.5, 255.0))
     assert report.loaded and "preprocess.mean=(127.5, 127.5, 127.5)" in str(report)
@@ -171,7 +171,7 @@ def test_hub(hub, tmp_path):
 def test_hub_without_safetensors(hub, tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({name: torch.from_numpy(x) for name, x in classifier().items()}, tmp_path / "pytorch_model.bin")
-    report = weights.load("hf://someone/something", network(), "timm")[1]
+    report = load("hf://someone/something", network(), "timm")[1]
     assert report.loaded and report.preprocess is None
     assert [file for _, file, revision in hub.asked if revision is None] == [*read.FILES, "config.json"]
 
@@ -195,11 +195,11 @@ def test_hub_that_cannot_be_reached(tmp_path):
 
 def test_hub_faults(hub):
     with pytest.raises(UserError, match=r"something has neither model.safetensors nor pytorch_model.bin"):
-        weights.load("hf://someone/something", network())
+        load("hf://someone/something", network())
     with pytest.raises(UserError, match="hf://no/body cannot be fetched: 404"):
-        weights.load("hf://no/body", network())
+        load("hf://no/body", network())
     with pytest.raises(UserError, match="hub cannot be reached: no connection"):
-        weights.load("hf://far/away", network())
+        load("hf://far/away", network())
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_preprocessing_beside_a_file(tmp_path, settings, expected):
     """A config.json beside the weights says what images they expect; that of another program says nothing."""
     path = save(tmp_path / "x.safetensors", classifier())
     (tmp_path / "config.json").write_text(settings if isinstance(settings, str) else json.dumps(settings))
-    report = weights.load(path, network(), "timm")[1]
+    report = load(path, network(), "timm")[1]
     assert report.preprocess == (None if expected is None else Preprocess(*expected))
 
 
@@ -240,4 +240,4 @@ def test_other_padding_and_other_channels_are_refused(tmp_path, settings, messag
     path = save(tmp_path / "x.safetensors", classifier())
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=message):
-        weights.load(path, network(), "timm", strict=False)
+        load(path, network(), "timm", strict=False)

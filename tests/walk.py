@@ -10,6 +10,8 @@ import sys
 import tempfile
 import threading
 
+OWN_LOCALS = 0x2  # of a code object: a function's, not a module's or a class body's
+COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")  # functions of their own before Python 3.12
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -19,8 +21,8 @@ def walk(flags):
 
     def profile(frame, event, argument):
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(package) and code.co_flags & 0x2:  # a function's locals
-            seen.add(code.co_filename)
+        if event == "call" and code.co_filename.startswith(package) and code.co_flags & OWN_LOCALS:
+            seen.update(() if code.co_name in COMPREHENSIONS else (code.co_filename,))
 
     from segjax.cli import main
 

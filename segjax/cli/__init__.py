@@ -36,6 +36,9 @@ VERBS = {
         "times the same steps, and the input, on the devices here, and names the bottleneck", ("config",)
     ),
     "inspect": Verb("audits a data set and shows what the pipeline feeds", ("config",)),
+    "config": Verb(
+        "prints the keys of a configuration with value, range and meaning: all, or those of [SECTION[.KEY]]"
+    ),
     "doctor": Verb("versions, devices, what is missing and the command that mends it"),
 }
 
@@ -122,6 +125,8 @@ def _module(verb: str) -> ModuleType:
         from segjax.cli import benchmark as module
     elif verb == "inspect":
         from segjax.cli import inspect as module
+    elif verb == "config":
+        from segjax.cli import config as module
     else:
         from segjax.cli import doctor as module
     return module
@@ -141,10 +146,16 @@ def _parse(verb: str, argv: list[str]) -> flags.FlagValues | None:
 
             argv = load_config(values, argv)
         rest = values([verb, *argv])[1:]
+        if verb == "config" and len(rest) == 1:
+            values["key"].value = rest.pop()
         if rest:
             raise flags.Error(f"{' '.join(rest)}: not understood; flags start with --.")
         if missing := [name for name in VERBS[verb].required if values[name].value is None]:
             raise flags.Error(f"segjax {verb} needs {' and '.join(f'--{name}' for name in missing)}")
+        if "config" in values and values.config is not None:
+            from segjax.config import check
+
+            check(values.config)
     except flags.Error as error:
         text = str(error).removeprefix("flag ")
         if wrong := re.match(r"--config\.([\w.]+)=", text):

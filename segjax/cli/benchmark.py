@@ -50,15 +50,15 @@ def main(values: flags.FlagValues) -> dict[str, Any] | None:
         raise UserError(f"--what names nothing to time: name one of {', '.join(aot.STEPS)}, or input without --size.")
     before = _read(values.compare) if values.compare else None
     config, console = values.config, Console(stderr=True, highlight=False, quiet=jax.process_index() > 0)
-    opened = open_sources(config, values.size, values.classes)
+    sources = open_sources(config, values.size, values.classes)
     device = jax.devices()[0]
     facts: dict[str, Any] = {"device": device.device_kind, "devices": jax.device_count(), "jax": jax.__version__}
     chosen = tuple(name for name in values.what if name != "input")
     if chosen:
-        facts |= benchmark.steps(config, chosen, values.seconds, opened)
+        facts |= benchmark.steps(config, chosen, values.seconds, sources)
         _steps(console, facts, chosen)
     if "input" in values.what and values.size is None:
-        facts["input"] = benchmark.inputs(config, values.seconds, opened)
+        facts["input"] = benchmark.inputs(config, values.seconds, sources)
         _input(console, facts["input"])
     elif "input" in values.what:
         console.print("The input is not timed: --size stands in for the data.")

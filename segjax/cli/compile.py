@@ -56,8 +56,8 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
     # Programs of devices that are not here cannot be read back.
     cache.switch(values.cache and not devices)
     config, console = values.config, Console(stderr=True, highlight=False)
-    opened = open_sources(config, values.size, values.classes)
-    programs = aot.programs(config, values.what, devices, opened)
+    sources = open_sources(config, values.size, values.classes)
+    programs = aot.programs(config, values.what, devices, sources)
     device = programs[0].devices[0]
     facts: dict[str, Any] = {
         "topology": values.topology,
@@ -69,10 +69,10 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         facts[program.name] = aot.report(program)
         show(console, program.name, facts[program.name], device)
         if facts[program.name]["fits"] is False:
-            advise(console, config, program, facts[program.name], devices, opened)
+            advise(console, config, program, facts[program.name], devices, sources)
     if values.fit:
         memory = int(values.memory * 2**30) if values.memory else None
-        facts["fit"] = found = fit(config, devices, opened, memory)
+        facts["fit"] = found = fit(config, devices, sources, memory)
         console.print(_said(found, config))
     if device.platform != "tpu":
         needs = "." if importlib.util.find_spec("libtpu") else ", which comes with pip install 'segjax[tpu]'."
@@ -240,7 +240,7 @@ def _buffers(console, found):
     console.print(grid)
 
 
-def advise(console, config, program, facts, devices, opened) -> None:
+def advise(console, config, program, facts, devices, sources) -> None:
     """Prints what a step that does not fit is made of, and what would make it smaller.
 
     Args:
@@ -249,13 +249,13 @@ def advise(console, config, program, facts, devices, opened) -> None:
         program: the step.
         facts: from `segjax.train.aot.report`.
         devices: what it is compiled for; None is the devices here.
-        opened: sources by split.
+        sources: sources by split.
     """
     images = facts["devices"] // config.parallel.space
     if "buffers" not in facts and program.name != "predict":
         trial = config.copy_and_resolve_references()
         trial.data.batch_size = trial.eval.batch_size = images
-        (small,) = aot.programs(trial, (program.name,), devices, opened)
+        (small,) = aot.programs(trial, (program.name,), devices, sources)
         found = aot.report(small)
         said = "" if found["fits"] else " does not fit either"
         console.print(f"The same step with {images} images{said}; its maps grow with their number:")

@@ -7,9 +7,9 @@ from absl import flags
 
 from segjax.cli.hosts import define_hosts, join_hosts
 from segjax.cli.setup import define_cache, define_config
+from segjax.metrics.table import table
 from segjax.train import cache
-from segjax.train.log import table
-from segjax.train.loop import evaluate_workdir
+from segjax.train.restore import evaluate_workdir
 
 
 def define_flags(values: flags.FlagValues) -> None:

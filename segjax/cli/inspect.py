@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segjax import pictures, tasks
+from segjax import objectives, pictures
 from segjax.checks import UserError
 from segjax.cli.setup import define_config
-from segjax.config import call
-from segjax.data import audit, pipeline
+from segjax.data import audit
 from segjax.data.loader import Loading
+from segjax.data.pipeline import train_batches
 from segjax.spec import Preprocess
-from segjax.train.build import open_split
+from segjax.train.components import open_source
 from segjax.train.step import coloured
 
 
@@ -42,7 +42,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         The audit, and the class weights that follow from it.
     """
     config = values.config
-    source = open_split(config, values.split or config.splits.train)
+    source = open_source(config, values.split or config.splits.train)
     found = audit.audit(source, values.limit)
     weights = _weights(found) if any(found.pixels) else {}
     _print(found, weights)
@@ -72,33 +72,37 @@ def contact_sheet(config: Any, source: Any, count: int) -> Image.Image:
     Returns:
         The sheet, with the legend on top.
     """
-    preprocess = call(Preprocess, "preprocess", config.preprocess)
-    data = config.data.copy_and_resolve_references()
-    data.batch_size = count
-    loading = call(Loading, "loading", config.loading)
-    task = call(tasks.create, "task", config.task, source.spec)
-    batches = call(pipeline.train_batches, "data", data, source, preprocess, loading, config.seed, (0, 1), task.divisor)
+    preprocess = Preprocess(**config.preprocess)
+    spec = source.spec.in_mode(config.task.mode) if "mode" in config.task else source.spec
+    objective = objectives.create(spec=spec, **config.objective)
+    limit = objective.max_objects if objective.needs_instances else 0
+    settings = {**config.data, "batch_size": count}
+    batches = train_batches(source, preprocess, Loading(**config.loading), config.seed, (0, 1), limit, **settings)
     (batch,) = batches.batches(0, 1)
     image, position = jnp.asarray(batch["image"]), jnp.asarray(batch["position"])
-    images = np.asarray(coloured(image, position, config.seed, dict(config.augment))).round().astype(np.uint8)
-    objects = [None] * count
-    if "instance" in batch:
-        objects = batch["instance"]
-        targets = task.targets(jnp.asarray(batch["label"]), jnp.asarray(batch["instance"]))
-        centres, offsets = np.asarray(targets.centre), np.asarray(targets.offset)
+    images = np.asarray(coloured(image, position, config.seed, dict(config.augment), preprocess.window))
+    images = images.round().astype(image.dtype) if image.dtype != np.float32 else images
+    objects, targets = batch.get("instance", [None] * count), {}
+    if "instance" in batch and objective.targets:
+        targets = objective.targets(jnp.asarray(batch["label"]), jnp.asarray(batch["instance"]))
+        targets = {name: np.asarray(targets[name]) for name in ("centre", "offset") if name in targets}
     side = preprocess.context
     rows = [pictures.legend(source.spec)]
     for i, (image, label, instance) in enumerate(zip(images, batch["label"], objects, strict=True)):
         image = image[side : image.shape[0] - side, side : image.shape[1] - side]
+        image = pictures.displayed(image, preprocess.window)
         captions = [source.name(int(batch["index"][i])), "label", "both"]
         parts = [
             np.broadcast_to(image, (*image.shape[:2], 3)),
             pictures.colourise(label, source.spec, instance),
             pictures.overlay(image, label, source.spec, instance=instance),
         ]
-        if instance is not None:
-            captions += ["centres", "offsets"]
-            parts += [pictures.heat(image, centres[i]), pictures.directions(offsets[i], instance > 0)]
+        if "centre" in targets:
+            captions.append("centres")
+            parts.append(pictures.heat(image, targets["centre"][i]))
+        if "offset" in targets:
+            captions.append("offsets")
+            parts.append(pictures.directions(targets["offset"][i], instance > 0))
         rows.append(pictures.panels(parts, captions))
     return pictures.contact_sheet(rows)
 

@@ -16,7 +16,7 @@ from segjax.checks import UserError
 from segjax.cli.setup import define_cache
 from segjax.data import coco, files, reading
 from segjax.spec import encode
-from segjax.train import cache, checkpoint
+from segjax.train import cache
 
 log = logging.getLogger("segjax")
 
@@ -31,7 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("grid", 1, "Pad sizes to multiples of this: fewer compilations.", 1, flag_values=values)
     text = "Predict in tiles of this size with the model's context around each; 0: whole images."
     flags.DEFINE_integer("tile", 0, text, 0, flag_values=values)
-    text = "LOW,HIGH: black and white of images deeper than 8 bits; the run's source.window."
+    text = "LOW,HIGH: black and white of images of more than 8 bits, for a run on images of 8 bits."
     flags.DEFINE_list("window", None, text, flag_values=values)
     define_cache(values)
 
@@ -60,7 +60,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         raise UserError(f"The masks would overwrite the images in {output}: choose another --output.")
     for path in paths:
         _check_ours(output / f"{path.stem}.png")
-    predict, window = infer.load(values.workdir, values.grid, values.tile), _window(values)
+    predict, window = infer.load(values.workdir, values.grid, values.tile), _window(values.window)
     listed = _Listed(output, predict.spec, predict.divisor) if predict.divisor else None
     try:
         (output / "overlays" if values.overlays else output).mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
     failed = 0
     for path in paths:
         try:
-            image = reading.image(path, len(predict.preprocess.mean), window)
+            image = _read(path, predict, window)
         except reading.CorruptImage as error:
             failed += 1
             log.warning("Skipped: %s", error)
@@ -80,7 +80,8 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
             mask.save(output / f"{path.stem}{pictures.file_name(suffix)}.png", pnginfo=_mark())
         if values.overlays:
             objects = {key: found[key] for key in ("instance", "score") if key in found}
-            picture = pictures.overlay(image, found["label"], predict.spec, **objects)
+            shown = pictures.displayed(image, predict.preprocess.window)
+            picture = pictures.overlay(shown, found["label"], predict.spec, **objects)
             Image.fromarray(picture).save(output / "overlays" / f"{path.stem}.png")
         if values.probabilities:
             np.save(output / f"{path.stem}.npy", found["probability"])
@@ -119,17 +120,21 @@ class _Listed:
         coco.dump(self.output / "instances.json", self.images, self.instances, self.spec)
 
 
-def _window(values: flags.FlagValues) -> tuple[float, float] | None:
-    """Values of deep images that become black and white: as told, or as in training."""
-    config, _ = checkpoint.read_config(values.workdir)
-    window = values.window or ("window" in config.source and config.source.window)
-    if not window:
-        return None
+def _window(given: list[str] | None) -> tuple[float, float] | None:
+    """The two numbers of --window."""
     try:
-        low, high = map(float, window)
+        low, high = map(float, given or (0, 0))
+        return (low, high) if given else None
     except ValueError as error:
-        raise UserError(f"The window {window} must be two numbers, as in --window=0,4095.") from error
-    return low, high
+        raise UserError(f"--window={','.join(given)} must be two numbers, as in --window=0,4095.") from error
+
+
+def _read(path: pathlib.Path, predict: infer.Predictor, window: tuple[float, float] | None) -> np.ndarray:
+    """An image as the run's were stored; a deeper one within the window as 8 bits, where there is one."""
+    channels, dtype = len(predict.preprocess.mean), predict.spec.image_dtype
+    if window is not None and dtype == "uint8" and (found := reading.dtype_of(path)) != dtype:
+        return pictures.displayed(reading.image(path, channels, found), window)
+    return reading.image(path, channels, dtype)
 
 
 def _mark() -> PngImagePlugin.PngInfo:

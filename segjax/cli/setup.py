@@ -10,8 +10,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
+from segjax import keys
 from segjax.checks import UserError, check_keys
-from segjax.config import base
+from segjax.config import functions
 
 
 def define_config(values: flags.FlagValues) -> None:
@@ -43,16 +44,17 @@ def load_config(values: flags.FlagValues, argv: list[str]) -> list[str]:
             path = word.partition("=")[2] or next(words, "")
         else:
             rest.append(word)
-    keys = [match[1] for word in rest if (match := re.match(r"--?(?:no)?config\.([^=]*)", word))]
+    changed = [match[1] for word in rest if (match := re.match(r"--?(?:no)?config\.([^=]*)", word))]
     if path is None:
-        if keys:
-            raise UserError(f"--config.{keys[0]} changes a key of a configuration: name one with --config FILE.py.")
+        if changed:
+            raise UserError(f"--config.{changed[0]} changes a key of a configuration: name one with --config FILE.py.")
         return rest
     config = read_config_file(path)
-    defaults = base(config.source.name, config.model.name, config.task.name)
-    sections = {name: section for name, section in defaults.items() if isinstance(section, ConfigDict)}
-    optional = {f"{name}.{key}" for name, section in sections.items() for key in section if section[key] is None}
-    for key in keys:
+    sections = {name: keys.settings(function) for name, function in functions(config).items()}
+    optional = {
+        f"{name}.{key}" for name, section in sections.items() for key in section if section[key].default is None
+    }
+    for key in changed:
         *parents, last = key.split(".")
         section, where = config, "config"
         for parent in parents:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from segjax.checks import UserError
 from segjax.data.ids import make_spec
 from segjax.data.sources.noise import noise
-from segjax.train import build
+from segjax.train import components
 
 
 def define_size(values: flags.FlagValues) -> None:
@@ -23,7 +23,7 @@ def define_size(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("classes", None, text, 1, 255, flag_values=values)
 
 
-def open_sources(config: ConfigDict, size: list[str] | None, classes: int | None) -> build.Sources:
+def open_sources(config: ConfigDict, size: list[str] | None, classes: int | None) -> components.Sources:
     """Opens the training and test split, or what stands in for them.
 
     Args:
@@ -40,7 +40,7 @@ def open_sources(config: ConfigDict, size: list[str] | None, classes: int | None
     splits = sorted({config.splits.train, config.splits.test})
     if size is None:
         try:
-            return {split: build.open_split(config, split) for split in splits}
+            return {split: components.open_source(config, split) for split in splits}
         except UserError as error:
             raise UserError(
                 f"{error} Or give --size=ROWS,COLUMNS, of a test image: no data are needed then."
@@ -63,6 +63,6 @@ def _spec(config, classes):
     if isinstance(names, tuple | list) and names:
         return make_spec(names, None, tuple(config.source.get("things") or ()))
     try:
-        return build.open_split(config, config.splits.train).spec
+        return components.open_source(config, config.splits.train).spec
     except UserError as error:
         raise UserError("The configuration names no classes: give --classes=NUMBER beside --size.") from error

@@ -1,5 +1,6 @@
 """`segjax train`: trains and evaluates; resumes from the workdir by itself."""
 
+import functools
 import logging
 import pathlib
 from typing import Any
@@ -36,9 +37,10 @@ def main(values: flags.FlagValues) -> dict[str, Any] | None:
     """
     join_hosts(values)
     cache.switch(values.cache, values.workdir)
-    summary = train_and_evaluate(values.config, values.workdir)
-    if jax.process_count() == 1:
-        report.write(values.workdir, summary, values.pictures)
+    alone = jax.process_count() == 1
+    pictures = functools.partial(report.write, values.workdir, pictures_of=values.pictures)
+    summary = train_and_evaluate(values.config, values.workdir, report=pictures if alone else None)
+    if alone:
         log.info("Pictures: %s", pathlib.Path(values.workdir) / "report" / "index.html")
     else:
         log.info("No report: it is written where the same command runs again on one host.")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Integer, Shaped, UInt8
+from jaxtyping import Float32, Integer, Shaped
 
 from segjax.checks import UserError
 from segjax.spec import Preprocess
@@ -70,16 +70,11 @@ def check(geometry: Geometry, sizes: Iterable[tuple[int, int]], preprocess: Prep
         preprocess: how images become inputs.
 
     Raises:
-        UserError: a crop that is larger than every image, or a setting out of range.
+        UserError: a crop that is larger than every image, or a zoom whose range is turned around.
     """
-    for key in ("crop", "scale"):
-        if len(getattr(geometry, key)) != 2:
-            raise UserError(f"data.{key}={getattr(geometry, key)} must be two numbers.")
     low, high = geometry.scale
-    if not 0 < low <= high:
-        raise UserError(f"data.scale={geometry.scale} must be (low, high) with 0 < low <= high.")
-    if geometry.elastic > 0 and geometry.elastic_grid < 2:
-        raise UserError(f"data.elastic_grid={geometry.elastic_grid} must be at least 2.")
+    if low > high:
+        raise UserError(f"data.scale={geometry.scale} must be (low, high) with low <= high.")
     largest = np.max([resized(size, preprocess.resize) for size in sizes], axis=0)
     if isinstance(preprocess.resize, tuple):
         largest = np.maximum(largest, preprocess.resize)  # a box that images are fitted into may be the crop
@@ -219,25 +214,26 @@ def positions(warp: Warp, size: tuple[int, int], margin: int) -> Positions:
 
 
 def sample_image(
-    image: UInt8[np.ndarray, "y x c"], at: Positions, preprocess: Preprocess
-) -> UInt8[np.ndarray, "h w c"]:
+    image: Shaped[np.ndarray, "y x c"], at: Positions, preprocess: Preprocess
+) -> Shaped[np.ndarray, "h w c"]:
     """Bilinear samples of an image.
 
     Args:
-        image: uint8 [y, x, c].
+        image: uint8, uint16 or float32 [y, x, c].
         at: positions from `positions`, each [h, w].
         preprocess: what lies outside: the mean pixel, or the mirror image.
 
     Returns:
-        uint8 [h, w, c].
+        [h, w, c] of the same dtype; integers are rounded.
     """
     y, x = at
     size = image.shape[:2]
     if mirror := preprocess.outside == "mirror":
         y, x = (_mirror(a, n) for a, n in zip(at, size, strict=True))
     inside = np.ones(y.shape, bool) if mirror else _inside(y, x, size)
-    mean = np.round(preprocess.mean).astype(np.float32)
-    out = np.empty((*y.shape, len(mean)), np.uint8)
+    mean = np.array(preprocess.mean, np.float32)
+    mean = mean if image.dtype == np.float32 else np.round(mean)
+    out = np.empty((*y.shape, len(mean)), image.dtype)
     out[:] = np.tile(mean, (out.shape[1], 1))
     # Only the rows and columns of the canvas that show some of the image are sampled, from what they show of it.
     rows, columns = (_span(np.flatnonzero(inside.any(axis))) for axis in (1, 0))
@@ -277,7 +273,8 @@ def _sample_rows(planes, origin, y, x, outside, mean, out):
         a *= up
         c *= down
         a += c
-        a += np.float32(0.5)  # the fraction is cut off
+        if out.dtype != np.float32:
+            a += np.float32(0.5)  # the fraction is cut off
         np.copyto(a, mean[channel], where=outside)
         out[..., channel] = a
 

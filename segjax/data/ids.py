@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Integer, UInt8, UInt16
 
 from segjax.checks import UserError
-from segjax.spec import DatasetSpec
+from segjax.spec import DatasetSpec, channel_names
 
 IDS = 1 << 16
 
@@ -28,6 +28,8 @@ def make_spec(
     palette: Sequence[Sequence[int]] | None = None,
     things: Sequence[int | str] = (),
     mode: Literal["multiclass", "multilabel"] = "multiclass",
+    channels: int = 3,
+    dtype: str = "uint8",
 ) -> DatasetSpec:
     """Describes labels that ignore 255, or 65535 where 255 may be a class.
 
@@ -36,6 +38,8 @@ def make_spec(
         palette: (red, green, blue) of each class; the PASCAL VOC colours when left out.
         things: names or indices of the classes that are countable objects.
         mode: "multilabel" for any number of classes a pixel.
+        channels: number of the images' channels.
+        dtype: of the images as stored.
 
     Returns:
         The description.
@@ -53,6 +57,8 @@ def make_spec(
         colours=tuple((int(r), int(g), int(b)) for r, g, b in palette or ()),
         ignore=255 if len(classes) < 256 else IDS - 1,
         mode=mode,
+        image_channels=channel_names(channels),
+        image_dtype=dtype,
     )
     return dataclasses.replace(spec, things=tuple(sorted({index(thing, spec, "source.things") for thing in things})))
 

@@ -10,13 +10,16 @@ import os
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from segjax.checks import UserError, check_choice
 from segjax.data import geometry
+from segjax.keys import Key
 from segjax.spec import DatasetSpec, Preprocess
+
+LOADERS = ("auto", "tf.data", "threads")
 
 
 class Canvas(NamedTuple):
@@ -49,7 +52,7 @@ class Layout(NamedTuple):
 class Scene(NamedTuple):
     """An image as it is read, and the warp that was drawn for it.
 
-    image: uint8 [y, x, c]; label: as the source gives it; instance: uint16 [y, x], a single 0 where none are wanted.
+    image: as stored [y, x, c]; label: as the source gives it; instance: uint16 [y, x], a single 0 where none is wanted.
     """
 
     image: Any
@@ -75,17 +78,13 @@ class Sample(NamedTuple):
 
 
 class Loading(NamedTuple):
-    """How samples are read.
+    """How samples are read: the keys of the section `loading`."""
 
-    Args:
-        loader: "tf.data", "threads", or "auto": tf.data where TensorFlow is installed. The batches are the same.
-        workers: parallel readers; 0 is the number of cores.
-        max_corrupt: share of a split that may be unreadable before the run stops.
-    """
-
-    loader: Literal["auto", "tf.data", "threads"] = "auto"
-    workers: int = 0
-    max_corrupt: float = 0.02
+    loader: Annotated[
+        str, Key("auto: tf.data where TensorFlow is installed, else threads; the same batches", LOADERS)
+    ] = "auto"
+    workers: Annotated[int, Key("parallel readers; 0: the number of cores", "[0, inf)")] = 0
+    max_corrupt: Annotated[float, Key("share of a split that may be unreadable before the run stops", "[0, 1]")] = 0.02
 
 
 def run(
@@ -113,7 +112,7 @@ def run(
             "loading.loader='tf.data' needs TensorFlow, which is not installed. Install it with "
             "`pip install tensorflow-cpu`, or use --config.loading.loader=threads: the batches are the same."
         )
-    check_choice("loading.loader", kind, ("auto", "tf.data", "threads"))
+    check_choice("loading.loader", kind, LOADERS)
     use_tf = kind == "tf.data" or (kind == "auto" and found)
     batches = (_tf_batches if use_tf else _thread_batches)(sample, count, rows, layout, workers)
     _close_at_exit().add(batches)
@@ -195,7 +194,7 @@ def _tf_batches(sample, count, rows, layout, workers):
     with contextlib.suppress(RuntimeError):  # raised where the caller has already chosen TensorFlow's devices
         tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
     failures = []
-    kinds = {"image": tf.uint8, "label": tf.as_dtype(layout.spec.label_dtype)}
+    kinds = {"image": tf.as_dtype(layout.spec.image_dtype), "label": tf.as_dtype(layout.spec.label_dtype)}
     kinds |= {"instance": tf.uint16} if layout.instances else {}
     kinds |= {"index": tf.int32, "position": tf.int32}
     kinds |= {"content": tf.int32} if layout.whole else {}

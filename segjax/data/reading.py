@@ -8,18 +8,20 @@ drawn on stored pixels, as TensorFlow and Pillow read them. (Pillow does apply t
 Of a file with many frames or pages the first is read.
 """
 
+import contextlib
 import io
 import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32, Shaped
 from PIL import Image, UnidentifiedImageError
 
 from segjax.checks import UserError
 from segjax.data.coco import rgb_to_id
 from segjax.spec import Colour
 
+SAMPLE = 64  # files of a set that are looked at before a run
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 File = str | os.PathLike | bytes
@@ -33,26 +35,21 @@ class SizeMismatch(UserError):
     """An image and its mask that differ in size."""
 
 
-def image(
-    file: File, channels: int, window: Sequence[int | float] | None = None, name: str | None = None
-) -> UInt8[np.ndarray, "y x c"]:
-    """Reads an image as grey or RGB; palettes become colours and alpha is dropped.
-
-    Files with more than 8 bits a pixel are mapped linearly: window[0] and below become 0, window[1] and above 255,
-    NaN 0. Files of 8 bits are never mapped.
+def image(file: File, channels: int, dtype: str = "uint8", name: str | None = None) -> Shaped[np.ndarray, "y x c"]:
+    """Reads an image as grey or RGB, in the depth that it is stored in; palettes become colours and alpha is dropped.
 
     Args:
         file: path, or the encoded bytes.
-        channels: 1 for grey (ITU-R 601-2 luma), 3 for RGB.
-        window: (low, high), in stored values, that become 0 and 255; needed for 16-bit, 32-bit and float files.
+        channels: 1 for grey (ITU-R 601-2 luma), 3 for RGB; grey files of more than 8 bits are repeated.
+        dtype: what the data set's images are stored in, see `dtype_of`.
         name: what to call the file in messages; its path when left out.
 
     Returns:
-        Pixels, uint8 [y, x, channels], 0..255.
+        Pixels of that dtype [y, x, channels] in stored units; NaN becomes the file's least value.
 
     Raises:
         CorruptImage: the file cannot be decoded.
-        UserError: the file is missing, or is deeper than 8 bits and no usable window is given.
+        UserError: the file is missing, or of another depth.
 
     Example:
         >>> buffer = io.BytesIO()
@@ -61,22 +58,70 @@ def image(
         (3, 4, 3)
     """
     if channels not in (1, 3):
-        raise UserError(f"Images are read with 1 (grey) or 3 (RGB) channels, not {channels}.")
+        raise UserError(
+            f"Image files are read with 1 (grey) or 3 (RGB) channels, not {channels}: give preprocess.mean and "
+            "preprocess.std as many values, or use the source arrays."
+        )
     picture, _, name = _decode(file, name)
-    if not _deep(picture):
+    if (found := _dtype(picture)) != dtype:
+        raise UserError(
+            f"{name} holds {found} pixels, but other images of the data set {dtype}: save all of them in one depth."
+        )
+    if found == "uint8":
         colour = picture.convert("RGB")
         return np.array(colour.convert("L"))[..., None] if channels == 1 else np.array(colour)
-    values = np.asarray(picture).astype(np.float64)
-    if window is None:
+    values = np.asarray(picture).astype(dtype)
+    if np.isnan(values).any():
+        values = np.nan_to_num(values, nan=np.nanmin(values))
+    return np.repeat(values[..., None], channels, axis=2)
+
+
+def dtype_of(file: File, name: str | None = None) -> str:
+    """Reads from the head of an image file what its pixels are stored in.
+
+    Args:
+        file: path, or the encoded bytes.
+        name: what to call the file in messages; its path when left out.
+
+    Returns:
+        "uint8", "uint16" for grey of 16 bits, or "float32" for grey of 32 bits.
+
+    Raises:
+        CorruptImage: the file does not start like an image.
+        UserError: the file is missing.
+
+    Example:
+        >>> buffer = io.BytesIO()
+        >>> Image.new("I;16", (4, 3)).save(buffer, "PNG")
+        >>> dtype_of(buffer.getvalue())
+        'uint16'
+    """
+    with _stream(file) as stream:
+        return _dtype(_open(stream, name or _name(file)))
+
+
+def common_dtype(paths: Sequence[File]) -> str:
+    """Reads what the images of a data set are stored in, from a sample of files spread over it.
+
+    Args:
+        paths: image files.
+
+    Returns:
+        As `dtype_of`.
+
+    Raises:
+        UserError: two files of the sample differ.
+    """
+    found = {}
+    for path in paths[:: len(paths) // SAMPLE + 1]:
+        with contextlib.suppress(CorruptImage):  # met again, and counted, when it is read
+            found.setdefault(dtype_of(path), path)
+    if len(found) > 1:
+        (a, first), (b, second), *_ = found.items()
         raise UserError(
-            f"{name} holds values {np.nanmin(values):g}..{np.nanmax(values):g}, not 8 bits a pixel. "
-            "Set source.window=(low, high) to the values that should become black and white."
+            f"{_name(first)} holds {a} pixels and {_name(second)} {b}: save all images of the data set in one depth."
         )
-    if len(window) != 2 or not window[0] < window[1]:
-        raise UserError(f"source.window must be (low, high) with low < high, got {tuple(window)}.")
-    low, high = window
-    grey = np.rint(np.clip((np.nan_to_num(values, nan=low) - low) * (255 / (high - low)), 0, 255))
-    return np.repeat(grey.astype(np.uint8)[..., None], channels, axis=2)
+    return next(iter(found), "uint8")
 
 
 def mask(file: File, colours: Mapping[Colour, int] | None = None, name: str | None = None) -> Int32[np.ndarray, "y x"]:
@@ -210,9 +255,9 @@ def _open(stream, name):
     try:
         return Image.open(stream, formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise CorruptImage(f"{name}: no image that starts like {', '.join(FORMATS)}. Mend or remove it.") from error
+        raise CorruptImage(f"{name}: no image that starts like {', '.join(FORMATS)}. Fix or remove it.") from error
     except Exception as error:  # Pillow's decoders raise nearly every built-in error when bytes make no sense
-        raise CorruptImage(f"{name}: not a readable image ({error}). Mend or remove it.") from error
+        raise CorruptImage(f"{name}: not a readable image ({error}). Fix or remove it.") from error
 
 
 def _decode(file, name):
@@ -226,7 +271,7 @@ def _decode(file, name):
     try:
         picture.load()
     except Exception as error:  # as in _open
-        raise CorruptImage(f"{name}: damaged or truncated ({error}). Mend or remove it.") from error
+        raise CorruptImage(f"{name}: damaged or truncated ({error}). Fix or remove it.") from error
     picture.info.pop("transparency", None)  # dropped with alpha; Pillow warns when it has to convert it
     lossy = (
         picture.format in ("JPEG", "MPO")
@@ -257,6 +302,12 @@ def _stored(picture):
 
 def _deep(picture):
     return picture.mode in ("I", "F") or picture.mode.startswith("I;16")
+
+
+def _dtype(picture):
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format != "TIFF"):
+        return "uint16"  # what PNG and PGM files of 16 bits become
+    return "float32" if picture.mode in ("I", "F") else "uint8"
 
 
 def _grey(rgb):

@@ -4,6 +4,7 @@ Matrices have truth in rows and prediction in columns. Counts are int32 on the d
 run over any number of pixels stays exact.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -16,16 +17,17 @@ _EXACT_FLOAT32 = 2**24  # every integer up to here is a float32
 
 
 def confusion_matrix(
-    prediction: Integer[Array, "b y x"],
-    label: Integer[Array, "b y x"],
-    valid: Bool[Array, "b y x"],
+    prediction: Integer[Array, "b *space"],
+    label: Integer[Array, "b *space"],
+    valid: Bool[Array, "b *space"],
     classes: int,
 ) -> Int32[Array, "b {classes} {classes}"]:
     """Counts of (truth, prediction) pairs, one matrix an image.
 
     The matrix is a product of one-hot maps, `M = onehot(label)^T onehot(prediction)`, which suits a matrix unit where
     a scatter does not. It is exact: the factors are 0 and 1, which bfloat16 holds, and the products are accumulated
-    in float32, which counts exactly up to 2^24. Larger images are multiplied row by row and the rows added in int32.
+    in float32, which counts exactly up to 2^24. Larger images are multiplied slice by slice of their first
+    axis, and the slices added in int32; maps may have up to three space axes.
 
     Args:
         prediction: predicted class of each pixel, in [0, classes).
@@ -41,16 +43,17 @@ def confusion_matrix(
         >>> confusion_matrix(prediction, label, jnp.array([[[True, True, False]]]), 2).tolist()
         [[[1, 1], [0, 0]]]
     """
-    _, y, x = label.shape
+    whole = math.prod(label.shape[1:]) <= _EXACT_FLOAT32
     truth = jax.nn.one_hot(label, classes, dtype=jnp.bfloat16) * valid[..., None].astype(jnp.bfloat16)
     predicted = jax.nn.one_hot(prediction, classes, dtype=jnp.bfloat16)
-    product = "byxi,byxj->bij" if y * x <= _EXACT_FLOAT32 else "byxi,byxj->byij"
+    space = "zyx"[-(label.ndim - 1) :]
+    product = f"b{space}i,b{space}j->b{'' if whole else space[0]}ij"
     counts = jnp.einsum(product, truth, predicted, preferred_element_type=jnp.float32).astype(jnp.int32)
     return counts if counts.ndim == 3 else counts.sum(axis=1)
 
 
 def multilabel_confusion(
-    prediction: Bool[Array, "b y x k"], target: Bool[Array, "b y x k"], valid: Bool[Array, "b y x k"]
+    prediction: Bool[Array, "b *space k"], target: Bool[Array, "b *space k"], valid: Bool[Array, "b *space k"]
 ) -> Int32[Array, "b k 2 2"]:
     """Counts of (truth, prediction) pairs of each class on its own, for classes that may overlap.
 
@@ -69,7 +72,7 @@ def multilabel_confusion(
     """
 
     def count(truth, predicted):
-        return (valid & truth & predicted).sum(axis=(1, 2), dtype=jnp.int32)
+        return (valid & truth & predicted).sum(axis=tuple(range(1, valid.ndim - 1)), dtype=jnp.int32)
 
     rows = [jnp.stack([count(truth, ~prediction), count(truth, prediction)], axis=-1) for truth in (~target, target)]
     return jnp.stack(rows, axis=-2)

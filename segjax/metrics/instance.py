@@ -87,6 +87,34 @@ def objects(
     return Objects(rles, classes, _scores(scores, numbers), numbers == 0, label.shape)
 
 
+def objects_of_masks(
+    masks: Bool[np.ndarray, "n y x"], classes: Integer[np.ndarray, "n"], scores: Float[np.ndarray, "n"]
+) -> Objects:
+    """Takes objects whose masks may overlap.
+
+    Args:
+        masks: pixels of each object.
+        classes: its class.
+        scores: how sure it is.
+
+    Returns:
+        The objects that have a pixel, in the same order.
+
+    Raises:
+        UserError: there are objects, but no pycocotools.
+
+    Example:
+        >>> masks = np.array([[[True, True, False]], [[False, True, True]]])
+        >>> objects_of_masks(masks, np.array([1, 1]), np.array([0.9, 0.5])).scores.tolist()
+        [0.9, 0.5]
+    """
+    kept = np.flatnonzero(masks.any((1, 2)))
+    columns = np.asfortranarray(masks[kept].transpose(1, 2, 0).astype(np.uint8))
+    rles = coco_tools().mask.encode(columns) if len(kept) else []
+    scores = scores[kept].astype(np.float64)
+    return Objects(rles, classes[kept], scores, np.zeros(len(kept), bool), masks.shape[1:])
+
+
 def new_state() -> State:
     """A state that has gathered nothing.
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from segjax.checks import check_keys, choose
+from segjax import keys
+from segjax.checks import UserError, check_keys, choose
 from segjax.models.deeplab import DeepLabV3, DeepLabV3Plus
 from segjax.models.fcn import FCN
 from segjax.models.lraspp import LRASPP
@@ -25,27 +26,30 @@ MODELS = {
 }
 
 
-def create(name: str, spec: DatasetSpec, **kwargs) -> nn.Module:
+def create(name: str, spec: DatasetSpec | None = None, *, classes: int | None = None, **settings) -> nn.Module:
     """Makes a model whose head fits a data set.
 
     Args:
         name: a key of `MODELS`.
         spec: the data set; its mode and classes set the number of logits a pixel.
-        **kwargs: attributes of the model's module.
+        classes: number of logits a pixel, in place of a spec.
+        **settings: keys of the model.
 
     Returns:
         An uninitialised linen module.
 
     Raises:
-        UserError: no such model, or an attribute that it does not have.
+        UserError: no such model or key, or not one of spec and classes.
 
     Example:
-        >>> create("unet", DatasetSpec(("sky", "road")), widths=(8, 16)).channels
-        2
+        >>> create("unet", classes=19, widths=(8, 16)).channels
+        19
     """
     module = choose("model.name", name, MODELS)
-    check_keys(kwargs, [f for f in module.__dataclass_fields__ if f not in ("parent", "channels")], "model")
-    return module(channels=spec.channels, **kwargs)
+    check_keys(settings, keys.settings(module), "model")
+    if (spec is None) == (classes is None):
+        raise UserError("A model is made for a spec or for a number of classes: give one of the two.")
+    return module(channels=classes if spec is None else spec.num_logits, **settings)
 
 
 class Cost(NamedTuple):

@@ -1,12 +1,14 @@
 """DeepLabV3 (Chen et al., 2017, arXiv:1706.05587) and DeepLabV3+ (2018, arXiv:1802.02611)."""
 
 import math
+from typing import Annotated
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from segjax.checks import UserError, check_choice
+from segjax.checks import UserError
+from segjax.keys import Key
 from segjax.models.network import HEAD, Network, auxiliary
 from segjax.nn import backbones
 from segjax.nn.aspp import ASPP, SeparableConv
@@ -17,27 +19,31 @@ from segjax.nn.resize import resize
 class DeepLab(Network):
     """What the family has in common: a dilated backbone and atrous spatial pyramid pooling."""
 
-    backbone: str = "resnet50"
-    output_stride: int = 16
-    atrous_rates: tuple[int, ...] = (6, 12, 18)
-    width: int = 256
-    separable: bool = False
-    pooling: tuple[int, ...] = ()
-    multi_grid: tuple[int, ...] = (1, 1, 1)
-    dropout: float = 0.5
+    backbone: Annotated[str, Key("a key of `segjax.nn.backbones.BACKBONES`")] = "resnet50"
+    output_stride: Annotated[int, Key("finest resolution that the backbone keeps", (8, 16, 32))] = 16
+    atrous_rates: Annotated[
+        tuple[int, ...], Key("of the pyramid at output stride 16; at 8 twice, at 32 half as large", "[1, inf)")
+    ] = (6, 12, 18)
+    width: Annotated[int, Key("channels of the pyramid and of what follows", "[1, inf)")] = 256
+    separable: Annotated[bool, Key("depthwise separable convolutions (V3+, section 3.1)")] = False
+    pooling: Annotated[
+        tuple[int, ...], Key("rows, columns in pixels of the pyramid's mean, such as the crop; (): all", "[1, inf)")
+    ] = ()
+    multi_grid: Annotated[
+        tuple[int, ...], Key("factors of the dilations in a ResNet's last blocks; V3 takes (1, 2, 4)", "[1, inf)")
+    ] = (1, 1, 1)
+    dropout: Annotated[float, Key("rate after the pyramid", "[0, 1)")] = 0.5
     convention: str = "atrous"
 
     def __post_init__(self):
-        """Checks the choices."""
+        """Checks that the settings fit each other."""
+        super().__post_init__()
         backbones.check(self.backbone, self.output_stride, tuple(self.multi_grid))
-        if not self.rates or min(self.rates) < 1 or len(self.pooling) not in (0, 2) or min(self.pooling, default=1) < 1:
+        if not self.rates or min(self.rates) < 1 or len(self.pooling) not in (0, 2):
             raise UserError(
                 f"model.atrous_rates={self.atrous_rates} must be positive at output stride {self.output_stride}, and "
-                f"model.pooling={self.pooling} () or two positive numbers, rows and columns."
+                f"model.pooling={self.pooling} () or two numbers, rows and columns."
             )
-        if self.width < 1:
-            raise UserError(f"model.width={self.width} must be positive.")
-        super().__post_init__()
 
     @property
     def rates(self) -> tuple[int, ...]:
@@ -72,20 +78,9 @@ class DeepLab(Network):
 class DeepLabV3(DeepLab):
     """Atrous spatial pyramid pooling on a dilated backbone, a 3x3 convolution and scores at the output stride.
 
-    Attributes:
-        backbone: a key of `segjax.nn.backbones.BACKBONES`.
-        output_stride: of the backbone: 8, 16 or 32.
-        atrous_rates: dilations of the pyramid's 3x3 convolutions at output stride 16; at 8 they are twice, at 32 half
-            as large, so that they reach as many pixels of the image (V3, section 3.3).
-        width: channels of the pyramid and of what follows.
-        separable: depthwise separable convolutions in the pyramid and after it (V3+, section 3.1).
-        pooling: rows and columns, in pixels of the images, of the window whose mean is the pyramid's image feature;
-            () for the whole image. Give the training crop to evaluate larger images as was trained.
-        multi_grid: factors of the dilations of a ResNet's last three blocks; V3, section 3.2.1, takes (1, 2, 4).
-        dropout: rate after the pyramid.
-        convention: "atrous" or "torchvision", see `segjax.nn.backbones.create`.
-        norm, momentum, dtype, remat, axis_name: see `segjax.models.network.Network`.
-        aux: features, "c3" or "c4", whose scores are a second output for the loss; "" for none.
+    `atrous_rates` follow the output stride so that they reach as many pixels of the image (section 3.3). `pooling` is
+    the window whose mean is the pyramid's image feature: give the training crop to evaluate larger images as was
+    trained. See section 3.2.1 for `multi_grid`.
 
     Example:
         >>> import jax
@@ -96,13 +91,8 @@ class DeepLabV3(DeepLab):
         (1, 3, 5, 2)
     """
 
-    aux: str = ""
-    conventions = ("atrous", "torchvision")
-
-    def __post_init__(self):
-        """Checks the choices."""
-        check_choice("model.aux", self.aux, ("", "c3", "c4"))
-        super().__post_init__()
+    convention: Annotated[str, Key("whose dilations, for their weights", ("atrous", "torchvision"))] = "atrous"
+    aux: Annotated[str, Key("features of an auxiliary head; objective.aux weighs its loss", ("", "c3", "c4"))] = ""
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, Float[Array, "b _ _ k"]]:
@@ -125,14 +115,8 @@ class DeepLabV3(DeepLab):
 class DeepLabV3Plus(DeepLab):
     """The pyramid's features, enlarged and joined with those of stride 4.
 
-    Attributes:
-        backbone, output_stride, atrous_rates, width, separable, pooling, multi_grid, dropout: see `DeepLabV3`.
-        convention: "atrous", or "smp": that package dilates otherwise, see `segjax.nn.backbones.create`, has norm and
-            ReLU after the second half of a separable convolution only, and enlarges with align_corners.
-        norm, momentum, dtype, remat, axis_name: see `segjax.models.network.Network`.
-        low_width: channels that the features of stride 4 are reduced to (V3+, section 4.1).
-        refine: 3x3 convolutions before the join; segmentation_models.pytorch has one.
-        fuse: 3x3 convolutions after the join; the paper has two, segmentation_models.pytorch one.
+    Convention "smp", of segmentation_models.pytorch, dilates otherwise, see `segjax.nn.backbones.create`, has norm and
+    ReLU after the second half of a separable convolution only, and enlarges with align_corners.
 
     Example:
         >>> import jax
@@ -143,11 +127,11 @@ class DeepLabV3Plus(DeepLab):
         (1, 9, 17, 2)
     """
 
-    separable: bool = True
-    conventions = ("atrous", "smp")
-    low_width: int = 48
-    refine: int = 0
-    fuse: int = 2
+    separable: Annotated[bool, Key("depthwise separable convolutions (V3+, section 3.1)")] = True
+    convention: Annotated[str, Key("whose dilations and details, for their weights", ("atrous", "smp"))] = "atrous"
+    low_width: Annotated[int, Key("channels that features of stride 4 are reduced to (section 4.1)", "[1, inf)")] = 48
+    refine: Annotated[int, Key("3x3 convolutions before the join (smp: 1)", "[0, inf)")] = 0
+    fuse: Annotated[int, Key("3x3 convolutions after the join (smp: 1)", "[0, inf)")] = 2
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, Float[Array, "b _ _ k"]]:

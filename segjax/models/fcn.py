@@ -1,13 +1,14 @@
 """Fully convolutional networks: Long, Shelhamer and Darrell, 2015 (arXiv:1411.4038), and a head on dilated ResNets."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from segjax.checks import UserError, check_choice
+from segjax.checks import UserError
+from segjax.keys import Key
 from segjax.models.network import HEAD, Network, auxiliary
 from segjax.nn import backbones
 from segjax.nn.layers import Conv, ConvNorm
@@ -44,16 +45,6 @@ class FCN(Network):
     pixels around the image, so that the 7x7 layer loses none, that layer is padded. head "conv" is a 3x3 convolution
     on a dilated backbone, as torchvision has it.
 
-    Attributes:
-        backbone: a key of `segjax.nn.backbones.BACKBONES`; the paper's is "vgg16".
-        head: "conv", "32s", "16s" or "8s".
-        output_stride: of the backbone; 0 for 8, or 32 with the paper's heads.
-        width: channels before the scores; 0 for a quarter of the backbone's, or 4096 in the paper's heads.
-        dropout: rate before the scores; the paper's is 0.5.
-        aux: features, "c3" or "c4", whose scores are a second output for the loss; "" for none.
-        convention: "atrous" or "torchvision", see `segjax.nn.backbones.create`.
-        norm, momentum, dtype, remat, axis_name: see `segjax.models.network.Network`.
-
     Example:
         >>> net = FCN(channels=2, backbone="vgg_micro", head="8s", width=16)
         >>> images = jnp.zeros((1, 70, 64, 3))
@@ -62,19 +53,18 @@ class FCN(Network):
         (1, 8, 8, 2)
     """
 
-    backbone: str = "resnet50"
-    head: str = "conv"
-    output_stride: int = 0
-    width: int = 0
-    dropout: float = 0.1
-    aux: str = ""
-    convention: str = "atrous"
-    conventions = ("atrous", "torchvision")
+    backbone: Annotated[str, Key("a key of `segjax.nn.backbones.BACKBONES`; the paper's is vgg16")] = "resnet50"
+    head: Annotated[str, Key("a 3x3 convolution, or the paper's with scored skips", ("conv", *SKIPS))] = "conv"
+    output_stride: Annotated[int, Key("of the backbone; 0: 8, or 32 with the paper's heads", (0, 8, 16, 32))] = 0
+    width: Annotated[
+        int, Key("channels before the scores; 0: a quarter of the backbone's, 4096 in the paper's heads", "[0, inf)")
+    ] = 0
+    dropout: Annotated[float, Key("rate before the scores; the paper's is 0.5", "[0, 1)")] = 0.1
+    aux: Annotated[str, Key("features of an auxiliary head; objective.aux weighs its loss", ("", "c3", "c4"))] = ""
+    convention: Annotated[str, Key("whose dilations, for their weights", ("atrous", "torchvision"))] = "atrous"
 
     def __post_init__(self):
-        """Checks the choices."""
-        check_choice("model.head", self.head, ("conv", *SKIPS))
-        check_choice("model.aux", self.aux, ("", "c3", "c4"))
+        """Fills in the output stride, and checks that the settings fit each other."""
         if not self.output_stride:
             self.output_stride = 8 if self.head == "conv" else 32
         if SKIPS.get(self.head) and self.output_stride != 32:

@@ -1,10 +1,13 @@
 """Lite reduced ASPP, the fast one: Howard et al., 2019, section 6.4 (arXiv:1905.02244), as torchvision has it."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from segjax.keys import Key
 from segjax.models.network import HEAD, Network
 from segjax.nn import backbones
 from segjax.nn.layers import Conv, ConvNorm
@@ -17,13 +20,6 @@ class LRASPP(Network):
     The paper's gate is the mean of a 49x49 window; this one, torchvision's, of the whole image, so that images of
     another size than the training crops are gated by other means than was trained.
 
-    Attributes:
-        backbone: a key of `segjax.nn.backbones.BACKBONES`.
-        output_stride: of the backbone: 8, 16 or 32.
-        width: channels of the last features.
-        convention: "torchvision" or "atrous", see `segjax.nn.backbones.create`.
-        norm, momentum, dtype, remat, axis_name: see `segjax.models.network.Network`.
-
     Example:
         >>> net = LRASPP(channels=2, backbone="mobilenet_v3_micro", width=8)
         >>> images = jnp.zeros((1, 33, 65, 3))
@@ -32,14 +28,13 @@ class LRASPP(Network):
         (1, 5, 9, 2)
     """
 
-    backbone: str = "mobilenet_v3_large"
-    output_stride: int = 16
-    width: int = 128
-    convention: str = "torchvision"
-    conventions = ("torchvision", "atrous")
+    backbone: Annotated[str, Key("a key of `segjax.nn.backbones.BACKBONES`")] = "mobilenet_v3_large"
+    output_stride: Annotated[int, Key("finest resolution that the backbone keeps", (8, 16, 32))] = 16
+    width: Annotated[int, Key("channels of the last features", "[1, inf)")] = 128
+    convention: Annotated[str, Key("whose dilations, for their weights", ("torchvision", "atrous"))] = "torchvision"
 
     def __post_init__(self):
-        """Checks the choices."""
+        """Checks the backbone."""
         backbones.check(self.backbone, self.output_stride)
         super().__post_init__()
 

@@ -1,44 +1,61 @@
 """What all networks have in common."""
 
+from typing import Annotated
+
 import jax
 from flax import linen as nn
 
-from segjax.checks import UserError, check_choice
+from segjax import keys
+from segjax.keys import Key
+from segjax.nn import backbones
 from segjax.nn.layers import Conv, ConvNorm, Style
 
 HEAD = nn.initializers.normal(0.01)  # small scores: the first loss is that of equal probabilities
 
 
 class Network(nn.Module):
-    """Base of the networks `(images, train) -> {"logits": …}`, which have derivatives in reverse mode only.
+    """Base of the networks `(images, train) -> {"logits": …}`; only reverse-mode differentiation is supported.
+
+    A network of your own is a subclass with a `__call__`; it may also take `progress`, the share of a run that is done.
 
     Attributes:
         channels: logits a pixel.
-        norm: "batch", "group" (at most 32 groups) or "none".
-        momentum: share of the old batch statistics that is kept each step.
-        dtype: compute dtype, "float32" or "bfloat16"; parameters, statistics and logits are float32.
-        remat: recompute each block's activations in the backward pass.
         axis_name: pmap axis over which batch statistics are taken.
+        frozen: paths of the parts that do not learn, whose batch norms keep their statistics.
+        outputs: names of what `__call__` returns.
     """
 
     channels: int
-    norm: str = "batch"
-    momentum: float = 0.9
-    dtype: str = "float32"
-    remat: bool = False
+    norm: Annotated[str, Key("of the layers; group: at most 32 groups", ("batch", "group", "none"))] = "batch"
+    momentum: Annotated[float, Key("share of the old batch statistics that is kept each step", "[0, 1]")] = 0.9
+    dtype: Annotated[
+        str, Key("of computing; parameters, statistics and logits stay float32", ("float32", "bfloat16"))
+    ] = "float32"
+    remat: Annotated[bool, Key("recompute activations in the backward pass: less memory, more time")] = False
     axis_name: str | None = None
-    conventions = ()  # values of `convention`, where the network has that attribute
-    finds_objects = False  # whether its outputs hold "centre" and "offset"
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
-        """Checks the choices."""
-        _ = self.style  # checks norm and dtype
-        dropout = getattr(self, "dropout", 0.0)
-        if not 0 <= dropout < 1:
-            raise UserError(f"model.dropout={dropout} must be at least 0 and less than 1.")
-        if self.conventions:
-            check_choice("model.convention", self.convention, self.conventions)
+        """Checks the values of the keys."""
+        keys.check("model", type(self), {name: getattr(self, name) for name in keys.settings(type(self))})
         super().__post_init__()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what `__call__` returns."""
+        return ("logits", "aux") if getattr(self, "aux", "") else ("logits",)
+
+    @property
+    def family(self) -> str:
+        """Of the backbone, as published weights know it; "" where there is none."""
+        backbone = getattr(self, "backbone", "plain")
+        return backbones.BACKBONES[backbone].family if backbone in backbones.BACKBONES else ""
+
+    @property
+    def layer_order(self) -> tuple[str, ...]:
+        """Paths of the layers whose learning rates `optimizer.layer_decay` lowers, from the input on."""
+        backbone = getattr(self, "backbone", "plain")
+        return tuple(f"backbone/{name}" for name in backbones.layers(backbone)) if self.family else ()
 
     @property
     def margin(self) -> int:
@@ -48,7 +65,9 @@ class Network(nn.Module):
     @property
     def style(self) -> Style:
         """What all layers have in common."""
-        return Style(self.norm, self.momentum, dtype=self.dtype, remat=self.remat, axis_name=self.axis_name)
+        return Style(
+            self.norm, self.momentum, dtype=self.dtype, remat=self.remat, axis_name=self.axis_name, frozen=self.frozen
+        )
 
 
 def auxiliary(

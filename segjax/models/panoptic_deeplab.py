@@ -1,9 +1,12 @@
 """Panoptic-DeepLab (Cheng et al., 2020, arXiv:1911.10194): classes, centres of objects, and offsets to them."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from segjax.keys import Key
 from segjax.models.deeplab import DeepLab
 from segjax.models.network import HEAD
 from segjax.nn.aspp import SeparableConv
@@ -19,12 +22,7 @@ class PanopticDeepLab(DeepLab):
     stride 8 and 4 are reduced to 64 and 32 for classes, 32 and 16 for objects; the decoders have 256 and 128, the heads
     256 and 32.
 
-    Attributes:
-        backbone, output_stride, atrous_rates, pooling, multi_grid: see `segjax.models.deeplab.DeepLabV3`.
-        width: channels of the pyramids and of the decoder for classes; all others follow from it, 8 at least.
-        separable: depthwise separable convolutions; else a 5x5 convolution is two of 3x3, as in detectron2.
-        dropout: rate after the pyramids.
-        norm, momentum, dtype, remat, axis_name: see `segjax.models.network.Network`.
+    All widths follow from `width`, 8 at least. Without `separable` a 5x5 convolution is two of 3x3, as in detectron2.
 
     Example:
         >>> import jax
@@ -36,10 +34,13 @@ class PanopticDeepLab(DeepLab):
         {'centre': (1, 9, 17), 'logits': (1, 9, 17, 2), 'offset': (1, 9, 17, 2)}
     """
 
-    separable: bool = True
-    dropout: float = 0.1
-    conventions = ("atrous",)
-    finds_objects = True
+    separable: Annotated[bool, Key("depthwise separable convolutions")] = True
+    dropout: Annotated[float, Key("rate after the pyramids", "[0, 1)")] = 0.1
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what `__call__` returns."""
+        return ("logits", "centre", "offset")
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, Float[Array, "b _ _ ..."]]:

@@ -1,16 +1,18 @@
 """U-Net: Ronneberger, Fischer and Brox, 2015 (arXiv:1505.04597), as in the paper or as it is used today."""
 
 import math
+from typing import Annotated
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from segjax.checks import UserError, check_choice
+from segjax.checks import UserError
+from segjax.keys import Key
 from segjax.models.network import Network
-from segjax.nn import backbones, folded
-from segjax.nn.layers import Conv, ConvNorm, Style
-from segjax.nn.ops import UpConv2x2, max_pool
+from segjax.nn import backbones, kernels
+from segjax.nn.kernels import folded, max_pool
+from segjax.nn.layers import Conv, ConvNorm, Style, UpConv2x2
 from segjax.nn.resize import match, nearest, resize
 
 
@@ -44,18 +46,8 @@ class UNet(Network):
     each side loses `margin` pixels (92 at five levels: 572 -> 388), which the caller supplies as context around the
     label.
 
-    Attributes:
-        backbone: "plain", or a key of `segjax.nn.backbones.BACKBONES`.
-        widths: channels of each level, full resolution first: of both paths in the plain network, where their number
-            is the depth, and of the expanding path on a backbone, where there are five. () for (32, 64, 128, 256) and
-            (16, 32, 64, 128, 256).
-        padding: "same", or "valid" as in the paper.
-        upsampling: "transposed" 2x2 convolution (the paper's), bilinear "resize" and a 3x3 convolution, or "nearest"
-            pixel; "auto" is the first, or the last on a backbone.
-        dropout: rate at the end of the contracting path (section 3.1).
-        fold: keep the maps of full resolution two columns side by side, for TPUs: the same network of the same
-            parameters, see `segjax.nn.folded`.
-        norm, momentum, dtype, remat, axis_name: see `segjax.models.network.Network`.
+    `widths` are those of both paths in the plain network, where their number is the depth, and of the expanding path on
+    a backbone, where there are five. `upsampling` "auto" is "transposed", the paper's, or "nearest" on a backbone.
 
     Example:
         >>> import jax
@@ -66,17 +58,24 @@ class UNet(Network):
         (1, 15, 20, 2)
     """
 
-    backbone: str = "plain"
-    widths: tuple[int, ...] = ()
-    padding: str = "same"
-    upsampling: str = "auto"
-    dropout: float = 0.0
-    fold: bool = False
+    backbone: Annotated[str, Key("plain (the paper's contracting path) or a backbone")] = "plain"
+    widths: Annotated[
+        tuple[int, ...],
+        Key("channels of each level, full resolution first; (): 32 .. 256, on a backbone 16 .. 256", "[1, inf)"),
+    ] = ()
+    padding: Annotated[str, Key("valid is the paper's, 572 -> 388: give preprocess.context=92", ("same", "valid"))] = (
+        "same"
+    )
+    upsampling: Annotated[
+        str, Key("2x2 convolution, bilinear and a convolution, or pixels", ("auto", "transposed", "resize", "nearest"))
+    ] = "auto"
+    dropout: Annotated[float, Key("rate at the bottom of the U (section 3.1)", "[0, 1)")] = 0.0
+    fold: Annotated[
+        bool, Key("keep full-resolution maps two columns side by side: the same network, faster on TPUs")
+    ] = False
 
     def __post_init__(self):
-        """Checks the choices."""
-        check_choice("model.padding", self.padding, ("same", "valid"))
-        check_choice("model.upsampling", self.upsampling, ("auto", "transposed", "resize", "nearest"))
+        """Fills in what follows from the backbone, and checks that the settings fit each other."""
         if self.backbone != "plain":
             backbones.check(self.backbone)
         if not self.widths:
@@ -108,6 +107,11 @@ class UNet(Network):
         """Pixels that each side of the input loses: 0 with same padding, 92 at the paper's depth."""
         return 0 if self.padding == "same" else 6 * self._stride - 4
 
+    @property
+    def layer_order(self) -> tuple[str, ...]:
+        """Paths of the layers from the input on: the contracting path, or the backbone's."""
+        return super().layer_order or tuple(f"down_{level}" for level in range(len(self.widths)))
+
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, Float[Array, "b y x k"]]:
         """Maps normalised images to logits.
@@ -124,12 +128,15 @@ class UNet(Network):
         skips = self._contract(images, train) if plain else self._encode(images, train)
         x = nn.Dropout(self.dropout)(skips.pop(), deterministic=not train)
         for level, skip in reversed(list(enumerate(skips))):
-            features = self.widths[level]
-            x = self._enlarge(x, skip.shape[1:3], features, level)
-            top, left = (skip.shape[1] - x.shape[1]) // 2, (skip.shape[2] - x.shape[2]) // 2
-            skip = skip[:, top : top + x.shape[1], left : left + x.shape[2]]
-            x = self._block(level, "up", parts=2)(jnp.concatenate([x, skip], -1), train)
-        if self.fold:
+            # A level at which the backbone has no features is entered without a skip.
+            size = skip.shape[1:3] if skip is not None else tuple(n >> level for n in images.shape[1:3])
+            x = self._enlarge(x, size, self.widths[level], level)
+            if skip is not None:
+                top, left = (skip.shape[1] - x.shape[1]) // 2, (skip.shape[2] - x.shape[2]) // 2
+                skip = skip[:, top : top + x.shape[1], left : left + x.shape[2]]
+                x = jnp.concatenate([x, skip], -1)
+            x = self._block(level, "up", parts=2)(x, train)
+        if self._folded(0):
             logits = folded.Head(self.channels, name="head")(x)
         else:
             logits = Conv(self.channels, 1 if plain else 3, use_bias=True, name="head")(x)
@@ -139,7 +146,7 @@ class UNet(Network):
         """Maps of each level of the paper's contracting path."""
         bottom, right = (self._padded(n) - n for n in images.shape[1:3])
         x = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
-        x, maps = folded.fold(x) if self.fold else x, []
+        x, maps = folded.fold(x) if self._folded(0) else x, []
         for level in range(len(self.widths)):
             if level:
                 x = folded.max_pool(x) if self._folded(level - 1) else max_pool(x, 2, 2)
@@ -148,7 +155,7 @@ class UNet(Network):
         return maps
 
     def _folded(self, level):
-        return self.fold and level == 0
+        return self.fold and level == 0 and kernels.enabled()
 
     def _block(self, level, path, parts):
         """Block of a level, for the concatenation of so many maps."""
@@ -158,9 +165,9 @@ class UNet(Network):
         return self.style.block(ConvBlock)(features, self.padding, self.style, name=name)
 
     def _encode(self, images, train):
-        """Maps of the backbone at strides 2 to 32, behind maps without channels at stride 1."""
+        """Maps of the backbone at strides 1 to 32; None where it has none."""
         features = backbones.create(self.backbone, self.style, name="backbone")(images, train)
-        return [images[..., :0].astype(self.dtype), *(features[f"c{k}"] for k in range(1, 6))]
+        return [features.get(f"c{k}") for k in range(6)]
 
     def _enlarge(self, x, size, features, level):
         """Doubles the maps; to the size of the skip where a backbone rounded an odd size."""

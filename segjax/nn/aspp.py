@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from segjax.nn.kernels import mean_pool
 from segjax.nn.layers import Conv, ConvNorm, Style
-from segjax.nn.ops import mean_pool
 from segjax.nn.resize import resize
 
 

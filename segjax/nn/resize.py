@@ -6,16 +6,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from segjax.checks import UserError
-from segjax.nn.ops import resample
+from segjax.nn.kernels import resample
 from segjax.space import multiply_rows, shards
 
 
 def _check(x: jax.Array) -> None:
     """Raises a UserError where a backbone that rounds sizes down has left nothing of small images."""
-    if 0 in x.shape[1:3]:
+    if 0 in x.shape[1:-1]:
         raise UserError(
-            f"Maps of {x.shape[1]}x{x.shape[2]} pixels cannot be enlarged: the images are smaller than the network's "
-            "stride, use larger ones, or a backbone that rounds up, such as a ResNet."
+            f"Maps of {'x'.join(map(str, x.shape[1:-1]))} pixels cannot be enlarged: the images are smaller than the "
+            "network's stride, use larger ones, or a backbone that rounds up, such as a ResNet."
         )
 
 
@@ -43,15 +43,17 @@ def _reach(source: int, target: int, align_corners: bool) -> tuple[int, int]:
     return max(0, int(above)), max(0, int(below))
 
 
-def resize(x: Float[Array, "b h w c"], size: tuple[int, int], align_corners: bool = False) -> Float[Array, "b y x c"]:
-    """Bilinear resize with half-pixel centres, without antialiasing.
+def resize(
+    x: Float[Array, "b *space c"], size: tuple[int, ...], align_corners: bool = False
+) -> Float[Array, "b *out c"]:
+    """Linear resize along every space axis with half-pixel centres, without antialiasing.
 
-    Two small matrix products, which the MXU of a TPU runs faster than gathers; an axis that keeps its length
+    A small matrix product an axis, which the MXU of a TPU runs faster than gathers; an axis that keeps its length
     is left alone.
 
     Args:
-        x: float maps [b, h, w, c].
-        size: rows and columns of the result.
+        x: float maps [b, *space, c].
+        size: of the result along each space axis.
         align_corners: put the centres of the corner pixels upon each other instead, as segmentation_models.pytorch
             does in its DeepLab decoders.
 
@@ -66,15 +68,25 @@ def resize(x: Float[Array, "b h w c"], size: tuple[int, int], align_corners: boo
         Array([0.  , 0.25, 0.75, 1.  ], dtype=float32)
     """
     _check(x)
+    if tuple(size) == x.shape[1:-1]:
+        return x
 
     def weights(source, target):
         if align_corners:
             return _corner_weights(source, target).astype(x.dtype)
         return _weights(source, target, jnp.float32(source), jnp.float32(target)).astype(x.dtype)
 
-    for axis in (1, 2):
+    for axis, target in enumerate(size, 1):
         if x.shape[axis] == 1:
-            x = jnp.repeat(x, size[axis - 1], axis)
+            x = jnp.repeat(x, target, axis)
+    if x.ndim != 4:
+        for axis, (source, target) in enumerate(zip(x.shape[1:-1], size, strict=True), 1):
+            if source != target:
+                along = jnp.moveaxis(x, axis, -1)
+                x = jnp.moveaxis(
+                    jnp.einsum("...s,ts->...t", along, weights(source, target), precision="highest"), -1, axis
+                )
+        return x
     rows, columns = (weights(a, b) if a != b else None for a, b in zip(x.shape[1:3], size, strict=True))
     return resample(x, rows, columns, _reach(x.shape[1], size[0], align_corners) if shards() > 1 else None)
 

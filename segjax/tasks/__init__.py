@@ -1,38 +1,38 @@
-"""What differs between kinds of segmentation: the trainer knows nothing else of them."""
+"""Tasks: how what was learned is decided and scored, for each kind of segmentation."""
 
-import functools
-import inspect
-
-from segjax.checks import check_keys, choose
+from segjax import keys
+from segjax.checks import choose
+from segjax.objectives import Objective
 from segjax.spec import DatasetSpec
-from segjax.tasks import objects, semantic
+from segjax.tasks import instance, panoptic, semantic
 from segjax.tasks.task import Task
 
-TASKS = {
-    "semantic": semantic.create,
-    "panoptic": functools.partial(objects.create, scores=objects.PANOPTIC),
-    "instance": functools.partial(objects.create, scores=objects.INSTANCE, stuff_area=0, top_k=100),
-}
+__all__ = ["TASKS", "Task", "create"]
+
+TASKS = {"semantic": semantic.create, "panoptic": panoptic.create, "instance": instance.create}
 
 
-def create(spec: DatasetSpec, *, name: str = "semantic", **kwargs) -> Task:
+def create(name: str, spec: DatasetSpec, objective: Objective, **settings) -> Task:
     """Makes a task for a data set.
 
     Args:
-        spec: the data set, as its source describes it.
         name: kind of segmentation, a key of `TASKS`.
-        **kwargs: arguments of that task's `create`.
+        spec: the data set in the task's mode, see `DatasetSpec.in_mode`.
+        objective: what is learned.
+        **settings: keys of that task.
 
     Returns:
         The task.
 
     Raises:
-        UserError: no such task or argument, or one that does not fit the data set.
+        UserError: no such task or key, or one that does not fit the data set.
 
     Example:
-        >>> create(DatasetSpec(("background", "vessel")), mode="binary").spec.channels
-        1
+        >>> from segjax import objectives
+        >>> spec = DatasetSpec(("road", "car"), things=(1,))
+        >>> create("panoptic", spec, objectives.create("centres", spec)).divisor
+        1000
     """
     make = choose("task.name", name, TASKS)
-    check_keys(kwargs, inspect.signature(make).parameters, "task")
-    return make(spec, **kwargs)
+    keys.check("task", make, settings)
+    return make(spec, objective, **settings)

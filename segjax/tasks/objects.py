@@ -1,82 +1,51 @@
-"""Panoptic and instance segmentation: classes, centres of objects, and offsets to them, scored in two ways."""
+"""What panoptic and instance segmentation have in common: objects vote on their class, and each image is scored."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from segjax import losses, postprocess, targets
+from segjax import losses, space
 from segjax.checks import UserError
-from segjax.metrics import confusion, instance, panoptic
-from segjax.nn.resize import fit, resize
-from segjax.spec import DatasetSpec, encode
+from segjax.metrics import confusion
+from segjax.objectives import Decoded, Objective
+from segjax.spec import DatasetSpec, Segments, valid_pixels
 from segjax.tasks.task import Task
 
 
-class Scores(NamedTuple):
-    """How objects are scored.
-
-    new: spec -> an empty score.
-    update: (score, image, spec, divisor) -> score, with what was measured of one image: "label" and "instance" [y, x],
-        "found_label" and "found_instance" [y, x], and "scores" float32 [n] of the objects 1 .. n that were found.
-    summary: (score, spec, top_k) -> figures, `top_k` being the greatest number of objects in an image.
-    """
-
-    new: Callable[[DatasetSpec], Any]
-    update: Callable[..., Any]
-    summary: Callable[..., dict[str, Any]]
-
-
-def create(
+def make(
     spec: DatasetSpec,
+    objective: Objective,
     *,
-    scores: Scores,
-    cross_entropy: float = 1.0,
-    centre: float = 200.0,
-    offset: float = 0.01,
-    hardest: float = 0.2,
-    sigma: float | None = None,
-    small_area: int = 4096,
-    small_weight: float = 3.0,
-    divisor: int = 1000,
-    threshold: float = 0.1,
-    nms_kernel: int = 7,
-    top_k: int = 200,
-    stuff_area: int = 2048,
+    divisor: int,
+    stuff_area: int,
+    overlap: bool,
+    new: Callable[[], Any],
+    score: Callable[[Any, dict[str, np.ndarray]], Any],
+    merge: Callable[[Any, Any], Any],
+    summary: Callable[[Any], dict[str, Any]],
 ) -> Task:
-    """Makes the task, whose loss is that of Panoptic-DeepLab, section 3.1 (arXiv:1911.10194).
-
-        cross_entropy * softmax cross-entropy of the hardest pixels of each image
-        + centre * squared error of the centre map
-        + offset * (|dy error| + |dx error|) of the pixels of objects
-
-    at the size of the label, each a sum over all images by one sum of weights.
+    """Makes a task that decides on objects, and that scores them beside the confusion of classes.
 
     Args:
-        spec: the data set, as its source describes it.
-        scores: how objects are scored.
-        cross_entropy: weight of the cross-entropy.
-        centre: weight of the squared error of the centre map; 200 in the paper.
-        offset: weight of the absolute error of the offsets, in pixels; 0.01 in the paper.
-        hardest: share of each image's pixels, those of the largest cross-entropy, that count; 0.2 in deeplab2.
-        sigma: standard deviation of a centre's Gaussian in pixels; None for 8 in crops of 1025 rows and columns or
-            more (deeplab2), in proportion in smaller ones, and at least 4, a pixel of the network's maps.
-        small_area: objects of fewer pixels weigh more in the cross-entropy; 4096 in deeplab2.
-        small_weight: by so much; 3 in the paper.
-        divisor: more than there are objects in an image.
-        threshold: least value of a centre, see `segjax.postprocess.panoptic`.
-        nms_kernel: rows and columns in which a centre is the largest value, odd.
-        top_k: greatest number of objects that are found in an image; average precision looks at that many, and at
-            COCO's 100 at least.
+        spec: the data set.
+        objective: what is learned; its `decode` must find objects.
+        divisor: of panoptic ids that are written.
         stuff_area: stuff of fewer pixels is void.
+        overlap: whether masks that overlap stay as they are; otherwise the surest one has a pixel.
+        new: () -> an empty score of objects.
+        score: (score, image) -> score, with the arrays of one image that was measured.
+        merge: (score, score) -> score.
+        summary: score -> figures.
 
     Returns:
         The task.
 
     Raises:
-        UserError: a data set without things, or a number out of range.
+        UserError: a data set without things or of many classes a pixel.
     """
     if not spec.things:
         raise UserError(
@@ -85,162 +54,171 @@ def create(
         )
     if spec.mode == "multilabel":
         raise UserError("Objects need masks of one class a pixel: leave {class} out of source.masks.")
-    if min(cross_entropy, centre, offset, small_weight, small_area, stuff_area) < 0 or cross_entropy + centre == 0:
-        raise UserError(
-            "task.cross_entropy, centre, offset, small_weight, small_area and stuff_area must not be negative, nor the "
-            "first two both 0."
-        )
-    if not 0 < hardest <= 1 or (sigma is not None and sigma <= 0):
-        raise UserError(f"task.hardest={hardest} must be in (0, 1], and task.sigma={sigma} None or more than 0.")
-    if nms_kernel < 1 or nms_kernel % 2 == 0 or top_k < 1:
-        raise UserError(f"task.nms_kernel={nms_kernel} must be odd and positive, task.top_k={top_k} positive.")
-    largest = min(1 << 16, (2**31 - 1) // (max(spec.ignore, len(spec.classes)) + 1))  # ids are int32
-    if not top_k < divisor <= largest:
-        raise UserError(
-            f"task.divisor={divisor} must be more than task.top_k={top_k}, and at most {largest} with these classes."
-        )
-    factors = {"cross_entropy": cross_entropy, "centre": centre, "offset": offset}
-    settings = {"threshold": threshold, "nms_kernel": nms_kernel, "top_k": top_k, "stuff_area": stuff_area}
+    limit = min(1 << 16, (2**31 - 1) // (max(spec.ignore, len(spec.classes)) + 1))  # ids are int32
+    if divisor > limit:
+        raise UserError(f"task.divisor={divisor} must be at most {limit}, for ids of these classes to fit 32 bits.")
+    k = len(spec.classes)
 
-    def make_targets(label, instance):
-        return targets.make(
-            label,
-            instance,
+    def decide_all(maps, geometry):
+        decoded, inside = objective.decode(maps, geometry), valid_pixels(geometry)
+        if decoded.masks is not None:
+            decoded = flatten(decoded, inside)
+        if decoded.instance is None:
+            raise UserError("The objective finds no objects, which the task needs: choose another objective.name.")
+        label, instance, semantic, _, scores = vote(
+            decoded.logits,
+            decoded.instance,
+            decoded.confidence,
+            inside,
             things=spec.things,
             ignore=spec.ignore,
-            count=divisor,
-            sigma=max(4.0, 8.0 * min(1.0, min(label.shape[1:]) / 1025)) if sigma is None else sigma,
-            small_area=small_area,
-            small_weight=small_weight,
+            stuff_area=stuff_area,
         )
+        segments = Segments(label, instance, scores, maps=decoded.shown)
+        if decoded.masks is not None:
+            segments = segments.replace(score=decoded.score)
+            if overlap:
+                segments = segments.replace(masks=decoded.masks & inside[:, None], classes=decoded.classes)
+        return segments, semantic, decoded.logits
 
-    def loss(outputs, batch, axis_name=None):
+    def decide(maps, geometry, probabilities=False):
+        segments, _, logits = decide_all(maps, geometry)
+        return segments.replace(probability=jax.nn.softmax(logits)) if probabilities else segments
+
+    def measure(maps, batch, geometry):
         label, valid = losses.split_ignore(batch["label"], spec.ignore)
-        wanted = make_targets(batch["label"], batch["instance"])
-        found = _at_size(outputs, label.shape[1:])
-        values = losses.cross_entropy(found["logits"], label) * wanted.semantic_weight
-        hard = losses.hardest(values, valid, hardest)
-        error = jnp.abs(found["offset"] - wanted.offset).sum(-1)
-        terms = {
-            "cross_entropy": losses.weighted_mean(values, hard, axis_name),
-            "centre": losses.weighted_mean(
-                jnp.square(found["centre"] - wanted.centre), wanted.centre_weight, axis_name
-            ),
-            "offset": losses.weighted_mean(error, wanted.offset_weight, axis_name),
-        }
-        return sum(factors[name] * value for name, value in terms.items()), terms
-
-    def find(outputs, content, canvas, size, exact):
-        maps = _at_size(outputs, size) if exact else _fitted(outputs, content, canvas, size)
-        rows, columns = (jnp.arange(n, dtype=jnp.int32)[None] < content[:, i + 2, None] for i, n in enumerate(size))
-        inside = rows[:, :, None] & columns[:, None, :]
-        found = postprocess.panoptic(**maps, inside=inside, things=spec.things, ignore=spec.ignore, **settings)
-        return maps, found
-
-    def predict(outputs, content, canvas, size, exact):
-        maps, found = find(outputs, content, canvas, size, exact)
-        return {
-            "label": found.label,
-            "instance": found.instance,
-            "score": found.scores,
-            "probability": jax.nn.softmax(maps["logits"]),
-            "centre": maps["centre"],
-            "offset": maps["offset"],
-        }
-
-    def measure(outputs, batch, canvas, exact):
-        label, valid = losses.split_ignore(batch["label"], spec.ignore)
-        _, found = find(outputs, batch["content"], canvas, label.shape[1:3], exact)
-        return {
+        segments, semantic, _ = decide_all(maps, geometry)
+        measured = {
             "index": batch["index"],
-            # As small as they come: maps go to the host, for it scores them.
+            # As small as they come: maps go to the host, which scores them.
             "label": batch["label"],
             "instance": batch["instance"],
-            "found_label": found.label.astype(spec.label_dtype),
-            "found_instance": found.instance.astype(jnp.uint16),
-            "scores": found.scores,
-            "confusion": confusion.confusion_matrix(found.semantic, label, valid, len(spec.classes)),
+            "found_label": segments.label.astype(spec.label_dtype),
+            "found_instance": segments.instance.astype(jnp.uint16),
+            "scores": segments.score,
+            "confusion": confusion.confusion_matrix(semantic, label, valid, k),
         }
+        if segments.masks is not None:
+            measured |= {"masks": segments.masks, "classes": segments.classes}
+        return measured, segments
 
-    def update(score, found):
-        matrices, score = confusion.update(score[0], found["confusion"]), score[1]
-        for i in np.flatnonzero(found["index"] >= 0):
-            one = {key: value[i] for key, value in found.items()}
-            if (one["label"] != spec.ignore).any():
-                score = scores.update(score, one, spec, divisor)
-        return matrices, score
+    def update(state, measured):
+        matrices, scored = confusion.update(state[0], measured["confusion"]), state[1]
+        for i in np.flatnonzero(measured["index"] >= 0):
+            image = {key: value[i] for key, value in measured.items()}
+            if (image["label"] != spec.ignore).any():
+                scored = score(scored, image)
+        return matrices, scored
 
-    def summary(score):
-        figures = confusion.summary(score[0], spec.classes)
+    def summarise(state):
+        figures = confusion.summary(state[0], spec.classes)
         kept = {key: figures[key] for key in ("mIoU", "iou_per_class", "pixels")}
-        return scores.summary(score[1], spec, top_k) | kept
+        return summary(state[1]) | kept
 
     return Task(
         spec=spec,
-        divisor=divisor,
-        loss=loss,
-        predict=predict,
+        objective=objective,
+        decide=decide,
         measure=measure,
-        new_metric=lambda: (confusion.new_state(len(spec.classes)), scores.new(spec)),
+        new_metric=lambda: (confusion.new_state(k), new()),
         update=update,
-        summary=summary,
-        targets=make_targets,
+        merge=lambda a, b: (confusion.merge(a[0], b[0]), merge(a[1], b[1])),
+        summary=summarise,
+        needs_instances=True,
+        divisor=divisor,
     )
 
 
-def _at_size(outputs, size):
-    """Logits, centres and offsets at another size; offsets in its pixels."""
-    h, w = outputs["centre"].shape[1:3]
-    return _split(resize(_joined(outputs, jnp.array([[size[0] / h, size[1] / w]], jnp.float32)), size))
+def vote(
+    logits: Float[Array, "b y x k"],
+    instance: Int32[Array, "b y x"],
+    confidence: Float[Array, "b n"],
+    inside: Bool[Array, "b y x"],
+    *,
+    things: Sequence[int],
+    ignore: int,
+    stuff_area: int,
+) -> tuple[
+    Int32[Array, "b y x"], Int32[Array, "b y x"], Int32[Array, "b y x"], Int32[Array, "b n"], Float32[Array, "b n"]
+]:
+    """Merges classes and objects into one map: Panoptic-DeepLab, section 3.2 (arXiv:1911.10194).
 
+    Thing pixels go to objects; an object has the class that most of its pixels have (of equal counts the first).
+    Thing pixels without an object, and stuff of fewer pixels than `stuff_area`, are void.
 
-def _fitted(outputs, content, canvas, size):
-    """The same for the part of each image that `content` tells."""
-    h, w = outputs["centre"].shape[1:3]
-    shown = content.astype(jnp.float32)
-    factor = shown[:, 2:] * jnp.array([[canvas[0] / h, canvas[1] / w]], jnp.float32) / shown[:, :2]
-    return _split(fit(_joined(outputs, factor), content, canvas, size))
+    Args:
+        logits: scores of the classes.
+        instance: number of the object of each pixel, 1 .. n, 0 for none; on stuff it has no effect.
+        confidence: of the objects.
+        inside: which pixels belong to the image; others are void and have no vote.
+        things: indices of the classes that are countable objects.
+        ignore: label of void.
+        stuff_area: least pixels of a stuff class; 2048 for Cityscapes in Panoptic-DeepLab's code.
 
+    Returns:
+        Class of each pixel, `ignore` for void; number of its object, 0 for stuff and void; class of the largest logit;
+        class of each object, -1 where it has no pixel; and its score, the mean probability of its class over its
+        pixels times its confidence.
 
-def _joined(outputs, factor):
-    """All maps in one, to be resized at once; offsets times `factor` [b or 1, 2]."""
-    parts = (outputs["logits"], outputs["centre"][..., None], outputs["offset"] * factor[:, None, None])
-    return jnp.concatenate([x.astype(jnp.float32) for x in parts], -1)
+    Example:
+        >>> logits = jnp.array([[[[0.0, 9.0], [0.0, 9.0], [9.0, 0.0]]]])
+        >>> found = vote(logits, jnp.array([[[1, 1, 1]]]), jnp.array([[0.9]]), jnp.ones((1, 1, 3), bool),
+        ...     things=(1,), ignore=255, stuff_area=0)
+        >>> found[0].tolist(), found[1].tolist(), found[4].round(3).tolist()
+        ([[[1, 1, 0]]], [[[1, 1, 0]]], [[0.8999999761581421]])
+    """
+    b, _, _, k = logits.shape
+    n = confidence.shape[1]
+    logits = logits.astype(jnp.float32)
+    semantic = jnp.argmax(logits, -1).astype(jnp.int32)
+    # Which classes are things is known here, so that this is no lookup.
+    is_thing = jnp.zeros(semantic.shape, bool)
+    for thing in things:
+        is_thing |= semantic == thing
+    instance = jnp.where(is_thing & inside, instance, 0)
 
+    # One count of (object, class) pairs tells the votes, the areas of stuff, and from them the class of each pair.
+    pairs = instance * k + semantic
+    counted = space.filled(jnp.where(inside, pairs, (n + 1) * k), (n + 1) * k)
+    counts = jax.vmap(lambda i: jnp.zeros((n + 1) * k, jnp.int32).at[i].add(1, mode="drop"))(counted)
+    counts = counts.reshape(b, n + 1, k)
+    is_stuff = jnp.array([i not in things for i in range(k)])[None]
+    has_pixels = counts[:, 1:].sum(-1) > 0
+    classes = jnp.where(has_pixels, jnp.argmax(counts[:, 1:], -1).astype(jnp.int32), -1)
+    stuff = jnp.where(is_stuff & (counts[:, 0] >= stuff_area), jnp.arange(k, dtype=jnp.int32)[None], ignore)
+    decided = jnp.concatenate([stuff[:, None], jnp.broadcast_to(classes[..., None], (b, n, k))], 1)
+    label = jax.vmap(lambda table, i: table[i])(decided.reshape(b, -1), pairs)
+    label = jnp.where(inside, label, ignore)
 
-def _split(maps):
-    return {"logits": maps[..., :-3], "centre": maps[..., -3], "offset": maps[..., -2:]}
-
-
-def _update_panoptic(score, image, spec, divisor):
-    truth = encode(image["label"], image["instance"], divisor)
-    found = encode(image["found_label"], image["found_instance"], divisor)
-    crowds = [thing * divisor for thing in spec.things]
-    return panoptic.update(score, truth, found, divisor=divisor, ignore=spec.ignore, crowd=crowds)
-
-
-def _summarise_panoptic(score, spec, top_k):
-    found = panoptic.summary(score, spec)
-    figures = {kind.upper(): found[kind] for kind in ("pq", "sq", "rq")}
-    figures |= {f"PQ_{group}": found[group]["pq"] for group in ("things", "stuff")}
-    for kind in ("pq", "sq", "rq"):
-        figures[f"{kind}_per_class"] = {name: each[kind] for name, each in found["per_class"].items()}
-    return figures
-
-
-def _update_instance(score, image, spec, divisor):
-    # Average precision knows no pixels without truth: what was found there is left out.
-    found = np.where(image["label"] == spec.ignore, image["label"], image["found_label"])
-    truths = instance.objects(image["label"], image["instance"], spec)
-    return instance.update(
-        score, truths, instance.objects(found, image["found_instance"], spec, scores=image["scores"])
+    picked = jnp.where(jax.nn.one_hot(label, k, dtype=bool), logits, 0.0).sum(-1)
+    probability = jnp.exp(picked - jax.nn.logsumexp(logits, -1))
+    totals = jax.vmap(lambda i, p: jnp.zeros(n + 1, jnp.float32).at[i].add(p))(
+        *map(space.filled, (instance, probability))
     )
+    totals = totals[:, 1:]
+    area = jnp.maximum(counts[:, 1:].sum(-1), 1).astype(jnp.float32)
+    scores = jnp.where(has_pixels, totals / area * confidence, 0.0)
+    return label, instance, semantic, classes, scores
 
 
-def _summarise_instance(score, spec, top_k):
-    # COCO looks at the 100 surest objects of an image; who sets top_k to more of them wants them scored.
-    return instance.summary(score, spec, max_detections=max(100, top_k))
+def flatten(decoded: Decoded, inside: Bool[Array, "b y x"]) -> Decoded:
+    """Numbers the pixels of masks that may overlap: each pixel goes to the surest mask that holds it.
 
+    The class of each mask is put over the logits of its pixels, so that its pixels vote for it alone.
 
-PANOPTIC = Scores(lambda spec: panoptic.new_state(len(spec.classes)), _update_panoptic, _summarise_panoptic)
-INSTANCE = Scores(lambda spec: instance.new_state(), _update_instance, _summarise_instance)
+    Args:
+        decoded: with `masks`, `classes` and `score`.
+        inside: which pixels belong to the image.
+
+    Returns:
+        The same with `instance` and `confidence`.
+    """
+    taken = decoded.classes >= 0
+    sure = jnp.where(decoded.masks & taken[..., None, None], decoded.score[..., None, None], -jnp.inf)
+    holds = jnp.isfinite(sure.max(1)) & inside
+    instance = jnp.where(holds, sure.argmax(1).astype(jnp.int32) + 1, 0)
+    classes = jnp.pad(decoded.classes, ((0, 0), (1, 0)))
+    own = jax.vmap(lambda table, i: table[i])(classes, instance)
+    certain = jnp.where(jax.nn.one_hot(own, decoded.logits.shape[-1], dtype=bool), 0.0, -1e9)
+    logits = jnp.where(holds[..., None], certain, decoded.logits)
+    return decoded._replace(logits=logits, instance=instance, confidence=decoded.score)

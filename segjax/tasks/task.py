@@ -3,34 +3,32 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from segjax.spec import DatasetSpec
+from segjax.objectives import Objective
+from segjax.spec import DatasetSpec, Segments
 
 
 class Task(NamedTuple):
-    """A kind of segmentation as a tuple of pure functions.
+    """How what was learned is decided and scored, as a tuple of pure functions.
 
-    spec: the data set as this task reads it; models are made for this one.
-    divisor: batches hold instance maps, with fewer objects an image than this, and the model's outputs centres and
-        offsets; 0: neither.
-    loss: (outputs, batch, axis_name) -> (scalar, {name: scalar}). With an axis name, shares that sum over the
-        devices to the value for the global batch.
-    predict: (outputs, content, canvas, size, exact) -> dict of maps [b, *size, ...] and tables [b, n]. `content` is
-        the batch's; `canvas` is the size of the network's input without its context; `exact` where one input pixel
-        is one pixel of the result.
-    measure: (outputs, batch, canvas, exact) -> arrays [b, ...] made on the device, from which images are scored.
+    spec: the data set as this task reads it; model and objective are made for this one.
+    objective: what is learned.
+    decide: (maps, geometry, probabilities=False) -> Segments; `maps` come from the objective, perhaps averaged.
+    measure: (maps, segments, batch, geometry) -> arrays [b, ...] made on the device, from which images are scored.
     new_metric: () -> an empty score, kept on the host in int64.
     update: (score, what was measured of a batch, on the host) -> score.
+    merge: (score, score) -> the score of the images of both.
     summary: score -> dict of figures, ready for JSON.
-    targets: (label, instance) -> maps "centre" and "offset" [b, h, w, ...] that the network learns; None where the
-        label is all it learns.
+    needs_instances: whether images are scored by instance maps.
+    divisor: of panoptic ids that are written, class * divisor + object; 0 where no objects are told apart.
     """
 
     spec: DatasetSpec
-    divisor: int
-    loss: Callable[..., tuple[Any, dict[str, Any]]]
-    predict: Callable[..., dict[str, Any]]
+    objective: Objective
+    decide: Callable[..., Segments]
     measure: Callable[..., Any]
     new_metric: Callable[[], Any]
     update: Callable[[Any, Any], Any]
+    merge: Callable[[Any, Any], Any]
     summary: Callable[[Any], dict[str, Any]]
-    targets: Callable[..., Any] | None = None
+    needs_instances: bool = False
+    divisor: int = 0

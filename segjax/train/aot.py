@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from segjax import chips, hlo, parallel
 from segjax.checks import check_choice
 from segjax.data.pipeline import Batches
-from segjax.train import build, cache, state, step
+from segjax.spec import Geometry
+from segjax.train import cache, components, state, step
 
 STEPS = ("train", "eval", "predict")
 
@@ -57,9 +58,9 @@ def compiled(program: Program) -> tuple[Any, dict[str, Any]]:
     traced = time.perf_counter()
     facts = {"hash": hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16], "trace_seconds": traced - began}
     before, began = cache.counts(), time.perf_counter()
-    built = lowered.compile()
+    parts = lowered.compile()
     found = cache.counts().hits > before.hits
-    return built, facts | {"compile_seconds": time.perf_counter() - began, "from_cache": found}
+    return parts, facts | {"compile_seconds": time.perf_counter() - began, "from_cache": found}
 
 
 def report(program: Program) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def programs(
     config: ConfigDict,
     what: Sequence[str] = STEPS,
     devices: Sequence[jax.Device] | None = None,
-    opened: build.Sources = None,
+    sources: components.Sources = None,
 ) -> list[Program]:
     """Describes the steps that a run compiles.
 
@@ -176,7 +177,7 @@ def programs(
         config: configuration of the run.
         what: which of `STEPS`; "eval" is that of the largest images, "predict" that of one of them.
         devices: what to compile for; None is the devices that are there.
-        opened: sources by split that stand in for the configured one.
+        sources: sources by split that stand in for the configured one.
 
     Returns:
         The steps.
@@ -193,45 +194,49 @@ def programs(
     """
     for name in what:
         check_choice("what", name, STEPS)
-    source = build.open_split(config, config.splits.train, opened)
-    built = build.plan(config, source.spec, devices)
-    mesh = built.mesh
-    train = build.open_train(config, built, {config.splits.train: source})
-    training = build.training(config, built, train)
-    now = training.shapes
+    source = components.open_source(config, config.splits.train, sources)
+    parts = components.build_components(config, source.spec, devices)
+    mesh = parts.mesh
+    train = components.train_batches(config, parts, source)
+    training = components.make_training(config, parts, train)
+    shapes = training.shapes
     if config.parallel.mode == "jit":
-        placed = parallel.state_sharding(mesh, now, config.parallel.fsdp)
-        now = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), now, placed)
-    variables, everywhere = now.variables(config.ema.evaluate), list(mesh.devices.flat)
+        shardings = parallel.state_sharding(mesh, shapes, config.parallel.fsdp)
+        shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    variables, everywhere = shapes.variables(config.ema.evaluate), list(mesh.devices.flat)
     found = []
     if "train" in what:
         batch = _batch(train, config.parallel.mode, mesh)
-        found.append(Program("train", training.step, (now, batch), train.batch_size, everywhere, config.parallel.fsdp))
+        found.append(
+            Program("train", training.step, (shapes, batch), train.batch_size, everywhere, config.parallel.fsdp)
+        )
     if {"eval", "predict"} & set(what):
-        test = build.open_eval(config, config.splits.test, built, opened)
+        test = components.eval_batches(config, parts, components.open_source(config, config.splits.test, sources))
     if "eval" in what:
         batch = _batch(test, config.parallel.mode, mesh)
         del batch["position"]
-        evaluation = build.eval_step(config, built)
+        evaluation = components.make_evaluator(config, parts, test).step
         found.append(Program("eval", evaluation, (variables, batch), test.batch_size, everywhere, config.parallel.fsdp))
     if "predict" in what:
-        found.append(_predict(config, built, variables, test))
+        found.append(_predict(config, parts, variables, test))
     return found
 
 
-def _predict(config: ConfigDict, built: build.Plan, variables: Any, test: Batches) -> Program:
+def _predict(config: ConfigDict, parts: components.Components, variables: Any, test: Batches) -> Program:
     """Prediction of one image by those devices of this host that share it, as `segjax.infer` does."""
-    mesh, preprocess, task, model = built
+    mesh, preprocess, task, model = parts
     here = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
     shared = parallel.make_mesh(here[: config.parallel.space], space=config.parallel.space)
-    image = jnp.zeros((1, *test.shapes["image"][0][1:]), jnp.uint8)
+    shape, dtype = test.shapes["image"]
+    sizes = np.zeros((1, 2), np.int32)
+    canvas = test.arrange().layouts[-1][1].canvas
+    place = Geometry(sizes, sizes, canvas.inputs, canvas.labels, preprocess.resize is not None)
     arguments = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.replicated(shared)),
-        (variables, image, jnp.zeros((1, 4), jnp.int32)),
+        (variables, np.broadcast_to(dtype(0), (1, *shape[1:])), place),
     )
-    canvas = test.layouts[-1][1].canvas
     predict = step.compile_predict(model, task, preprocess, shared if config.parallel.space > 1 else None)
-    return Program("predict", predict, (*arguments, canvas.inputs, canvas.labels), 1, list(shared.devices.flat), False)
+    return Program("predict", predict, arguments, 1, list(shared.devices.flat), False)
 
 
 def _batch(batches: Batches, mode: str, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

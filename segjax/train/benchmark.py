@@ -16,20 +16,22 @@ from ml_collections import ConfigDict
 
 from segjax import chips, parallel
 from segjax.data.pipeline import Batches
-from segjax.train import aot, build, state
+from segjax.train import aot, components, state
 
 WARM_UP = 2  # calls that are not timed
 LEAST, MOST = 5, 10**4  # calls that are
 
 
-def steps(config: ConfigDict, what: tuple[str, ...], seconds: float, opened: build.Sources = None) -> dict[str, Any]:
+def steps(
+    config: ConfigDict, what: tuple[str, ...], seconds: float, sources: components.Sources = None
+) -> dict[str, Any]:
     """Times compiled steps with parameters as they are drawn and the first batch of the data.
 
     Args:
         config: configuration of the run.
         what: which of `segjax.train.aot.STEPS`.
         seconds: to spend on each, at least; five calls are timed in any case.
-        opened: sources by split that stand in for the configured one.
+        sources: sources by split that stand in for the configured one.
 
     Returns:
         For each step "images", "hash" of the program, "ms" (median), "ms_low", "ms_high" (10th and 90th percentile),
@@ -37,17 +39,17 @@ def steps(config: ConfigDict, what: tuple[str, ...], seconds: float, opened: bui
         cache of programs, "peak_bytes" and, where the chip is known, "share_of_peak"; "device_peak_bytes" of all, where
         it is counted.
     """
-    source = build.open_split(config, config.splits.train, opened)
-    built = build.plan(config, source.spec)
-    train = build.open_train(config, built, opened)
-    now = build.training(config, built, train).first()
+    source = components.open_source(config, config.splits.train, sources)
+    parts = components.build_components(config, source.spec)
+    train = components.train_batches(config, parts, source)
+    initial = components.make_training(config, parts, train).init_state()
     facts: dict[str, Any] = {}
-    for program in aot.programs(config, what, None, opened):
+    for program in aot.programs(config, what, None, sources):
         with empty_cache():
             _, cold = aot.compiled(program)
             jax.clear_caches()
             executable, warm = aot.compiled(program)
-        call = caller(program, executable, config, built, now, opened)
+        call = caller(program, executable, config, parts, initial, sources)
         times = timed(call, seconds)
         facts[program.name] = {
             "images": program.images,
@@ -59,38 +61,38 @@ def steps(config: ConfigDict, what: tuple[str, ...], seconds: float, opened: bui
             "warm_seconds": warm["trace_seconds"] + warm["compile_seconds"],
             "peak_bytes": aot.memory(executable, program.devices[0])["peak_bytes"],
         }
-    used = built.mesh.local_devices[0].memory_stats() or {}
+    used = parts.mesh.local_devices[0].memory_stats() or {}
     return facts | {"device_peak_bytes": used.get("peak_bytes_in_use")}
 
 
-def inputs(config: ConfigDict, seconds: float, opened: build.Sources = None) -> dict[str, Any]:
+def inputs(config: ConfigDict, seconds: float, sources: components.Sources = None) -> dict[str, Any]:
     """Times the training data alone, stage by stage, and then with the train step.
 
     Args:
         config: configuration of the run.
         seconds: to spend on each measurement.
-        opened: sources by split that stand in for the configured one.
+        sources: sources by split that stand in for the configured one.
 
     Returns:
         Milliseconds of one core for an image: "read_ms", "warp_ms" (with drawing and batching); "transfer_ms" of a
         batch to the devices; "images_per_second" of the input alone, with "workers" readers; "together" with the step.
     """
-    source = build.open_split(config, config.splits.train, opened)
-    built = build.plan(config, source.spec)
-    mesh, mode = built.mesh, config.parallel.mode
-    train = build.open_train(config, built, opened)
+    source = components.open_source(config, config.splits.train, sources)
+    parts = components.build_components(config, source.spec)
+    mesh, mode = parts.mesh, config.parallel.mode
+    train = components.train_batches(config, parts, source)
     count = iter(range(10**9))
     read = timed(lambda: source.read(next(count) % len(source)), seconds)
     alone = _rate(dataclasses.replace(train, loading=train.loading._replace(workers=1)), seconds, lambda batch: None)
     rate = _rate(train, seconds, lambda batch: None)
     batch = next(train.batches(0, 1))
     transfer = timed(lambda: jax.block_until_ready(parallel.put_batch(mesh, batch, mode)), seconds / 4)
-    training = build.training(config, built, train)
-    now = training.first()
+    training = components.make_training(config, parts, train)
+    current = training.init_state()
 
     def step(batch):
-        nonlocal now
-        now, scalars = training.step(now, parallel.put_batch(mesh, batch, mode))
+        nonlocal current
+        current, scalars = training.step(current, parallel.put_batch(mesh, batch, mode))
         return scalars
 
     together = _rate(train, seconds, step)
@@ -109,9 +111,9 @@ def caller(
     program: aot.Program,
     executable: Any,
     config: ConfigDict,
-    built: build.Plan,
-    now: state.State,
-    opened: build.Sources = None,
+    parts: components.Components,
+    initial: state.State,
+    sources: components.Sources = None,
 ) -> Callable[[], Any]:
     """Gives a compiled step its arguments, the first training batch or the last evaluation batch.
 
@@ -119,26 +121,34 @@ def caller(
         program: the step, from `segjax.train.aot.programs`.
         executable: the same, compiled.
         config: configuration of the run.
-        built: its plan.
-        now: its state, which is copied where the step takes its memory.
-        opened: sources by split that stand in for the configured one.
+        parts: its plan.
+        initial: its state, which is copied where the step takes its memory.
+        sources: sources by split that stand in for the configured one.
 
     Returns:
         A function without arguments that runs the step, as often as it is called.
     """
-    mesh, mode = built.mesh, config.parallel.mode
+    mesh, mode = parts.mesh, config.parallel.mode
     if program.name == "train":
-        batch = parallel.put_batch(mesh, next(build.open_train(config, built, opened).batches(0, 1)), mode)
+        batch = parallel.put_batch(
+            mesh,
+            next(
+                components.train_batches(
+                    config, parts, components.open_source(config, config.splits.train, sources)
+                ).batches(0, 1)
+            ),
+            mode,
+        )
         # The step takes the memory of its state, of which predictions still need the parameters.
-        held = [jax.tree.map(lambda x: x.copy(), now)]
+        held = [jax.tree.map(lambda x: x.copy(), initial)]
 
         def train():
             held[0], scalars = executable(held[0], batch)
             return scalars
 
         return train
-    variables = now.variables(config.ema.evaluate)
-    test: Batches = build.open_eval(config, config.splits.test, built, opened)
+    variables = initial.variables(config.ema.evaluate)
+    test: Batches = components.eval_batches(config, parts, components.open_source(config, config.splits.test, sources))
     last = int(test.count) - 1
     batch = next(test.batches(last, last + 1))
     batch.pop("position")
@@ -147,8 +157,10 @@ def caller(
         return lambda: executable(variables, batch)
     place = program.arguments[1].sharding
     variables = jax.device_put(jax.device_get(parallel.gathered(variables)), place)
-    image, content = (jax.device_put(batch[key][:1], place) for key in ("image", "content"))
-    return lambda: executable(variables, image, content)
+    image, content = batch["image"][:1], batch["content"][:1]
+    geometry = program.arguments[2].replace(valid_size=content[:, :2], native_size=content[:, 2:])
+    image, geometry = jax.device_put((image, geometry), place)
+    return lambda: executable(variables, image, geometry)
 
 
 def timed(call: Callable[[], Any], seconds: float) -> list[float]:
@@ -187,11 +199,11 @@ def _count(seconds: float, each: float) -> int:
     return count
 
 
-def compared(now: dict[str, Any], before: dict[str, Any]) -> dict[str, float]:
+def compared(after: dict[str, Any], before: dict[str, Any]) -> dict[str, float]:
     """Ratios of rates to those of an earlier run: above 1 is faster now.
 
     Args:
-        now: figures by part, each with "images_per_second".
+        after: figures by part, each with "images_per_second".
         before: the same of the earlier run.
 
     Returns:
@@ -201,10 +213,10 @@ def compared(now: dict[str, Any], before: dict[str, Any]) -> dict[str, float]:
         >>> compared({"train": {"images_per_second": 30.0}}, {"train": {"images_per_second": 20.0}})
         {'train': 1.5}
     """
-    parts = [name for name, each in now.items() if isinstance(each, dict) and "images_per_second" in each]
+    names = [name for name, each in after.items() if isinstance(each, dict) and "images_per_second" in each]
     return {
-        name: now[name]["images_per_second"] / before[name]["images_per_second"]
-        for name in parts
+        name: after[name]["images_per_second"] / before[name]["images_per_second"]
+        for name in names
         if isinstance(before.get(name), dict) and "images_per_second" in before[name]
     }
 

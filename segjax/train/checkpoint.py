@@ -1,183 +1,42 @@
-"""The workdir's configuration and checkpoints: the only file that knows Orbax."""
+"""Checkpoints of a run: the only file that knows Orbax."""
 
-import dataclasses
-import json
 import pathlib
-import time
-from typing import Any
+from typing import Annotated, Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 
 from segjax import parallel
 from segjax.checks import UserError, check_choice
-from segjax.config import from_dict, to_dict
-from segjax.spec import DatasetSpec
+from segjax.keys import Key
 from segjax.train.state import State
-
-# A checkpoint of one kind of network, of labels or of inputs is no start for another.
-FIXED = ("model", "task", "preprocess", "spec")
-
-
-def compare(workdir: str, config: ConfigDict, spec: DatasetSpec, *, allow_changed: bool = False) -> list[str]:
-    """Compares a configuration with that of the last run in a workdir.
-
-    Args:
-        workdir: folder of the run; it need not exist.
-        config: configuration of the run.
-        spec: the data set as the task reads it.
-        allow_changed: accept another model, task, preprocessing or classes than the workdir's.
-
-    Returns:
-        The keys that differ, as "key: old -> new".
-
-    Raises:
-        UserError: the workdir belongs to another model.
-    """
-    old = _read_json(workdir)
-    changed = [] if old is None else _differences(old, _as_saved(config, spec))
-    fixed = [line for line in changed if line.startswith(tuple(f"{section}." for section in FIXED))]
-    if fixed and not allow_changed:
-        raise UserError(
-            f"The workdir {workdir} belongs to another model: {'; '.join(fixed)}. Choose another --workdir, "
-            f"or set --config.resume.allow_changed=True if its checkpoints still fit."
-        )
-    return changed
-
-
-def check_shared(workdir: str) -> None:
-    """Checks that all hosts see one workdir: where they do not, the first checkpoint would wait for ever.
-
-    Args:
-        workdir: folder of the run; made if need be.
-
-    Raises:
-        UserError: they do not, or the folder cannot be written.
-    """
-    if jax.process_count() == 1:
-        return
-    number = multihost_utils.broadcast_one_to_all(np.int32(time.time_ns() % 2**31))
-    mark = pathlib.Path(workdir) / f".shared_{number}"  # a new name, of which no file system has an old answer
-    if jax.process_index() == 0:
-        _make_folder(mark.parent, workdir)
-        mark.touch()
-    multihost_utils.sync_global_devices("mark is written")
-    seen = multihost_utils.process_allgather(np.array(mark.exists()))
-    if jax.process_index() == 0:
-        mark.unlink()
-    if not seen.all():
-        hosts = ", ".join(map(str, np.flatnonzero(~seen)))
-        raise UserError(
-            f"Hosts {hosts} do not see what host 0 writes to the workdir {workdir}: choose a folder of a file system "
-            "that all hosts share."
-        )
-
-
-def record(workdir: str, config: ConfigDict, spec: DatasetSpec) -> None:
-    """Writes the configuration of a run to its workdir, all of it or nothing.
-
-    Args:
-        workdir: folder of the run; made if need be.
-        config: configuration of the run.
-        spec: the data set as the task reads it.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    if jax.process_index() > 0:
-        return
-    folder = pathlib.Path(workdir)
-    _make_folder(folder, workdir)
-    try:
-        part = folder / "config.json.part"
-        part.write_text(json.dumps(_as_saved(config, spec), indent=2) + "\n")
-        part.replace(folder / "config.json")
-    except OSError as error:
-        raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
-
-
-def _make_folder(folder: pathlib.Path, workdir: str) -> None:
-    if "://" in str(workdir):
-        raise UserError(f"The workdir {workdir} is no folder: mount it, and name the folder where it is.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
-
-
-def _as_saved(config: ConfigDict, spec: DatasetSpec) -> dict[str, Any]:
-    return to_dict(config) | {"spec": to_dict(dataclasses.asdict(spec))}
-
-
-def _read_json(workdir: str) -> dict[str, Any] | None:
-    path = pathlib.Path(workdir) / "config.json"
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
-
-
-def read_config(workdir: str) -> tuple[ConfigDict, DatasetSpec]:
-    """Reads the configuration of a workdir.
-
-    Args:
-        workdir: folder of a run.
-
-    Returns:
-        The configuration, and the data set as the task reads it.
-
-    Raises:
-        UserError: no run there.
-    """
-    saved = _read_json(workdir)
-    if saved is None:
-        raise UserError(f"There is no run in {workdir}: config.json is missing. Train one with `segjax train`.")
-    spec = saved.pop("spec")
-    spec = DatasetSpec(
-        classes=tuple(spec["classes"]),
-        colours=tuple(tuple(c) for c in spec["colours"]),
-        things=tuple(spec["things"]),
-        ignore=spec["ignore"],
-        mode=spec["mode"],
-    )
-    return from_dict(saved), spec
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Leaves that differ between two nested dicts, as "key: old -> new"."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(k for k in new if k not in old)]
-        return [line for k in keys for line in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
-    return [] if old == new else [f"{path}: {old} -> {new}"]
 
 
 class Checkpoints:
     """The last and the best state of a run; saves in the background.
 
-    Attributes:
-        best: the figure of the summary whose highest value is kept.
+    The keyword arguments are the keys of the section `checkpoint`.
+
+    Args:
+        workdir: folder of the run, which exists.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
 
-    def __init__(self, workdir: str, *, best: str = "mIoU", evaluate: str = "best"):
-        """Opens the checkpoints of a workdir.
-
-        Args:
-            workdir: folder of the run.
-            best: the figure whose best checkpoint is kept beside the last.
-            evaluate: "best" or "last": the one that `chosen` names.
-
-        Raises:
-            UserError: an unknown choice, or a folder that cannot be written.
-        """
-        check_choice("checkpoint.evaluate", evaluate, ("best", "last"))
+    def __init__(
+        self,
+        workdir: str,
+        *,
+        best: Annotated[str, Key("figure whose best checkpoint is kept beside the last")] = "mIoU",
+        evaluate: Annotated[str, Key("the one that is scored at the end and predicts", ("best", "last"))] = "best",
+    ):
         self.best, self._evaluate, self._workdir = best, evaluate, workdir
         folder = pathlib.Path(workdir).absolute() / "checkpoints"
-        _make_folder(folder, workdir)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
         policies = ocp.checkpoint_managers
         self._manager = ocp.CheckpointManager(
             folder,

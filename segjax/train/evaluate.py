@@ -1,40 +1,71 @@
 """Scores a model on a whole split: each image once, each pixel at the label's own size."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from segjax import parallel
 from segjax.data.pipeline import Batches
+from segjax.spec import Segments
 from segjax.tasks import Task
 
 
-def evaluate(
-    eval_step: Callable, variables: dict[str, Any], task: Task, batches: Batches, mesh: Mesh, mode: parallel.Mode
-) -> dict[str, Any]:
-    """Runs over a split and scores its images.
+class Evaluator(NamedTuple):
+    """Scores variables on the batches of a split.
 
-    Args:
-        eval_step: compiled step of `step.make_eval_step`.
-        variables: what the model is applied with.
-        task: how they are scored.
-        batches: from `pipeline.eval_batches`.
-        mesh: the devices.
-        mode: how the step was compiled.
-
-    Returns:
-        The task's summary.
+    step: compiled step of `step.make_eval_step`; task: how images are scored; batches: from `pipeline.eval_batches`;
+    mesh: the devices; mode: how the step was compiled.
     """
-    score, pending = task.new_metric(), None
-    for batch in batches.batches(0, int(batches.count)):
-        batch.pop("position")
-        measured = eval_step(variables, parallel.put_batch(mesh, batch, mode))
-        # One batch behind, so that the host scores while the devices compute.
+
+    step: Callable
+    task: Task
+    batches: Batches
+    mesh: Mesh
+    mode: parallel.Mode
+
+    def __call__(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Runs over the split and scores its images.
+
+        Args:
+            variables: what the model is applied with.
+
+        Returns:
+            The task's summary.
+        """
+        score, pending = self.task.new_metric(), None
+        for batch in self.batches.batches(0, int(self.batches.count)):
+            measured, _ = self._run(variables, batch)
+            # One batch behind, so that the host scores while the devices compute.
+            if pending is not None:
+                score = self.task.update(score, jax.device_get(pending))
+            pending = measured
         if pending is not None:
-            score = task.update(score, jax.device_get(pending))
-        pending = measured
-    if pending is not None:
-        score = task.update(score, jax.device_get(pending))
-    return task.summary(score)
+            score = self.task.update(score, jax.device_get(pending))
+        return self.task.summary(score)
+
+    def segments(self, variables: dict[str, Any], indices: Sequence[int]) -> Iterator[tuple[int, Segments]]:
+        """Predicts some images of the split by the same program; only on a single host.
+
+        Args:
+            variables: what the model is applied with.
+            indices: of the images in the source.
+
+        Yields:
+            Index and segments of each image [y, x, ...], without padding, in the order of the batches.
+        """
+        size = self.batches.batch_size
+        for number in sorted({self.batches.arrange().rows.index(i) // size for i in indices}):
+            batch = next(self.batches.batches(number, number + 1))
+            _, found = self._run(variables, batch)
+            found = jax.device_get(found)
+            if self.mode == "pmap":  # [devices, rows of a device, ...]
+                found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+            for row in np.flatnonzero(np.isin(batch["index"], indices)).tolist():
+                yield int(batch["index"][row]), found.image(row, batch["content"][row, 2:].tolist())
+
+    def _run(self, variables, batch):
+        batch = {key: value for key, value in batch.items() if key != "position"}
+        return self.step(variables, parallel.put_batch(self.mesh, batch, self.mode))

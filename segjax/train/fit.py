@@ -9,8 +9,7 @@ from ml_collections import ConfigDict
 
 from segjax import parallel
 from segjax.checks import UserError
-from segjax.config import call
-from segjax.train import aot, build
+from segjax.train import aot, components
 
 log = logging.getLogger("segjax")
 
@@ -18,7 +17,7 @@ log = logging.getLogger("segjax")
 def fit(
     config: ConfigDict,
     devices: Sequence[jax.Device] | None = None,
-    opened: build.Sources = None,
+    sources: components.Sources = None,
     memory: int | None = None,
 ) -> dict[str, Any]:
     """Finds the largest batch that fits, and whether activations must be recomputed for the configured one.
@@ -26,7 +25,7 @@ def fit(
     Args:
         config: configuration of the run; its batch size is where the search begins.
         devices: what to compile for; None is the devices that are there.
-        opened: sources by split that stand in for the configured one.
+        sources: sources by split that stand in for the configured one.
         memory: bytes of a device; None is what the chip has.
 
     Returns:
@@ -43,7 +42,7 @@ def fit(
             trial.data.batch_size, trial.model.remat = rows, remat
             name = f"batch of {rows}" + (", model.remat=True" if remat else "")
             log.info("%s: compiling", name)
-            (program,) = aot.programs(trial, ("train",), devices, opened)
+            (program,) = aot.programs(trial, ("train",), devices, sources)
             found = aot.report(program)
             limit = memory or found.get("memory_bytes")
             if found["fits"] is not False and limit is None:
@@ -55,7 +54,7 @@ def fit(
 
         return of
 
-    step = call(parallel.make_mesh, "parallel", config.parallel, devices).shape[parallel.DATA]
+    step = parallel.make_mesh(devices, **config.parallel).shape[parallel.DATA]
     batch, used = largest(peak(config.model.remat), config.data.batch_size, step)
     facts = {"batch_size": batch, "peak_bytes": used, "needs_remat": False}
     if batch < config.data.batch_size and not config.model.remat:

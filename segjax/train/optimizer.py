@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from segjax.checks import UserError, choose
+from segjax.keys import Key
+from segjax.train import groups
 
 ONE_CYCLE_RISE = 0.3  # share of the run, and
 ONE_CYCLE_START = 1 / 25  # share of the peak, where fast.ai's one-cycle policy and optax start from
@@ -52,7 +54,7 @@ def make_schedule(
         A function from the step, an integer or an int32 scalar, to the rate.
 
     Raises:
-        UserError: an unknown name, no steps, a warm-up longer than the run, or a milestone outside the decay.
+        UserError: an unknown name, no steps, a warm-up longer than the run, or a milestone within it.
 
     Example:
         >>> rate = make_schedule(100, 10, name="polynomial", learning_rate=0.5)
@@ -67,10 +69,10 @@ def make_schedule(
 
     def step() -> optax.Schedule:
         boundaries = Counter(round(share * steps) - warmup for share in milestones)
-        if not all(0 <= share <= 1 for share in milestones) or min(boundaries, default=0) < 0:
+        if min(boundaries, default=0) < 0:
             raise UserError(
-                f"optimizer.milestones={tuple(milestones)} are shares of the run, between the end of the warm-up "
-                f"({warmup / steps:.2g}) and 1."
+                f"optimizer.milestones={tuple(milestones)} must not lie within the warm-up, the first "
+                f"{warmup / steps:.2g} of the run."
             )
         return optax.piecewise_constant_schedule(peak, {at: decay_rate**count for at, count in boundaries.items()})
 
@@ -105,53 +107,54 @@ def make_schedule(
 def make(
     steps: int,
     warmup: int = 0,
+    layer_order: Sequence[str] = (),
     *,
-    name: str = "adamw",
-    learning_rate: float = 1e-3,
-    schedule: str = "cosine",
-    end: float = 0.0,
-    power: float = 0.9,
-    decay_rate: float = 0.1,
-    milestones: Sequence[float] = (0.6, 0.85),
-    momentum: float = 0.9,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 1e-4,
-    clip: float = 0.0,
-    accumulate: int = 1,
+    name: Annotated[str, Key("of the optimiser", ("sgd", "adam", "adamw", "lion", "lamb"))] = "adamw",
+    learning_rate: Annotated[float, Key("at the peak", "[0, inf)")] = 1e-3,
+    schedule: Annotated[
+        str,
+        Key("of the learning rate", ("constant", "step", "exponential", "polynomial", "cosine", "one_cycle")),
+    ] = "cosine",
+    end: Annotated[float, Key("last learning rate as a share of the peak", "[0, inf)")] = 0.0,
+    power: Annotated[float, Key("exponent of the polynomial schedule", "(0, inf)")] = 0.9,
+    decay_rate: Annotated[
+        float, Key("factor at each milestone (step) or over the whole run (exponential)", "(0, inf)")
+    ] = 0.1,
+    milestones: Annotated[tuple[float, ...], Key("of the step schedule, as shares of the run", "[0, 1]")] = (0.6, 0.85),
+    momentum: Annotated[float, Key("of sgd", "[0, 1)")] = 0.9,
+    b1: Annotated[float, Key("decay of the first moment", "[0, 1)")] = 0.9,
+    b2: Annotated[float, Key("decay of the second moment; of lion, of the momentum", "[0, 1)")] = 0.999,
+    eps: Annotated[float, Key("added to the root of the second moment", "[0, inf)")] = 1e-8,
+    weight_decay: Annotated[float, Key("of kernels; norms and biases do not decay", "[0, inf)")] = 1e-4,
+    clip: Annotated[float, Key("largest global norm of the gradient; 0: no clipping", "[0, inf)")] = 0.0,
+    accumulate: Annotated[int, Key("batches whose mean gradient makes one update", "[1, inf)")] = 1,
+    backbone_factor: Annotated[float, Key("of the backbone's learning rate", "[0, inf)")] = 1.0,
+    layer_decay: Annotated[float, Key("of the learning rate from a layer to the one before it", "(0, 1]")] = 1.0,
+    frozen: Annotated[
+        tuple[str, ...], Key("parts that do not learn, such as backbone or backbone/layer1_0; their statistics stay")
+    ] = (),
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Builds an optimiser and its learning rate.
+    """Builds an optimiser and its learning rate; the keyword arguments are the keys of the section `optimizer`.
 
     Gradients are averaged over `accumulate` batches, clipped by their global norm, and handed to the optimiser.
-    Weight decay is added to the gradient (L2, as in torch.optim.SGD and Adam) by sgd and adam, and to the update
-    (decoupled; Loshchilov and Hutter 2019) by adamw, lion and lamb. Only kernels decay; norms and biases do not.
+    Batches between updates change nothing, and a remainder at the end of the run is dropped. Weight decay is added to
+    the gradient (L2, as in torch.optim.SGD and Adam) by sgd and adam, and to the update (decoupled; Loshchilov and
+    Hutter 2019) by adamw, lion and lamb. Lion's authors use a `b2` of 0.99. Updates are scaled by the factor of their
+    group last, so that the state is the same with groups and without. What is frozen has no state: `update` takes
+    gradients and parameters without it.
 
     Args:
         steps: length of the run in batches.
         warmup: batches of linear warm-up.
-        name: sgd, adam, adamw, lion or lamb.
-        learning_rate: rate at the peak.
-        schedule: name of the schedule, see `make_schedule`.
-        end: last rate as a share of the peak.
-        power: exponent of the polynomial schedule.
-        decay_rate: factor of the step and the exponential schedule.
-        milestones: of the step schedule, as shares of the run.
-        momentum: of sgd.
-        b1: decay of the first moment; sgd has none.
-        b2: decay of the second moment; for lion, of the momentum (its authors use 0.99).
-        eps: added to the root of the second moment; sgd and lion have none.
-        weight_decay: factor of the decay.
-        clip: largest global norm of the gradient; 0 is off.
-        accumulate: batches that make one update. The batches between change nothing, and a remainder at the end
-            of the run is dropped.
+        layer_order: paths of the layers from the input on, for `layer_decay`; see `segjax.train.groups.factors`.
 
     Returns:
         The optimiser, whose state holds arrays only, and a schedule from a batch's number, counted from 0, to the
         rate of the update that the batch belongs to.
 
     Raises:
-        UserError: an unknown name, or durations that do not fit, see `make_schedule`.
+        UserError: an unknown name, durations that do not fit, see `make_schedule`; in `init`, a frozen part that the
+            model does not have, nothing that learns, or a factor that no parameter would get.
 
     Example:
         >>> import jax.numpy as jnp
@@ -162,17 +165,9 @@ def make(
         ([-0.05000000074505806, -0.05000000074505806], [-0.0, -0.0], 0.5)
     """
     by_batch = make_schedule(
-        steps,
-        warmup,
-        name=schedule,
-        learning_rate=learning_rate,
-        end=end,
-        power=power,
-        decay_rate=decay_rate,
+        steps, warmup, name=schedule, learning_rate=learning_rate, end=end, power=power, decay_rate=decay_rate,
         milestones=milestones,
-    )
-    if accumulate < 1:
-        raise UserError(f"optimizer.accumulate={accumulate} must be at least 1, the number of batches of an update.")
+    )  # fmt: skip
 
     def by_update(count):
         return by_batch(count * accumulate)
@@ -189,12 +184,26 @@ def make(
             "lamb": lambda: optax.lamb(by_update, b1, b2, eps, weight_decay=weight_decay, mask=_kernels),
         },
     )
-    tx = build()
+    tx, grouped = build(), backbone_factor != 1 or layer_decay != 1
     if clip:
         tx = optax.chain(optax.clip_by_global_norm(clip), tx)
     if accumulate > 1:
         tx = optax.MultiSteps(tx, accumulate).gradient_transformation()
-    return optax.GradientTransformation(tx.init, _standard(tx.update)), lambda batch: by_update(batch // accumulate)
+
+    def init(params):
+        params = groups.split(params, frozen)[0] if frozen else params
+        if grouped:  # refuses a factor without effect before the run begins
+            groups.factors(params, layer_order, backbone_factor, layer_decay)
+        return tx.init(params)
+
+    def update(gradients, opt_state, params=None):
+        updates, opt_state = tx.update(gradients, opt_state, params)
+        if grouped:
+            factors = groups.factors(updates, layer_order, backbone_factor, layer_decay)
+            updates = jax.tree.map(jnp.multiply, updates, factors)
+        return updates, opt_state
+
+    return optax.GradientTransformation(init, _standard(update)), lambda batch: by_update(batch // accumulate)
 
 
 def _kernels(params: Any) -> Any:

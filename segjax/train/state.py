@@ -1,6 +1,6 @@
 """What a run carries from step to step: arrays only."""
 
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,16 @@ from flax import linen as nn
 from flax import struct
 
 from segjax import parallel
-from segjax import weights as pretrained
 from segjax.checks import UserError
+from segjax.keys import Key
 from segjax.spec import Preprocess
+
+
+class Average(NamedTuple):
+    """The moving average of weights and statistics: keys of the section `ema`."""
+
+    decay: Annotated[float, Key("share of the average that is kept each step; 0: no average", "[0, 1)")] = 0.0
+    evaluate: Annotated[bool, Key("score and predict with the average, where there is one")] = True
 
 
 @struct.dataclass
@@ -94,23 +101,20 @@ def start_from(
     model: nn.Module,
     preprocess: Preprocess,
     *,
-    weights: str | None = None,
-    layout: str = "torchvision",
-    strict: bool = True,
-    check_inputs: bool = True,
-    check_settings: bool = True,
+    weights: Annotated[
+        str | None, Key(".safetensors, .pth or hf://organisation/name to start from; None: from scratch")
+    ] = None,
+    layout: Annotated[str, Key("whose names the weights have", ("torchvision", "timm", "smp"))] = "torchvision",
+    strict: Annotated[bool, Key("a missing or misshapen tensor is an error")] = True,
+    check_inputs: Annotated[bool, Key("means and deviations that differ from the weights' are an error")] = True,
+    check_settings: Annotated[bool, Key("settings that make the model another function are an error")] = True,
 ) -> tuple[State, str]:
-    """Puts weights that exist already into a first state.
+    """Puts pretrained weights into a first state, as the section `init` says.
 
     Args:
         state: from `init`.
         model: the model.
         preprocess: how the run's pixels become inputs.
-        weights: file, or "hf://organisation/name", see `segjax.weights.load`; None leaves the state as it is.
-        layout: whose names the weights have: "torchvision", "timm" or "smp".
-        strict: whether a missing or misshapen tensor is an error.
-        check_inputs: whether means and deviations other than the weights' are an error.
-        check_settings: whether a model that is set otherwise than theirs, and so another function, is an error.
 
     Returns:
         The state, and where it comes from in words.
@@ -120,9 +124,12 @@ def start_from(
     """
     if weights is None:
         return state, "from scratch"
-    net = model if check_settings else None
+    from segjax import weights as pretrained  # the tables of names are for runs that start from weights
+
     old = parallel.gathered(state.variables(False))
-    variables, report = pretrained.load(weights, jax.device_get(old), layout, model=net, strict=strict)
+    variables, report = pretrained.load(
+        weights, jax.device_get(old), layout, model=model, check_settings=check_settings, strict=strict
+    )
     wanted = report.preprocess
     if check_inputs and wanted:
         pairs = ((wanted.mean, preprocess.mean), (wanted.std, preprocess.std))

@@ -1,7 +1,8 @@
 """The train and evaluation steps: one pure function each, compiled by jit over a mesh or by pmap."""
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,110 +10,164 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Shaped
 
 from segjax import augment, parallel
+from segjax.checks import UserError
+from segjax.objectives import Maps, Objective
 from segjax.space import DATA, whole
-from segjax.spec import Preprocess
+from segjax.spec import Geometry, Preprocess, Segments
 from segjax.tasks import Task
+from segjax.train.groups import merge, split
 from segjax.train.state import State
 
 Scalars = dict[str, jax.Array]
 
+# Folded into keys, to tell uses apart: what a model draws from its stream "random", and what a loss draws.
+RANDOM, LOSS = 2**31 - 1, 2**31 - 2
 
-def normalise(image: UInt8[Array, "b h w c"] | Float[Array, "b h w c"], preprocess: Preprocess) -> jax.Array:
+
+def normalise(image: Shaped[Array, "b h w c"], preprocess: Preprocess) -> Float[Array, "b h w c"]:
     """Turns pixels into the network's input.
 
     Args:
-        image: grey levels 0..255, uint8 or float32 [b, h, w, c].
-        preprocess: mean and standard deviation of each channel.
+        image: as stored [b, h, w, c].
+        preprocess: window, mean and standard deviation of each channel.
 
     Returns:
-        (image - mean) / std, float32 [b, h, w, c].
+        (image - mean) / std, of pixels clipped to the window where there is one, float32 [b, h, w, c].
 
     Example:
         >>> normalise(jnp.full((1, 1, 1, 1), 130, jnp.uint8), Preprocess(mean=(120.0,), std=(10.0,))).item()
         1.0
     """
     mean, std = (jnp.array(v, jnp.float32).reshape(1, 1, 1, -1) for v in (preprocess.mean, preprocess.std))
-    return (image.astype(jnp.float32) - mean) / std
+    image = image.astype(jnp.float32)
+    return ((jnp.clip(image, *preprocess.window) if preprocess.window else image) - mean) / std
 
 
 def coloured(
-    image: UInt8[Array, "b h w c"], position: Int[Array, "b"], seed: int, amplitudes: dict[str, float]
+    image: Shaped[Array, "b h w c"],
+    position: Int[Array, "b"],
+    seed: int,
+    amplitudes: dict[str, float],
+    window: tuple[float, float] | None = None,
 ) -> Float[Array, "b h w c"]:
     """Draws and applies the changes of colour of a training batch.
 
     Args:
-        image: grey levels 0..255, uint8 [b, h, w, c].
+        image: as stored [b, h, w, c].
         position: global sample numbers [b]; an image's changes are a function of (seed, position).
         seed: of the run.
         amplitudes: keyword arguments of `augment.colour`.
+        window: values that are 0 and 1 for the changes, to which pixels are clipped; None is 0..255 for uint8.
 
     Returns:
-        Grey levels 0..255, float32 [b, h, w, c].
+        Pixels in stored units, float32 [b, h, w, c].
+
+    Raises:
+        UserError: images of another dtype than uint8 without a window.
     """
-    image = image.astype(jnp.float32)
-    if not any(amplitudes.values()):
-        return image
+    used = [name for name, amplitude in amplitudes.items() if amplitude]
+    if not used:
+        return image.astype(jnp.float32)
+    if window is None and image.dtype != jnp.uint8:
+        raise UserError(
+            f"augment.{used[0]} changes colours within preprocess.window, which {image.dtype} images need: set it to "
+            "the (low, high) values of black and white."
+        )
+    low, high = window or (0.0, 255.0)
+    share = jnp.clip((image.astype(jnp.float32) - low) / (high - low), 0.0, 1.0)
+    return augment.colour(sample_keys(seed, position), share, **amplitudes) * (high - low) + low
+
+
+def sample_keys(seed: int, position: Int[Array, "b"], *purpose: int) -> jax.Array:
+    """Random keys of the samples of a batch: functions of (seed, purpose, position), whatever device has them.
+
+    Args:
+        seed: of the run.
+        position: global sample numbers [b].
+        *purpose: numbers that tell one use of the keys from another.
+
+    Returns:
+        A key a sample [b].
+    """
     # Threefry whatever the default: other generators' draws under vmap depend on the rest of the batch.
     key = jax.random.key(seed, impl="threefry2x32")
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(position)
-    return augment.colour(keys, image / 255, **amplitudes) * 255
+    for number in purpose:
+        key = jax.random.fold_in(key, number)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(position)
 
 
 def make_train_step(
     model: nn.Module,
-    task: Task,
+    objective: Objective,
     tx: optax.GradientTransformation,
     preprocess: Preprocess,
     amplitudes: dict[str, float],
     seed: int,
+    total_steps: int,
     ema_decay: float = 0.0,
     axis_name: str | None = None,
+    frozen: Sequence[str] = (),
 ) -> Callable[[State, dict[str, jax.Array]], tuple[State, Scalars]]:
     """Makes the train step, a pure function that is not compiled yet.
 
+    What is random is a function of (seed, global position of the sample), for colours and losses, or of (seed, step),
+    for what models draw: the stream "random" is the same on all devices, "dropout" differs under pmap.
+
     Args:
-        model: maps normalised images to outputs.
-        task: the loss.
+        model: maps normalised images to outputs; one whose `__call__` takes `progress` is given it.
+        objective: the loss.
         tx: the optimiser.
         preprocess: how pixels become inputs.
         amplitudes: keyword arguments of `augment.colour`.
-        seed: colours are drawn from (seed, position of the sample), dropout from (seed, step) and, under pmap,
-            the device.
+        seed: of all draws.
+        total_steps: length of the run; progress is 0 in its first step and 1 in its last.
         ema_decay: share of the moving average that is kept each step, at most (1 + t) / (10 + t); 0 is off.
         axis_name: pmap axis; None where arrays are global (jit).
+        frozen: paths of the parts that do not learn: no gradient of theirs is computed.
 
     Returns:
         (state, batch) -> (state, scalars), scalars float32: loss, its terms, gradient_norm.
     """
-    model = model.clone(axis_name=axis_name)
-    dropout_key = jax.random.key(seed)
+    model = model.clone(axis_name=axis_name, **({"frozen": tuple(frozen)} if frozen else {}))
+    takes_progress = "progress" in inspect.signature(type(model).__call__).parameters
+    stream = jax.random.key(seed)
 
     def train_step(state: State, batch: dict[str, jax.Array]) -> tuple[State, Scalars]:
-        image = normalise(coloured(batch["image"], batch["position"], seed, amplitudes), preprocess)
-        dropout = jax.random.fold_in(dropout_key, state.step)
+        image = normalise(coloured(batch["image"], batch["position"], seed, amplitudes, preprocess.window), preprocess)
+        dropout = jax.random.fold_in(stream, state.step)
+        rngs = {"dropout": dropout, "random": jax.random.fold_in(dropout, RANDOM)}
         if axis_name:
-            dropout = jax.random.fold_in(dropout, jax.lax.axis_index(axis_name))
+            rngs["dropout"] = jax.random.fold_in(dropout, jax.lax.axis_index(axis_name))
+        progress = jnp.minimum(1.0, state.step.astype(jnp.float32) / max(total_steps - 1, 1))
+        more = {"progress": progress} if takes_progress else {}
+        keys = sample_keys(seed, batch["position"], LOSS)
 
-        def loss_fn(params):
+        trainable, held = split(state.params, frozen) if frozen else (state.params, None)
+
+        def all_of(trainable):
+            return merge(trainable, held) if frozen else trainable
+
+        def loss_fn(trainable):
             outputs, updated = model.apply(
-                {"params": whole(params), "batch_stats": state.batch_stats},
+                {"params": whole(all_of(trainable)), "batch_stats": state.batch_stats},
                 image,
                 train=True,
                 mutable=["batch_stats"],
-                rngs={"dropout": dropout},
+                rngs=rngs,
+                **more,
             )
-            loss, terms = task.loss(outputs, batch, axis_name)
+            loss, terms = objective.loss(outputs, batch, keys, progress, axis_name)
             return loss, (terms, updated.get("batch_stats", {}))
 
-        (loss, (terms, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        (loss, (terms, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
         scalars = {"loss": loss, **terms}
         if axis_name:
             grads, scalars = jax.lax.psum((grads, scalars), axis_name)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = tx.update(grads, state.opt_state, trainable)
+        params = all_of(optax.apply_updates(trainable, updates))
         ema = state.ema
         if ema_decay:
             t = state.step.astype(jnp.float32)
@@ -124,9 +179,47 @@ def make_train_step(
     return train_step
 
 
+def make_maps_step(
+    model: nn.Module, objective: Objective, preprocess: Preprocess
+) -> Callable[[dict[str, Any], jax.Array, Geometry], Maps]:
+    """Makes the function from images to the maps that predictions are made of; it is not compiled yet.
+
+    Args:
+        model: maps normalised images to outputs.
+        objective: turns outputs into maps.
+        preprocess: how pixels become inputs.
+
+    Returns:
+        (variables, images [b, h, w, c] as stored, geometry) -> maps, which may be averaged before they are decided.
+    """
+
+    def maps_step(variables, images, geometry):
+        outputs = model.apply(whole(variables), normalise(images, preprocess), train=False)
+        return objective.maps(outputs, geometry)
+
+    return maps_step
+
+
+def make_predict_step(
+    model: nn.Module, task: Task, preprocess: Preprocess
+) -> Callable[[dict[str, Any], jax.Array, Geometry], Segments]:
+    """Makes the prediction of images, a pure function that is not compiled yet.
+
+    Args:
+        model: maps normalised images to outputs.
+        task: decides on maps.
+        preprocess: how pixels become inputs.
+
+    Returns:
+        (variables, images [b, h, w, c] as stored, geometry) -> segments with probabilities.
+    """
+    maps_step = make_maps_step(model, task.objective, preprocess)
+    return lambda variables, images, geometry: task.decide(maps_step(variables, images, geometry), geometry, True)
+
+
 def make_eval_step(
     model: nn.Module, task: Task, preprocess: Preprocess, axis_name: str | None = None
-) -> Callable[[dict[str, Any], dict[str, jax.Array]], Any]:
+) -> Callable[[dict[str, Any], dict[str, jax.Array]], tuple[Any, Segments]]:
     """Makes the evaluation step, a pure function that is not compiled yet.
 
     Args:
@@ -136,90 +229,124 @@ def make_eval_step(
         axis_name: pmap axis; None where arrays are global (jit).
 
     Returns:
-        (variables, batch) -> what the task measures of every image of the global batch, arrays [b, ...].
+        (variables, batch) -> what the task measures of every image of the global batch, arrays [b, ...], and this
+        device's segments, in the smallest dtypes.
     """
+    maps_step = make_maps_step(model, task.objective, preprocess)
 
     def eval_step(variables, batch):
-        outputs = model.apply(whole(variables), normalise(batch["image"], preprocess), train=False)
         height, width = (n - 2 * preprocess.context for n in batch["image"].shape[1:3])
-        measured = task.measure(outputs, batch, (height, width), preprocess.resize is None)
-        return jax.lax.all_gather(measured, axis_name, tiled=True) if axis_name else measured
+        geometry = Geometry(
+            valid_size=batch["content"][:, :2],
+            native_size=batch["content"][:, 2:],
+            padded_size=(height, width),
+            output_size=batch["label"].shape[1:3],
+            resized=preprocess.resize is not None,
+        )
+        measured, segments = task.measure(maps_step(variables, batch["image"], geometry), batch, geometry)
+        if segments.label.dtype != bool:
+            segments = segments.replace(label=segments.label.astype(task.spec.label_dtype))
+        if segments.instance is not None:
+            segments = segments.replace(instance=segments.instance.astype(jnp.uint16))
+        return (jax.lax.all_gather(measured, axis_name, tiled=True) if axis_name else measured), segments
 
     return eval_step
 
 
 def compile_predict(
     model: nn.Module, task: Task, preprocess: Preprocess, mesh: Mesh | None = None
-) -> Callable[..., dict[str, jax.Array]]:
+) -> Callable[[dict[str, Any], jax.Array, Geometry], Segments]:
     """Compiles the prediction of images, once for each size.
 
     Args:
         model: maps normalised images to outputs.
-        task: turns outputs into predictions.
+        task: decides on maps.
         preprocess: how pixels become inputs.
         mesh: the devices that images are divided over; None for one device.
 
     Returns:
-        (variables, image uint8 [b, h, w, c], content int32 [b, 4], canvas, size) -> maps of `size` and tables; see
-        `Task.predict`.
+        The compiled `make_predict_step`.
     """
-
-    def predict(variables, image, content, canvas, size):
-        outputs = model.apply(whole(variables), normalise(image, preprocess), train=False)
-        return task.predict(outputs, content, canvas, size, preprocess.resize is None)
-
-    def on_mesh(variables, image, content, canvas, size):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            batch = parallel.divided(mesh, {"image": image, "content": content})
-            return predict(variables, **batch, canvas=canvas, size=size)
-
+    predict = make_predict_step(model, task, preprocess)
     if mesh is None:
-        return jax.jit(predict, static_argnums=(3, 4))
-    # Whole images go in, for their rows need not come out even, and whole maps come out.
+        return jax.jit(predict)
+
+    def on_mesh(variables, images, geometry):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return predict(variables, parallel.divided(mesh, {"image": images})["image"], geometry)
+
+    # Whole images go in, since their rows may not divide evenly, and whole maps come out.
     return jax.jit(
         on_mesh,
-        static_argnums=(3, 4),
         in_shardings=(None, parallel.batched(mesh), parallel.batched(mesh)),
         out_shardings=parallel.replicated(mesh),
     )
 
 
-def compile_step(make: Callable, mesh: Mesh, mode: parallel.Mode, donate: bool, placed: Any = None) -> Callable:
-    """Compiles a step for the devices of a mesh.
+def compile_train(
+    make: Callable, mesh: Mesh, mode: parallel.Mode, shardings: Any = None, donate: bool = True
+) -> Callable[[State, dict[str, jax.Array]], tuple[State, Scalars]]:
+    """Compiles a train step for the devices of a mesh.
 
     Args:
-        make: axis_name -> un-compiled step of (state, batch divided over the devices), whose results are the same on
-            every device.
+        make: axis_name -> un-compiled step of (state, batch) -> (state, scalars).
         mesh: the devices.
         mode: "jit" with explicit shardings, or "pmap".
-        donate: the first result is the next state, and gets the memory of the last one.
-        placed: where these lie, see `parallel.state_sharding`; None for whole on every device.
+        shardings: where the state lies, see `parallel.state_sharding`; None for whole on every device.
+        donate: give the memory of the state to the next one.
 
     Returns:
         The compiled step; batches come from `parallel.put_batch` with the same mode.
     """
     donated = (0,) if donate else ()
     if mode == "pmap":
-        return jax.pmap(
-            make(DATA),
-            axis_name=DATA,
-            in_axes=(None, 0),
-            out_axes=None,
-            donate_argnums=donated,
-            devices=list(mesh.devices.flat) if jax.process_count() == 1 else None,
-        )
-    everywhere, step = parallel.replicated(mesh), make(None)
-    placed = everywhere if placed is None else placed
+        return _pmap(make, mesh, (None, None), donated)
+    everywhere = parallel.replicated(mesh)
+    shardings = everywhere if shardings is None else shardings
+    return jax.jit(
+        _on_mesh(make(None), mesh),
+        in_shardings=(shardings if donate else None, None),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=donated,
+    )
 
+
+def compile_eval(
+    make: Callable, mesh: Mesh, mode: parallel.Mode
+) -> Callable[[dict[str, Any], dict[str, jax.Array]], tuple[Any, Segments]]:
+    """Compiles an evaluation step for the devices of a mesh.
+
+    Args:
+        make: axis_name -> un-compiled step of (variables, batch) -> (measured, segments).
+        mesh: the devices.
+        mode: "jit" with explicit shardings, or "pmap".
+
+    Returns:
+        The compiled step: what is measured is the same on every device, segments stay where they were made (under
+        pmap [devices, images of a device, ...]).
+    """
+    if mode == "pmap":
+        return _pmap(make, mesh, (None, 0), ())
+    # Segments lie as XLA leaves them: divided, where their rows divide evenly.
+    return jax.jit(_on_mesh(make(None), mesh), out_shardings=(parallel.replicated(mesh), None))
+
+
+def _pmap(make, mesh, out_axes, donated):
+    return jax.pmap(
+        make(DATA),
+        axis_name=DATA,
+        in_axes=(None, 0),
+        out_axes=out_axes,
+        donate_argnums=donated,
+        devices=list(mesh.devices.flat) if jax.process_count() == 1 else None,
+    )
+
+
+def _on_mesh(step, mesh):
     @functools.wraps(step)
     def on_mesh(state, batch):
         # What XLA cannot divide looks for the mesh while it is traced, see `segjax.space`.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return step(state, parallel.divided(mesh, batch))
 
-    return jax.jit(
-        on_mesh,
-        in_shardings=(placed if donate else None, None),
-        out_shardings=(placed, everywhere) if donate else everywhere,
-        donate_argnums=donated,
-    )
+    return on_mesh

@@ -100,6 +100,8 @@ def load(
     layout: str = "torchvision",
     *,
     model: Any = None,
+    family: str | None = None,
+    check_settings: bool = True,
     strict: bool = True,
 ) -> tuple[Any, Report]:
     r"""Puts published weights into the variables of a network.
@@ -114,8 +116,10 @@ def load(
             "hf://organisation/name", with "@revision" where a particular one is meant.
         variables: "params" and "batch_stats" of a network of `segjax.models` or of one of its backbones.
         layout: whose names the tensors have: "torchvision", "timm" or "smp".
-        model: the network, whose settings are then compared with theirs: some of them, such as dilations, change what
-            it computes and no tensor's shape.
+        model: the network, which knows the family of its backbone.
+        family: that family, where the variables are a backbone's alone: see `segjax.nn.backbones.BACKBONES`.
+        check_settings: compare the network's settings with theirs: some, such as dilations, change what it computes and
+            no tensor's shape.
         strict: raise where a tensor is missing or left over, or has another shape; otherwise load what fits.
 
     Returns:
@@ -133,11 +137,14 @@ def load(
         >>> shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), images, train=False))
         >>> variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
         >>> weights = {"conv1.weight": np.ones((8, 3, 7, 7), np.float16)}
-        >>> variables, report = load(weights, variables, strict=False)
+        >>> variables, report = load(weights, variables, family="resnet", strict=False)
         >>> len(report.loaded), float(variables["params"]["conv1"]["conv"]["kernel"].mean())
         (1, 1.0)
     """
     check_choice("layout", layout, names.LAYOUTS)
+    if model is None and family is None:
+        raise UserError("Give model=, the network, or family=, that of the backbone whose variables these are.")
+    family = family or getattr(model, "family", "")
     if "params" not in variables:
         raise UserError("variables must be what a model's init returns: {'params': ..., 'batch_stats': ...}.")
     found = read.read(source)
@@ -148,9 +155,9 @@ def load(
     # Dense layers of nan, see CAFFE, count as absent.
     blank = [name for name in DENSE if name in found.tensors and np.isnan(read.array(found.tensors[name])).all()]
     found = found._replace(tensors={name: x for name, x in found.tensors.items() if name not in blank})
-    fit = match(found.tensors, shapes, variables["params"], layout)
+    fit = match(found.tensors, shapes, variables["params"], layout, family)
     if not fit.sources or (strict and not fit.sound):
-        fits = {each: match(found.tensors, shapes, variables["params"], each) for each in names.LAYOUTS}
+        fits = {each: match(found.tensors, shapes, variables["params"], each, family) for each in names.LAYOUTS}
         raise UserError(_refusal(found, layout, fits))
     leaves = [_value(found, fit, name, leaf) if name in fit.sources else leaf for name, leaf in ours.items()]
     unfilled = [name for name, leaf in zip(ours, leaves, strict=True) if isinstance(leaf, jax.ShapeDtypeStruct)]
@@ -160,11 +167,12 @@ def load(
         )
     network, stated = not fit.alone, read.preprocess(found.settings)
     settings = dict(fit.decoder.settings) if network else {}
-    other = {key: value for key, value in settings.items() if getattr(model, key, value) != value}
+    compared = settings if check_settings else {}
+    other = {key: value for key, value in compared.items() if getattr(model, key, value) != value}
     if other:
         raise UserError(
             f"{found.name} has the weights of another network: set {_settings(other)}, or have settings not compared "
-            "(init.check_settings=False in a run, no model= here)."
+            "(init.check_settings=False in a run, check_settings=False here)."
         )
     whole = network or any(name.startswith("backbone.") for name in found.tensors)
     own = {"torchvision": CAFFE if blank else IMAGENET, "smp": IMAGENET}.get(layout)
@@ -221,7 +229,7 @@ def _refusal(found: read.Source, layout: str, fits: Mapping[str, Match]) -> str:
     count = sum(map(len, (fit.missing, fit.sources, fit.mismatched, fit.reinitialised)))
     best = max(fits, key=lambda each: (fits[each].sound, len(fits[each].sources)))
     why = []
-    if fit.kind is None:
+    if not fit.kind:
         why.append("the network stands on no backbone that has published weights, set model.backbone")
     elif not fit.known:
         why.append(f"it has no {fit.kind} networks")

@@ -72,7 +72,11 @@ class Match(NamedTuple):
 
 
 def match(
-    tensors: Mapping[str, Any], ours: Mapping[str, tuple[int, ...]], params: Mapping[str, Any], layout: str
+    tensors: Mapping[str, Any],
+    ours: Mapping[str, tuple[int, ...]],
+    params: Mapping[str, Any],
+    layout: str,
+    kind: str | None,
 ) -> Match:
     """Finds the tensor of each of our leaves.
 
@@ -81,13 +85,13 @@ def match(
         ours: shapes of our leaves by path, such as "backbone/conv1/norm/mean".
         params: of our network, or of a backbone.
         layout: one of `names.LAYOUTS`.
+        kind: family of our backbone; None where it is no published one.
 
     Returns:
         What was found.
     """
     root = "backbone/" if "backbone" in params else ""
     tree = params.get("backbone", params)
-    kind = names.family(tree)
     family = names.FAMILIES.get((layout, kind), names.Family())
     rules = family.rules(tree)
     inner = {name: names.translate(name.removeprefix(root), rules) for name in ours if name.startswith(root)}

@@ -162,26 +162,6 @@ FAMILIES = {
 }
 
 
-def family(tree: Mapping[str, Any]) -> str | None:
-    """Which kind of backbone has these modules.
-
-    Args:
-        tree: parameters of a backbone.
-
-    Returns:
-        "resnet", "vgg", "mobilenet_v2", "mobilenet_v3" or "convnext"; None where it is none of them.
-
-    Example:
-        >>> family({"conv1": {}, "layer1_0": {}})
-        'resnet'
-    """
-    if "block_0" in tree:
-        squeezed = any("squeeze" in block for block in tree.values())
-        return "mobilenet_v3" if squeezed else "mobilenet_v2"
-    marks = {"layer1_0": "resnet", "stage1_0": "convnext", "conv5_0": "vgg"}
-    return next((name for mark, name in marks.items() if mark in tree), None)
-
-
 # What stands on a backbone ----------------------------------------------------------------------------------------
 
 
@@ -221,7 +201,7 @@ def decoder(layout: str, kind: str | None, tree: Mapping[str, Any]) -> Decoder:
 
     Args:
         layout: one of `LAYOUTS`.
-        kind: of the backbone, see `family`.
+        kind: family of the backbone, see `segjax.nn.backbones.BACKBONES`.
         tree: parameters of the network.
 
     Returns:

@@ -54,20 +54,20 @@ def ours(config):
     import numpy as np
 
     from segjax.metrics import confusion
-    from segjax.train import aot, benchmark, build
+    from segjax.train import aot, benchmark, components
 
-    source = build.open_split(config, config.splits.train)
-    built = build.plan(config, source.spec)
-    train = build.open_train(config, built)
-    now = build.training(config, built, train).first()
+    source = components.open_source(config, config.splits.train)
+    parts = components.build_components(config, source.spec)
+    train = components.train_batches(config, parts, source)
+    state = components.make_training(config, parts, train).init_state()
     calls = {}
     for program, name in zip(aot.programs(config, ("train", "eval")), ("train", "forward"), strict=True):
-        calls[name] = benchmark.caller(program, aot.compiled(program)[0], config, built, now)
+        calls[name] = benchmark.caller(program, aot.compiled(program)[0], config, parts, state)
     label = np.random.default_rng(0).integers(0, CLASSES, (config.data.batch_size, *config.data.crop), np.int32)
     label, valid = jax.device_put(label), jax.device_put(label >= 0)
     count = jax.jit(lambda a, b, valid: confusion.confusion_matrix(a, b, valid, CLASSES))
     calls["metric"] = lambda: confusion.update(confusion.new_state(CLASSES), count(label[::-1], label, valid))
-    parameters = sum(x.size for x in jax.tree.leaves(now.params))
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
     return {name: lambda call=call: jax.block_until_ready(call()) for name, call in calls.items()}, parameters
 
 

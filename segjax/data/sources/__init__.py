@@ -1,10 +1,10 @@
 """Data sets on disk (or made up) as random access: `len`, `read(i)`, `name(i)`, `size(i)`, `spec`."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
-from segjax.checks import UserError, check_keys, choose
+from segjax import keys
+from segjax.checks import UserError, choose
 from segjax.data.sources.arrays import arrays
 from segjax.data.sources.brain import brain
 from segjax.data.sources.coco import coco_instances, coco_panoptic
@@ -33,13 +33,13 @@ def create(split: str, *, name: str, channels: int = 3, **kwargs) -> Any:
     Args:
         split: what the source calls it.
         name: a key of `SOURCES`.
-        channels: of the images, 1 or 3.
-        **kwargs: arguments of that source.
+        channels: of the images: 1 or 3, of arrays any number.
+        **kwargs: keys of that source.
 
     Returns:
         A source: `spec` (DatasetSpec); `len(source)`; `name(i)` for messages and file names; `size(i)`, rows and
-        columns of the label; `read(i)`, a dict of "image" uint8 [y, x, c], "label" [y, x] or [y, x, k] and, where
-        the set tells objects apart, "instance" uint16 [y, x], see `segjax.spec`.
+        columns of the label; `read(i)`, a dict of "image" `spec.image_dtype` [y, x, c], "label" [y, x] or [y, x, k]
+        and, where the set tells objects apart, "instance" uint16 [y, x], see `segjax.spec`.
 
     Raises:
         UserError: no such source or argument, or anything wrong with the set.
@@ -49,13 +49,8 @@ def create(split: str, *, name: str, channels: int = 3, **kwargs) -> Any:
         (128, 128, 3)
     """
     make = choose("source.name", name, SOURCES)
-    known = inspect.signature(make).parameters
-    check_keys(kwargs, known, "source")
-    for key, parameter in known.items():
-        if (
-            parameter.kind is parameter.KEYWORD_ONLY
-            and parameter.default is parameter.empty
-            and kwargs.get(key) is None
-        ):
+    keys.check("source", make, kwargs)
+    for key, setting in keys.settings(make).items():
+        if setting.required and kwargs.get(key) is None:
             raise UserError(f"The source {name!r} needs source.{key}.")
     return make(split, channels=channels, **kwargs)

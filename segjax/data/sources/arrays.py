@@ -3,6 +3,7 @@
 import dataclasses
 import zipfile
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
@@ -10,7 +11,10 @@ from segjax.checks import UserError
 from segjax.data import files
 from segjax.data.ids import Table, count, listing, make_spec
 from segjax.data.instances import number
+from segjax.keys import Key
 from segjax.spec import DatasetSpec
+
+DTYPES = ("uint8", "uint16", "float32")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,7 +24,7 @@ class Arrays:
     Attributes:
         spec: facts about the labels.
         split: name of the split.
-        images: uint8 [y, x, c] each.
+        images: `spec.image_dtype` [y, x, c] or, with one channel, [y, x] each.
         labels: integers [y, x] or [y, x, k] each.
         instances: integers [y, x] each; None where there are no objects.
     """
@@ -49,10 +53,14 @@ class Arrays:
             i: sample.
 
         Returns:
-            "image": uint8 [y, x, c]; "label": `spec.label_dtype` [y, x], multi-label [y, x, k]; "instance": uint16
-            [y, x] where there are objects.
+            "image": `spec.image_dtype` [y, x, c]; "label": `spec.label_dtype` [y, x], multi-label [y, x, k];
+            "instance": uint16 [y, x] where there are objects.
         """
-        sample = {"image": self.images[i], "label": self.labels[i].astype(self.spec.label_dtype, copy=False)}
+        image = self.images[i]
+        sample = {
+            "image": image if image.ndim == 3 else image[..., None],
+            "label": self.labels[i].astype(self.spec.label_dtype, copy=False),
+        }
         if self.instances is None:
             return sample
         instance = number(self.instances[i], sample["label"], self.spec, self.name(i), crowds=True)
@@ -63,24 +71,26 @@ def arrays(
     split: str,
     *,
     channels: int = 3,
-    data: Table | str,
-    classes: Sequence[str],
-    palette: Sequence[Sequence[int]] | None = None,
-    things: Sequence[int | str] = (),
+    data: Annotated[
+        Table | str, Key(".npz file with {split}_image, {split}_label and perhaps {split}_instance, or the arrays")
+    ],
+    classes: Annotated[Sequence[str], Key("class names in the order of their index")],
+    palette: Annotated[
+        Sequence[Sequence[int]] | None, Key("a colour a class, for pictures; the PASCAL VOC map where left out")
+    ] = None,
+    things: Annotated[Sequence[int | str], Key("classes that are countable objects, names or indices")] = (),
 ) -> Arrays:
-    """A data set of numpy arrays.
+    """A data set of numpy arrays: images of any number of channels, of uint8, uint16 or float32.
+
+    `data` is {"train": {"image": ..., "label": ...}, ...}: images [n, y, x, c] (or [n, y, x] of one channel) and
+    integer labels [n, y, x], or [n, y, x, k] of 0 and 1 (multi-label), as one array or as a list of arrays of their own
+    sizes; 255 (65535 with more than 255 classes) marks unlabelled pixels. With "instance", integers [n, y, x], also the
+    number of the object of each pixel: any above 0 on things, where 0 is a crowd, and 0 elsewhere; numbers become
+    1 .. n. Or the path of an .npz file that holds "train_image", "train_label" and so on.
 
     Args:
         split: name of the split, such as "train".
         channels: channels the images must have.
-        data: {"train": {"image": ..., "label": ...}, ...}: uint8 images [n, y, x, c] and integer labels [n, y, x], or
-            [n, y, x, k] of 0 and 1 (multi-label), as one array or as a list of arrays of their own sizes; 255 (65535
-            with more than 255 classes) marks pixels without truth. With "instance", integers [n, y, x], also the
-            number of the object of each pixel: any above 0 on things, where 0 is a crowd, and 0 elsewhere; numbers
-            become 1 .. n. Or the path of an .npz file that holds "train_image", "train_label" and so on.
-        classes: class names in the order of their index.
-        palette: (red, green, blue) of each class in pictures; the PASCAL VOC colours when left out.
-        things: names or indices of the classes that are countable objects.
 
     Returns:
         The source.
@@ -99,7 +109,8 @@ def arrays(
         raise UserError(f"source.data: split {split!r} has {len(images)} images and {len(labels)} labels.")
     if instances is not None and len(instances) != len(labels):
         raise UserError(f"source.data: split {split!r} has {len(labels)} labels and {len(instances)} instance maps.")
-    spec = make_spec(classes, palette, things, "multilabel" if np.ndim(labels[0]) == 3 else "multiclass")
+    mode = "multilabel" if np.ndim(labels[0]) == 3 else "multiclass"
+    spec = make_spec(classes, palette, things, mode, channels, _dtype(images[0]))
     source = Arrays(spec, split, images, labels, instances)
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         fault = _fault(image, label, channels, spec)
@@ -131,11 +142,20 @@ def _load(path, split):
         raise UserError(f"source.data: {path} cannot be read as an .npz file ({error}).") from error
 
 
+def _dtype(image):
+    """Dtype of all images: that of the first, where it is one that images may have."""
+    return str(image.dtype) if str(image.dtype) in DTYPES else "uint8"
+
+
 def _fault(image, label, channels, spec):
     """What is wrong with a sample, in words; None where nothing is."""
     k, multilabel = len(spec.classes), spec.mode == "multilabel"
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
-        return f"the image must be uint8 [y, x, {channels}], but is {image.dtype} {list(image.shape)}"
+    shape = image.shape if image.ndim == 3 else (*image.shape, 1)
+    if image.dtype != spec.image_dtype or len(shape) != 3 or shape[2] != channels:
+        return (
+            f"the image must be {spec.image_dtype} [y, x, {channels}], with as many channels as preprocess.mean has "
+            f"values, but is {image.dtype} {list(image.shape)}; images are of one dtype, {', '.join(DTYPES)}"
+        )
     if label.dtype.kind not in "bui" or label.shape[2:] != ((k,) if multilabel else ()):
         return f"the label must be integers [y, x{f', {k}' * multilabel}], but is {label.dtype} {list(label.shape)}"
     if image.shape[:2] != label.shape[:2]:

@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import importlib.util
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import UInt8
 
-from segjax.checks import UserError
-from segjax.spec import DatasetSpec
+from segjax.checks import UserError, check_choice
+from segjax.keys import Key
+from segjax.spec import DatasetSpec, channel_names
 
 FILE = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 SPEC = DatasetSpec(
@@ -39,8 +40,8 @@ class Brain:
 
     @property
     def spec(self) -> DatasetSpec:
-        """Facts about the labels."""
-        return SPEC
+        """Facts about the labels and images."""
+        return dataclasses.replace(SPEC, image_channels=channel_names(self.channels))
 
     def __len__(self):
         return len(self.slices)
@@ -66,7 +67,12 @@ class Brain:
         return {"image": np.repeat(image[..., None], self.channels, axis=2), "label": label.copy()}
 
 
-def brain(split: str, *, channels: int = 1, plane: Literal["axial", "coronal"] = "axial") -> Brain:
+def brain(
+    split: str,
+    *,
+    channels: int = 1,
+    plane: Annotated[str, Key("of the slices", ("axial", "coronal"))] = "axial",
+) -> Brain:
     """Slices of the MNI152 T1 average with grey and white matter, read from the installed nilearn.
 
     This is one averaged brain: a demonstration that runs anywhere, and no benchmark. The labels come from maps that
@@ -86,7 +92,6 @@ def brain(split: str, *, channels: int = 1, plane: Literal["axial", "coronal"] =
     Args:
         split: "train" or "test".
         channels: of the images; grey is repeated.
-        plane: "axial" or "coronal".
 
     Returns:
         The source.
@@ -104,8 +109,7 @@ def brain(split: str, *, channels: int = 1, plane: Literal["axial", "coronal"] =
     """
     if split not in ("train", "test"):
         raise UserError(f"source 'brain' has the splits train, test, not {split!r}.")
-    if plane not in AXES:
-        raise UserError(f"source.plane must be one of {', '.join(AXES)}, not {plane!r}.")
+    check_choice("source.plane", plane, AXES)
     if channels < 1:
         raise UserError(f"Images need at least one channel, not {channels}.")
     usable = np.flatnonzero((_volumes(plane)[1] > 0).mean((1, 2)) >= LEAST)

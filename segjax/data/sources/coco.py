@@ -2,8 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from segjax.data import coco_json, files, reading
 from segjax.data.coco import decode
 from segjax.data.ids import make_spec
 from segjax.data.instances import Mask, from_segments, paint
+from segjax.keys import Key
 from segjax.rle import coco_tools
 from segjax.spec import DatasetSpec
 
@@ -27,7 +28,6 @@ class Coco:
         images: folder of the images.
         masks: folder of the PNGs of segment ids; None where the file holds the masks.
         channels: 1 or 3.
-        window: values that become 0 and 255 in images of more than 8 bits.
     """
 
     spec: DatasetSpec
@@ -36,7 +36,6 @@ class Coco:
     images: Path
     masks: Path | None
     channels: int
-    window: Sequence[int | float] | None
 
     def __len__(self):
         return len(self.records.images)
@@ -56,7 +55,7 @@ class Coco:
             i: sample.
 
         Returns:
-            "image": uint8 [y, x, c]; "label": `spec.label_dtype` [y, x]; "instance": uint16 [y, x].
+            "image": `spec.image_dtype` [y, x, c]; "label": `spec.label_dtype` [y, x]; "instance": uint16 [y, x].
 
         Raises:
             CorruptImage: a file cannot be decoded.
@@ -64,7 +63,7 @@ class Coco:
         """
         entry = self.records.images[i]
         path, listed = self.images / entry["file_name"], f"{self.records.path} (image {entry['id']})"
-        image = reading.image(path, self.channels, self.window)
+        image = reading.image(path, self.channels, self.spec.image_dtype)
         reading.check_sizes(image.shape[:2], self.size(i), str(path), listed)
         annotations = self.records.annotations[entry["id"]]
         truth = self._objects if self.masks is None else self._segments
@@ -98,11 +97,10 @@ def coco_panoptic(
     split: str,
     *,
     channels: int = 3,
-    root: str,
-    images: str = "{split}",
-    annotations: str = "annotations/panoptic_{split}.json",
-    masks: str = "annotations/panoptic_{split}",
-    window: Sequence[int | float] | None = None,
+    root: Annotated[str, Key("folder of the data set; ~ and $VARIABLES are expanded, and {split} here and below")],
+    images: Annotated[str, Key("folder of the images, under root")] = "{split}",
+    annotations: Annotated[str, Key("JSON file under root")] = "annotations/panoptic_{split}.json",
+    masks: Annotated[str, Key("folder of the PNGs of segment ids, under root")] = "annotations/panoptic_{split}",
 ) -> Coco:
     """A data set in COCO's panoptic format: a PNG of segment ids for each image, and a JSON file about the segments.
 
@@ -112,11 +110,6 @@ def coco_panoptic(
     Args:
         split: name of the split, such as "val2017".
         channels: 1 to read images as grey, 3 as RGB.
-        root: folder; `~` and environment variables are filled in, as is {split} here and below.
-        images: folder of the images, under `root`.
-        annotations: JSON file, under `root`.
-        masks: folder of the PNGs, under `root`.
-        window: values that become 0 and 255 in images with more than 8 bits a pixel.
 
     Returns:
         The source, in the order of the file.
@@ -138,19 +131,20 @@ def coco_panoptic(
     _check_there("masks", truth, records.path, {key: a["file_name"] for key, (a,) in records.annotations.items()})
     things = [k for k, category in enumerate(records.categories) if category["isthing"]]
     _check_names(records.path, records.categories)
-    spec = make_spec([category["name"] for category in records.categories], _colours(records.categories), things)
+    names = [category["name"] for category in records.categories]
+    dtype = _dtype(folder, records)
+    spec = make_spec(names, _colours(records.categories), things, channels=channels, dtype=dtype)
     known = {category["id"]: k for k, category in enumerate(records.categories)}
-    return Coco(spec, records, known, folder, truth, channels, window)
+    return Coco(spec, records, known, folder, truth, channels)
 
 
 def coco_instances(
     split: str,
     *,
     channels: int = 3,
-    root: str,
-    images: str = "{split}",
-    annotations: str = "annotations/instances_{split}.json",
-    window: Sequence[int | float] | None = None,
+    root: Annotated[str, Key("folder of the data set; ~ and $VARIABLES are expanded, and {split} here and below")],
+    images: Annotated[str, Key("folder of the images, under root")] = "{split}",
+    annotations: Annotated[str, Key("JSON file under root")] = "annotations/instances_{split}.json",
 ) -> Coco:
     """A data set in COCO's instance format: a JSON file of objects, as polygons or run lengths.
 
@@ -161,10 +155,6 @@ def coco_instances(
     Args:
         split: name of the split, such as "val2017".
         channels: 1 to read images as grey, 3 as RGB.
-        root: folder; `~` and environment variables are filled in, as is {split} here and below.
-        images: folder of the images, under `root`.
-        annotations: JSON file, under `root`.
-        window: values that become 0 and 255 in images with more than 8 bits a pixel.
 
     Returns:
         The source, in the order of the file.
@@ -185,10 +175,15 @@ def coco_instances(
     colours = _colours(categories)
     _check_names(records.path, categories, taken=("background",))
     names = ["background", *(category["name"] for category in categories)]
-    spec = make_spec(names, colours and [(0, 0, 0), *colours], range(1, len(names)))
+    palette, dtype = colours and [(0, 0, 0), *colours], _dtype(folder, records)
+    spec = make_spec(names, palette, range(1, len(names)), channels=channels, dtype=dtype)
     known = {category["id"]: None for category in records.categories}
     known |= {category["id"]: k for k, category in enumerate(categories, 1)}
-    return Coco(spec, records, known, folder, None, channels, window)
+    return Coco(spec, records, known, folder, None, channels)
+
+
+def _dtype(folder, records):
+    return reading.common_dtype([folder / image["file_name"] for image in records.images])
 
 
 def _colours(categories):

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from segjax.checks import UserError
 from segjax.data import files, reading
 from segjax.data.ids import Ids, Table, apply, count, index, make_map, make_spec
 from segjax.data.instances import number
-from segjax.spec import Colour, DatasetSpec
+from segjax.keys import Key
+from segjax.spec import Colour, DatasetSpec, channel_names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,7 +30,6 @@ class Folder:
         instance_base: ids below it, and 0, are no objects.
         crowds: whether pixels of a thing class may be of no object.
         channels: 1 or 3.
-        window: values that become 0 and 255 in images of more than 8 bits.
         table: label of each id, see `segjax.data.ids`.
         colours: class index, or `spec.ignore`, of each colour, which stand for ids; None where masks hold ids.
     """
@@ -41,7 +42,6 @@ class Folder:
     instance_base: int
     crowds: bool
     channels: int
-    window: Sequence[int | float] | None
     table: Ids
     colours: dict[Colour, int] | None
 
@@ -80,14 +80,14 @@ class Folder:
             i: sample.
 
         Returns:
-            "image": uint8 [y, x, c]; "label": `spec.label_dtype` [y, x], multi-label [y, x, k]; "instance": uint16
-            [y, x] where there are objects.
+            "image": `spec.image_dtype` [y, x, c]; "label": `spec.label_dtype` [y, x], multi-label [y, x, k];
+            "instance": uint16 [y, x] where there are objects.
 
         Raises:
             CorruptImage: a file cannot be decoded.
             UserError: sizes differ, the mask holds an id or a colour without a class, or a thing has no object.
         """
-        image = reading.image(self.images[i], self.channels, self.window)
+        image = reading.image(self.images[i], self.channels, self.spec.image_dtype)
         labels = [self._label(path, image.shape[:2], self.images[i]) for path in self.masks[i]]
         if self.spec.mode == "multilabel":
             return {"image": image, "label": np.stack(labels, -1)}
@@ -112,21 +112,34 @@ def folder(
     split: str,
     *,
     channels: int = 3,
-    root: str,
-    images: str,
-    masks: str | None = None,
-    instances: str | None = None,
-    instance_base: int = 0,
-    crowds: bool = False,
-    classes: Sequence[str] | str,
-    ids: Table | None = None,
-    ignore_ids: Sequence[int] = (),
-    colours: Table | None = None,
-    palette: Sequence[Sequence[int]] | None = None,
-    things: Sequence[int | str] = (),
-    lists: str | None = None,
-    fractions: Table | None = None,
-    window: Sequence[int | float] | None = None,
+    root: Annotated[str, Key("folder of the data set; ~ and $VARIABLES are expanded")],
+    images: Annotated[str, Key("path template under root with {stem} and perhaps {split}, or a folder")],
+    masks: Annotated[str | None, Key("the same for masks; {class} makes it multi-label, one mask a class")] = None,
+    instances: Annotated[
+        str | None, Key("the same for numbers of objects; without masks they tell two classes apart")
+    ] = None,
+    instance_base: Annotated[
+        int, Key("smaller numbers are no objects, as 0 never is (Cityscapes: 1000)", "[0, inf)")
+    ] = 0,
+    crowds: Annotated[
+        bool, Key("True: pixels of things without an object are crowds; False: they are an error")
+    ] = False,
+    classes: Annotated[Sequence[str] | str, Key("class names, or a text file under root with one name a line")],
+    ids: Annotated[
+        Table | None, Key("raw mask value -> class; None: values are indices, and 255 is unlabelled from 3 classes on")
+    ] = None,
+    ignore_ids: Annotated[Sequence[int], Key("raw mask values of unlabelled pixels")] = (),
+    colours: Annotated[Table | None, Key('class name or "ignore" -> (r, g, b), for masks drawn in colours')] = None,
+    palette: Annotated[
+        Sequence[Sequence[int]] | None, Key("a colour a class, for pictures; the PASCAL VOC map where left out")
+    ] = None,
+    things: Annotated[Sequence[int | str], Key("classes that are countable objects, names or indices")] = (),
+    lists: Annotated[
+        str | None, Key('text file under root with the stems of a split, such as "splits/{split}.txt"')
+    ] = None,
+    fractions: Annotated[
+        Table | None, Key("split -> (from, to), shares of the sorted stems, in contiguous blocks", "[0, 1]")
+    ] = None,
 ) -> Folder:
     """A data set of image and mask files that share a stem, and of files that tell objects apart.
 
@@ -148,26 +161,6 @@ def folder(
     Args:
         split: name of the split, such as "train".
         channels: 1 to read images as grey, 3 as RGB.
-        root: folder; `~` and environment variables are filled in.
-        images: where image files are, such as "{split}/{stem}.jpg".
-        masks: where mask files are, such as "{split}annot/{stem}.png".
-        instances: where the files of objects are, such as "gtFine/{split}/{stem}_gtFine_instanceIds.png".
-        instance_base: smaller numbers are no objects, as 0 never is: 1000 for Cityscapes, whose instanceIds hold the
-            class where there is no object.
-        crowds: True where pixels of a thing class without an object are crowds, False where they are a fault.
-        classes: class names in the order of their index, or a text file under `root` with a name a line.
-        ids: class (name or index) of each id in the mask files; the word "ignore" for no truth. Keys may be strings,
-            as in JSON. When left out an id is a class index, and 255 (65535 with more than 255 classes) is ignored;
-            with one or two classes it is an error until `ids` or `ignore_ids` names it, see `segjax.data.ids.make_map`.
-        ignore_ids: further ids without truth.
-        colours: for colour-coded masks, the (red, green, blue) of each class name, or a list of them; the key "ignore"
-            holds the colours without truth.
-        palette: (red, green, blue) of each class in pictures; taken from `colours`, else the PASCAL VOC colours.
-        things: names or indices of the classes that are countable objects.
-        lists: text file of the stems of a split, under `root`, such as "splits/{split}.txt": a stem or a file name a
-            line, in the first column.
-        fractions: (from, to) of each split, such as {"train": (0, 0.8), "test": (0.8, 1)}.
-        window: values that become 0 and 255 in images with more than 8 bits a pixel.
 
     Returns:
         The source.
@@ -215,16 +208,17 @@ def folder(
     for key, path, found in (("masks", mask_path, mask_files), ("instances", instance_path, instance_files)):
         if found:
             _check_found(key, base / path, stems, found)
+    paths = tuple(image_files[stem] for stem in stems)
+    spec = dataclasses.replace(spec, image_channels=channel_names(channels), image_dtype=reading.common_dtype(paths))
     return Folder(
         spec=spec,
         stems=tuple(stems),
-        images=tuple(image_files[stem] for stem in stems),
+        images=paths,
         masks=tuple(tuple(found.get(stem) for found in mask_files) for stem in stems),
         instances=tuple(found[stem] for found in instance_files for stem in stems),
         instance_base=instance_base,
         crowds=crowds,
         channels=channels,
-        window=window,
         table=make_map(spec, ids, (spec.ignore,) if colours else ignore_ids),
         colours=colour_ids,
     )

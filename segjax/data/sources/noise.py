@@ -2,12 +2,13 @@
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
 from segjax.checks import UserError
-from segjax.spec import DatasetSpec
+from segjax.keys import Key, check
+from segjax.spec import DatasetSpec, channel_names
 
 BLOCK = 32  # rows and columns of a block of one class, in pixels
 
@@ -69,20 +70,16 @@ def noise(
     split: str,
     *,
     channels: int = 3,
-    count: int = 64,
-    size: Sequence[int] = (512, 512),
-    classes: int = 19,
-    things: int = 0,
+    count: Annotated[int, Key("images in the split", "[1, inf)")] = 64,
+    size: Annotated[tuple[int, int], Key("rows, columns", "[1, inf)")] = (512, 512),
+    classes: Annotated[int, Key("number of classes", "[1, 255]")] = 19,
+    things: Annotated[int, Key("how many of them, the last, are countable objects", "[0, 255]")] = 0,
 ) -> Noise:
     """Images of noise over random blocks of labels; nothing to download and nothing to learn.
 
     Args:
         split: name of the split; no image is in two of them.
         channels: 3 for RGB, 1 for grey.
-        count: number of images.
-        size: rows and columns.
-        classes: number of classes, at most 255.
-        things: how many of them, the last, are countable objects.
 
     Returns:
         The source.
@@ -95,11 +92,9 @@ def noise(
         >>> source.read(1)["label"].shape, source.spec.classes
         ((40, 64), ('class 0', 'class 1', 'class 2'))
     """
-    if count < 1 or len(size) != 2 or min(size) < 1:
-        raise UserError(
-            f"source.count={count} and source.size={tuple(size)}: noise needs an image of at least a pixel."
-        )
-    if not 1 <= classes <= 255 or not 0 <= things <= classes:
-        raise UserError(f"source.classes={classes} must be 1 .. 255, and source.things={things} no more than that.")
-    spec = DatasetSpec(tuple(f"class {k}" for k in range(classes)), things=tuple(range(classes - things, classes)))
+    check("source", noise, {"count": count, "size": size, "classes": classes, "things": things})
+    if things > classes:
+        raise UserError(f"source.things={things} must not be more than source.classes={classes}.")
+    names = tuple(f"class {k}" for k in range(classes))
+    spec = DatasetSpec(names, things=tuple(range(classes - things, classes)), image_channels=channel_names(channels))
     return Noise(spec, split, channels, count, (int(size[0]), int(size[1])))

@@ -3,13 +3,14 @@
 import dataclasses
 import math
 import zlib
-from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float32
 
 from segjax.checks import UserError
-from segjax.spec import DatasetSpec
+from segjax.keys import Key, check
+from segjax.spec import DatasetSpec, channel_names
 
 COUNTS = {"train": 4096, "validation": 512, "test": 512}
 STUFF = ("sky", "grass", "water")
@@ -58,8 +59,8 @@ class Shapes:
 
     @property
     def spec(self) -> DatasetSpec:
-        """Facts about the labels."""
-        return SPEC
+        """Facts about the labels and images."""
+        return dataclasses.replace(SPEC, image_channels=channel_names(self.channels))
 
     def __len__(self):
         return self.count
@@ -105,10 +106,12 @@ def shapes(
     split: str,
     *,
     channels: int = 3,
-    count: int | None = None,
-    size: Sequence[int] = (128, 128),
-    seed: int = 0,
-    objects: Sequence[int] = (2, 8),
+    count: Annotated[int | None, Key('scenes in the split; None: 4096 in "train", 512 elsewhere', "[1, inf)")] = None,
+    size: Annotated[tuple[int, int], Key("rows, columns", "[16, inf)")] = (128, 128),
+    seed: Annotated[int, Key("scenes are a function of (seed, split, index)", "[0, inf)")] = 0,
+    objects: Annotated[
+        tuple[int, int], Key("fewest and most things in a scene, hidden ones included", "[0, 65535]")
+    ] = (2, 8),
 ) -> Shapes:
     """Generated scenes with exact labels and object instances; nothing to download.
 
@@ -119,10 +122,6 @@ def shapes(
     Args:
         split: "train", "validation" or "test"; no scene is in two of them.
         channels: 3 for RGB, 1 for grey.
-        count: number of scenes; 4096 in "train" and 512 elsewhere when left out.
-        size: rows and columns, at least 16 each.
-        seed: of all draws.
-        objects: least and greatest number of objects in a scene, hidden ones included.
 
     Returns:
         The source.
@@ -135,17 +134,14 @@ def shapes(
         >>> {key: value.shape for key, value in source.read(1).items()}
         {'image': (32, 48, 3), 'label': (32, 48), 'instance': (32, 48)}
     """
+    check("source", shapes, {"count": count, "size": size, "seed": seed, "objects": objects})
     if split not in COUNTS:
         raise UserError(f"source 'shapes' has the splits {', '.join(COUNTS)}, not {split!r}.")
     count = COUNTS[split] if count is None else count
     if channels not in (1, 3):
         raise UserError(f"Images are made with 1 (grey) or 3 (RGB) channels, not {channels}.")
-    if len(size) != 2 or min(size) < 16:
-        raise UserError(f"source.size must be (rows, columns) of at least 16 each, got {tuple(size)}.")
-    if len(objects) != 2 or not 0 <= objects[0] <= objects[1] < 1 << 16:
-        raise UserError(f"source.objects must be (least, greatest), got {tuple(objects)}.")
-    if count < 1 or seed < 0:
-        raise UserError(f"source.count must be positive and source.seed not negative, got {count} and {seed}.")
+    if objects[0] > objects[1]:
+        raise UserError(f"source.objects={tuple(objects)} must be (fewest, most).")
     return Shapes(split, channels, count, (size[0], size[1]), seed, (objects[0], objects[1]))
 
 

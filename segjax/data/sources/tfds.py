@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from segjax.checks import UserError
 from segjax.data import files, reading
 from segjax.data.ids import Ids, Table, apply, count, make_map, make_spec
 from segjax.data.instances import from_segments
+from segjax.keys import Key
 from segjax.spec import DatasetSpec
 
 log = logging.getLogger("segjax")
@@ -35,7 +36,6 @@ class TFDS:
         mask: feature that holds the ids.
         objects: feature that lists the segments whose ids the mask holds as colours; None where ids are classes.
         channels: 1 or 3.
-        window: values that become 0 and 255 in images of more than 8 bits.
         table: label of each id, see `segjax.data.ids`.
     """
 
@@ -46,7 +46,6 @@ class TFDS:
     mask: str
     objects: str | None
     channels: int
-    window: Sequence[int | float] | None
     table: Ids
 
     def __len__(self):
@@ -79,14 +78,15 @@ class TFDS:
             i: sample.
 
         Returns:
-            "image": uint8 [y, x, c]; "label": `spec.label_dtype` [y, x]; "instance": uint16 [y, x] of segments.
+            "image": `spec.image_dtype` [y, x, c]; "label": `spec.label_dtype` [y, x]; "instance": uint16 [y, x] of
+            segments.
 
         Raises:
             CorruptImage: the image or the mask cannot be decoded.
             UserError: sizes differ, the mask holds an id without a class or segment, or a segment is listed twice.
         """
         record, image_name, mask_name = self.records[i], self._where(i, self.image), self._where(i, self.mask)
-        image = reading.image(record[self.image], self.channels, self.window, image_name)
+        image = reading.image(record[self.image], self.channels, self.spec.image_dtype, image_name)
         raw = self._raw(record, i)
         reading.check_sizes(image.shape[:2], raw.shape, image_name, mask_name)
         if self.objects is None:
@@ -116,18 +116,23 @@ def tfds(
     split: str,
     *,
     channels: int = 3,
-    builder: str,
-    image: str = "image",
-    mask: str = "segmentation_mask",
-    panoptic: str | None = None,
-    objects: str = "panoptic_objects",
-    classes: Sequence[str] | None = None,
-    ids: Table | None = None,
-    ignore_ids: Sequence[int] = (),
-    palette: Sequence[Sequence[int]] | None = None,
-    things: Sequence[int | str] = (),
-    data_dir: str | None = None,
-    window: Sequence[int | float] | None = None,
+    builder: Annotated[str, Key("TFDS name, with configuration and version if need be: oxford_iiit_pet:4.*.*")],
+    image: Annotated[str, Key("feature that holds the image")] = "image",
+    mask: Annotated[str, Key("feature that holds the mask")] = "segmentation_mask",
+    panoptic: Annotated[str | None, Key("feature that holds segment ids in colours, in place of a mask")] = None,
+    objects: Annotated[str, Key("feature that lists those segments")] = "panoptic_objects",
+    classes: Annotated[Sequence[str] | None, Key("class names; None: those that the features have")] = None,
+    ids: Annotated[
+        Table | None, Key("raw mask value -> class; None: values are indices, and 255 is unlabelled from 3 classes on")
+    ] = None,
+    ignore_ids: Annotated[Sequence[int], Key("raw mask values of unlabelled pixels")] = (),
+    palette: Annotated[
+        Sequence[Sequence[int]] | None, Key("a colour a class, for pictures; the PASCAL VOC map where left out")
+    ] = None,
+    things: Annotated[Sequence[int | str], Key("classes that are countable objects, names or indices")] = (),
+    data_dir: Annotated[
+        str | None, Key("where prepared data lie; None: $TFDS_DATA_DIR or ~/tensorflow_datasets")
+    ] = None,
 ) -> TFDS:
     """A data set of TensorFlow Datasets with an image and a mask in each record.
 
@@ -142,21 +147,6 @@ def tfds(
     Args:
         split: any split that TFDS understands, such as "train" or "train[:80%]".
         channels: 1 to read images as grey, 3 as RGB.
-        builder: name, with a configuration and a version if need be: "oxford_iiit_pet:4.*.*".
-        image: feature that holds the image.
-        mask: feature that holds the ids.
-        panoptic: feature that holds the segment ids, in place of a mask.
-        objects: feature that lists the segments.
-        classes: class names in the order of their index; when left out those of the mask, if it is a LabeledImage, or
-            of the segments.
-        ids: class (name or index) of each id in the masks; the word "ignore" for no truth. Keys may be strings, as in
-            JSON. When left out an id is a class index, and 255 (65535 with more than 255 classes) is ignored; with
-            one or two classes it is an error until `ids` or `ignore_ids` names it, see `segjax.data.ids.make_map`.
-        ignore_ids: further ids without truth.
-        palette: (red, green, blue) of each class in pictures; the PASCAL VOC colours when left out.
-        things: names or indices of the classes that are countable objects.
-        data_dir: where TFDS keeps its data; $TFDS_DATA_DIR or ~/tensorflow_datasets when left out.
-        window: values that become 0 and 255 in images with more than 8 bits a pixel.
 
     Returns:
         The source.
@@ -186,21 +176,23 @@ def tfds(
     names = getattr(own, "names", None) if classes is None else classes
     if not names:
         raise UserError(f"source.classes: feature {mask!r} of {builder} has no class names of its own; list them.")
-    spec = make_spec(names, palette, things)
+    spec = make_spec(names, palette, things, channels=channels)
     if panoptic is not None and (not spec.things or ids or ignore_ids):
         raise UserError(
             "source.panoptic needs source.things, the classes that have objects (for COCO: range(80)), and ids of "
             "segments are no classes: leave source.ids and ignore_ids out."
         )
+    records = _records(made, split)
+    if len(records):  # what is in the first record tells how deep all images are
+        spec = dataclasses.replace(spec, image_dtype=reading.dtype_of(records[0][image], f"{builder} ({image})"))
     return TFDS(
         spec=spec,
         label=re.sub(r"[^\w-]", "", f"{made.name}_{split.replace(':', '-')}"),
-        records=_records(made, split),
+        records=records,
         image=image,
         mask=mask,
         objects=None if panoptic is None else objects,
         channels=channels,
-        window=window,
         table=make_map(spec, ids, ignore_ids),
     )
 

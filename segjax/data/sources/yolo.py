@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from segjax.data import files, reading
 from segjax.data.coco import decode
 from segjax.data.ids import make_spec
 from segjax.data.instances import Mask, paint
+from segjax.keys import Key
 from segjax.rle import coco_tools
 from segjax.spec import DatasetSpec
 
@@ -29,7 +31,6 @@ class Yolo:
         images: file of each image.
         labels: text file of each image; None where there is none.
         channels: 1 or 3.
-        window: values that become 0 and 255 in images of more than 8 bits.
     """
 
     spec: DatasetSpec
@@ -37,7 +38,6 @@ class Yolo:
     images: tuple[Path, ...]
     labels: tuple[Path | None, ...]
     channels: int
-    window: Sequence[int | float] | None
 
     def __len__(self):
         return len(self.stems)
@@ -57,13 +57,13 @@ class Yolo:
             i: sample.
 
         Returns:
-            "image": uint8 [y, x, c]; "label": `spec.label_dtype` [y, x]; "instance": uint16 [y, x].
+            "image": `spec.image_dtype` [y, x, c]; "label": `spec.label_dtype` [y, x]; "instance": uint16 [y, x].
 
         Raises:
             CorruptImage: the image cannot be decoded.
             UserError: a line of the text file makes no sense; the message has the file and the line.
         """
-        image = reading.image(self.images[i], self.channels, self.window)
+        image = reading.image(self.images[i], self.channels, self.spec.image_dtype)
         size, path = image.shape[:2], self.labels[i]
         lines = [] if path is None else _lines(path)
         masks = [_mask(text, size, self.spec, f"{path}, line {n}") for n, text in enumerate(lines, 1) if text.strip()]
@@ -75,12 +75,14 @@ def yolo(
     split: str,
     *,
     channels: int = 3,
-    root: str,
-    images: str = "images/{split}",
-    labels: str = "labels/{split}/{stem}.txt",
-    classes: Sequence[str],
-    palette: Sequence[Sequence[int]] | None = None,
-    window: Sequence[int | float] | None = None,
+    root: Annotated[str, Key("folder of the data set; ~ and $VARIABLES are expanded, and {split} here and below")],
+    images: Annotated[str, Key("folder under root, or a path template with {stem}")] = "images/{split}",
+    labels: Annotated[str, Key("path template of the text files")] = "labels/{split}/{stem}.txt",
+    classes: Annotated[Sequence[str], Key("class names in the order of the files' numbers, without the background")],
+    palette: Annotated[
+        Sequence[Sequence[int]] | None,
+        Key("a colour a class, for pictures; the PASCAL VOC map where left out, the background first"),
+    ] = None,
 ) -> Yolo:
     """A data set with a text file of polygons for each image, as Ultralytics has it.
 
@@ -92,12 +94,6 @@ def yolo(
     Args:
         split: name of the split, such as "train2017".
         channels: 1 to read images as grey, 3 as RGB.
-        root: folder; `~` and environment variables are filled in, as is {split} here and below.
-        images: where images are under `root`: a folder, or a path with {stem} as in the source `folder`.
-        labels: where text files are under `root`, with {stem}.
-        classes: names in the order of the files' numbers, without the background.
-        palette: (red, green, blue) of the background and each class in pictures; the PASCAL VOC colours when left out.
-        window: values that become 0 and 255 in images with more than 8 bits a pixel.
 
     Returns:
         The source, in natural order of the stems.
@@ -122,13 +118,19 @@ def yolo(
             f"as {orphans[0]}. Take them away, or mend the names or source.images."
         )
     stems = tuple(sorted(image_files, key=files.natural))
+    found = tuple(image_files[stem] for stem in stems)
     return Yolo(
-        spec=make_spec(["background", *classes], palette, range(1, len(classes) + 1)),
+        spec=make_spec(
+            ["background", *classes],
+            palette,
+            range(1, len(classes) + 1),
+            channels=channels,
+            dtype=reading.common_dtype(found),
+        ),
         stems=stems,
-        images=tuple(image_files[stem] for stem in stems),
+        images=found,
         labels=tuple(label_files.get(stem) for stem in stems),
         channels=channels,
-        window=window,
     )
 
 

@@ -1,67 +1,64 @@
-"""Backbones: (images, train) -> {"c1" .. "c5"}, maps at strides 2, 4, 8, 16 and 32, none above the output stride.
+"""Backbones: (images, train) -> features by name, "c1" to "c5" at strides 2, 4, 8, 16 and 32.
+
+A dict holds the features that a network has: a ConvNeXt has no "c1". No stride is above the output stride.
 
 The published networks; for small machines a ResNet-18 of half the channels, resnet18_half; and, for tests, a tiny one
 of each family: NAME_micro. The stem of NAME_deep is three 3x3 convolutions in place of a 7x7 one, as DeepLab's ResNets
 have it.
 """
 
-import functools
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 
 from segjax.checks import UserError, check_choice, choose
 from segjax.nn.backbones.convnext import ConvNeXt
-from segjax.nn.backbones.mobilenet import V3_LARGE, V3_SMALL, MobileNet, Row, rows_v2
+from segjax.nn.backbones.mobilenet import V2_MICRO, V3_LARGE, V3_MICRO, V3_SMALL, MobileNet
 from segjax.nn.backbones.resnet import ResNet
 from segjax.nn.backbones.vgg import VGG
 from segjax.nn.layers import Style
 
-# The paper does not give the norms' epsilon: this is torchvision's.
-_mobilenet_v3 = functools.partial(MobileNet, stem=16, activation=nn.hard_swish, epsilon=1e-3)
-_RESNETS = {
-    "resnet18": functools.partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False),
-    "resnet34": functools.partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=False),
-    "resnet50": functools.partial(ResNet, blocks=(3, 4, 6, 3)),
-    "resnet101": functools.partial(ResNet, blocks=(3, 4, 23, 3)),
-    "resnet152": functools.partial(ResNet, blocks=(3, 8, 36, 3)),
+
+class Backbone(NamedTuple):
+    """A published network: its family, whose names published weights have, its module and that module's settings."""
+
+    family: str
+    module: type[nn.Module]
+    settings: dict[str, Any]
+
+
+RESNETS = {
+    "resnet18": {"blocks": (2, 2, 2, 2), "bottleneck": False},
+    "resnet34": {"blocks": (3, 4, 6, 3), "bottleneck": False},
+    "resnet50": {"blocks": (3, 4, 6, 3)},
+    "resnet101": {"blocks": (3, 4, 23, 3)},
+    "resnet152": {"blocks": (3, 8, 36, 3)},
 }
+# The paper does not give the norms' epsilon: this is torchvision's.
+V3 = {"stem": 16, "activation": nn.hard_swish, "epsilon": 1e-3}
 BACKBONES = {
-    **_RESNETS,
-    **{f"{name}_deep": functools.partial(network, stem="deep") for name, network in _RESNETS.items()},
-    "vgg16": functools.partial(VGG, normalised=False),
-    "vgg16_bn": functools.partial(VGG),
-    "mobilenet_v2": functools.partial(MobileNet),
-    "mobilenet_v3_small": functools.partial(_mobilenet_v3, rows=V3_SMALL, last=576),
-    "mobilenet_v3_large": functools.partial(_mobilenet_v3, rows=V3_LARGE, last=960),
-    "convnext_tiny": functools.partial(ConvNeXt),
-    "convnext_small": functools.partial(ConvNeXt, blocks=(3, 3, 27, 3)),
-    "resnet18_half": functools.partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False, width=32),
-    "resnet_micro": functools.partial(ResNet, blocks=(1, 1, 2, 3), width=8),
-    "vgg_micro": functools.partial(VGG, widths=((8,), (8,), (16,), (16, 16), (16, 16))),
-    "mobilenet_v2_micro": functools.partial(
-        MobileNet, rows=rows_v2(8, (1, 8, 1, 1), (2, 8, 1, 2), (2, 16, 1, 2), (2, 16, 2, 2), (2, 24, 2, 2)),
-        stem=8, last=48,
-    ),
-    "mobilenet_v3_micro": functools.partial(
-        _mobilenet_v3,
-        rows=(
-            Row(3, 16, 16, True, nn.relu, 2),
-            Row(5, 32, 24, False, nn.relu, 2),
-            Row(5, 48, 24, True, nn.hard_swish, 2),
-            Row(3, 48, 24, False, nn.hard_swish, 1),
-            Row(5, 48, 24, True, nn.hard_swish, 2),
-            Row(5, 48, 24, True, nn.hard_swish, 1),
-        ),
-        last=48,
-    ),
-    "convnext_micro": functools.partial(ConvNeXt, blocks=(1, 1, 1, 2), widths=(8, 16, 16, 24)),
-}  # fmt: skip
+    **{name: Backbone("resnet", ResNet, settings) for name, settings in RESNETS.items()},
+    **{f"{name}_deep": Backbone("resnet", ResNet, settings | {"stem": "deep"}) for name, settings in RESNETS.items()},
+    "vgg16": Backbone("vgg", VGG, {"normalised": False}),
+    "vgg16_bn": Backbone("vgg", VGG, {}),
+    "mobilenet_v2": Backbone("mobilenet_v2", MobileNet, {}),
+    "mobilenet_v3_small": Backbone("mobilenet_v3", MobileNet, V3 | {"rows": V3_SMALL, "last": 576}),
+    "mobilenet_v3_large": Backbone("mobilenet_v3", MobileNet, V3 | {"rows": V3_LARGE, "last": 960}),
+    "convnext_tiny": Backbone("convnext", ConvNeXt, {}),
+    "convnext_small": Backbone("convnext", ConvNeXt, {"blocks": (3, 3, 27, 3)}),
+    "resnet18_half": Backbone("resnet", ResNet, {"blocks": (2, 2, 2, 2), "bottleneck": False, "width": 32}),
+    "resnet_micro": Backbone("resnet", ResNet, {"blocks": (1, 1, 2, 3), "width": 8}),
+    "vgg_micro": Backbone("vgg", VGG, {"widths": ((8,), (8,), (16,), (16, 16), (16, 16))}),
+    "mobilenet_v2_micro": Backbone("mobilenet_v2", MobileNet, {"rows": V2_MICRO, "stem": 8, "last": 48}),
+    "mobilenet_v3_micro": Backbone("mobilenet_v3", MobileNet, V3 | {"rows": V3_MICRO, "last": 48}),
+    "convnext_micro": Backbone("convnext", ConvNeXt, {"blocks": (1, 1, 1, 2), "widths": (8, 16, 16, 24)}),
+}
 
 
 def create(
     backbone: str,
-    style: Style,
+    style: Style = Style(),  # noqa: B008 (a frozen record)
     output_stride: int = 32,
     multi_grid: Sequence[int] = (1, 1, 1),
     convention: str = "atrous",
@@ -81,24 +78,39 @@ def create(
         name: of the submodule, where it is one.
 
     Returns:
-        An uninitialised linen module, (images, train) -> {"c1" .. "c5"}.
+        An uninitialised linen module, (images, train) -> features by name.
 
     Raises:
         UserError: no such backbone, output stride or convention, or a multi-grid that does not fit.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> net = create("resnet_micro", Style(), output_stride=16)
+        >>> net = create("resnet_micro", output_stride=16)
         >>> images = jnp.zeros((1, 64, 96, 3))
         >>> maps, _ = jax.eval_shape(lambda: net.init_with_output(jax.random.key(0), images, train=False))
         >>> maps["c2"].shape, maps["c5"].shape
         ((1, 16, 24, 32), (1, 4, 6, 256))
     """
     check(backbone, output_stride, multi_grid, convention)
-    network = functools.partial(
-        BACKBONES[backbone], style, output_stride=output_stride, convention=convention, name=name
-    )
-    return network() if tuple(multi_grid) == (1, 1, 1) else network(multi_grid=tuple(multi_grid))
+    _, module, settings = BACKBONES[backbone]
+    grid = {} if tuple(multi_grid) == (1, 1, 1) else {"multi_grid": tuple(multi_grid)}
+    return module(style, output_stride=output_stride, convention=convention, name=name, **settings, **grid)
+
+
+def layers(backbone: str) -> tuple[str, ...]:
+    """Names the layers of a backbone, from the input on.
+
+    Args:
+        backbone: a key of `BACKBONES`.
+
+    Returns:
+        Names of its submodules.
+
+    Example:
+        >>> layers("vgg_micro")[:3]
+        ('conv1_0', 'conv2_0', 'conv3_0')
+    """
+    return create(backbone).layers
 
 
 def check(
@@ -115,15 +127,15 @@ def check(
     Raises:
         UserError: no such backbone, output stride or convention, or a multi-grid that does not fit.
     """
-    network = choose("model.backbone", backbone, BACKBONES)
+    family, _, settings = choose("model.backbone", backbone, BACKBONES)
     check_choice("model.convention", convention, ("atrous", "torchvision", "smp"))
     if output_stride not in (8, 16, 32):
         raise UserError(f"model.output_stride={output_stride} is not one of 8, 16, 32.")
     if tuple(multi_grid) == (1, 1, 1):
         return
-    if network.func is not ResNet:
+    if family != "resnet":
         raise UserError(f"model.multi_grid is for ResNets only: leave it at (1, 1, 1) with {backbone!r}.")
-    blocks = network.keywords["blocks"][-1]
+    blocks = settings["blocks"][-1]
     if len(multi_grid) != blocks or min(multi_grid) < 1:
         raise UserError(
             f"model.multi_grid={multi_grid} must be {blocks} positive factors, one a block of the last stage."

@@ -90,7 +90,7 @@ class ConvNeXt(nn.Module):
     """A stem of stride 4 and four stages of blocks, with a convolution of stride 2 before each but the first.
 
     Its norms are layer norms, of epsilon 1e-6, whatever the style says: "batch" and "group" do not apply. Nothing has
-    stride 2, so c1 is a map without channels. Sizes are rounded down.
+    stride 2, so there is no c1. Sizes are rounded down.
 
     Attributes:
         style: dtype; its norm is not used.
@@ -107,12 +107,19 @@ class ConvNeXt(nn.Module):
     blocks: tuple[int, ...] = (3, 3, 9, 3)
     widths: tuple[int, ...] = (96, 192, 384, 768)
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the submodules, from the input on."""
+        names = ["stem"]
+        for stage, count in enumerate(self.blocks, 1):
+            names += [f"downsample{stage}"] * (stage > 1) + [f"stage{stage}_{i}" for i in range(count)]
+        return tuple(names)
+
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, jax.Array]:
-        """Maps images [b, h, w, c] to {"c1" .. "c5"} at strides 2, 4, 8, 16, 32, none above `output_stride`."""
+        """Maps images [b, h, w, c] to {"c2" .. "c5"} at strides 4, 8, 16, 32, none above `output_stride`."""
         style = self.style
-        b, h, w = images.shape[:3]
-        features = {"c1": jnp.zeros((b, h // 2, w // 2, 0), style.dtype)}
+        features = {}
         x = Stem(self.widths[0], style, name="stem")(images)
         block = style.block(Block)
         stride, dilation = 4, 1

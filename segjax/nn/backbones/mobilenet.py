@@ -34,31 +34,37 @@ class Row(NamedTuple):
     stride: int
 
 
-def rows_v2(width: int, *stages: tuple[int, int, int, int]) -> tuple[Row, ...]:
-    """Spells out a table such as MobileNetV2's.
-
-    Args:
-        width: channels that the stem leaves.
-        *stages: expansion, channels, blocks and stride of the first block: t, c, n, s of the paper's table 2.
-
-    Returns:
-        One row a block.
-
-    Example:
-        >>> [(row.expanded, row.features, row.stride) for row in rows_v2(32, (1, 16, 1, 1), (6, 24, 2, 2))]
-        [(32, 16, 1), (96, 24, 2), (144, 24, 1)]
-    """
-    rows = []
-    for expansion, features, count, stride in stages:
-        for i in range(count):
-            rows.append(Row(3, expansion * width, features, False, nn.relu6, 1 if i else stride))
-            width = features
-    return tuple(rows)
-
-
-# Table 2 of MobileNetV2.
-V2 = rows_v2(
-    32, (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)
+# Table 2 of MobileNetV2, spelled out: expansion 6 but for the first block.
+V2 = (
+    Row(3, 32, 16, False, nn.relu6, 1),
+    Row(3, 96, 24, False, nn.relu6, 2),
+    Row(3, 144, 24, False, nn.relu6, 1),
+    Row(3, 144, 32, False, nn.relu6, 2),
+    *(Row(3, 192, 32, False, nn.relu6, 1),) * 2,
+    Row(3, 192, 64, False, nn.relu6, 2),
+    *(Row(3, 384, 64, False, nn.relu6, 1),) * 3,
+    Row(3, 384, 96, False, nn.relu6, 1),
+    *(Row(3, 576, 96, False, nn.relu6, 1),) * 2,
+    Row(3, 576, 160, False, nn.relu6, 2),
+    *(Row(3, 960, 160, False, nn.relu6, 1),) * 2,
+    Row(3, 960, 320, False, nn.relu6, 1),
+)
+V2_MICRO = (
+    Row(3, 8, 8, False, nn.relu6, 1),
+    Row(3, 16, 8, False, nn.relu6, 2),
+    Row(3, 16, 16, False, nn.relu6, 2),
+    Row(3, 32, 16, False, nn.relu6, 2),
+    Row(3, 32, 16, False, nn.relu6, 1),
+    Row(3, 32, 24, False, nn.relu6, 2),
+    Row(3, 48, 24, False, nn.relu6, 1),
+)
+V3_MICRO = (
+    Row(3, 16, 16, True, nn.relu, 2),
+    Row(5, 32, 24, False, nn.relu, 2),
+    Row(5, 48, 24, True, nn.hard_swish, 2),
+    Row(3, 48, 24, False, nn.hard_swish, 1),
+    Row(5, 48, 24, True, nn.hard_swish, 2),
+    Row(5, 48, 24, True, nn.hard_swish, 1),
 )
 # Tables 1 and 2 of MobileNetV3.
 V3_LARGE = (
@@ -190,6 +196,11 @@ class MobileNet(nn.Module):
     last: int = 1280
     activation: Activation = nn.relu6
     epsilon: float | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the submodules, from the input on."""
+        return ("stem", *(f"block_{i}" for i in range(len(self.rows))), "last")
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, jax.Array]:

@@ -5,8 +5,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from segjax.checks import check_choice
+from segjax.nn.kernels import max_pool
 from segjax.nn.layers import ConvNorm, Style
-from segjax.nn.ops import max_pool
 
 
 class Block(nn.Module):
@@ -65,6 +65,13 @@ class ResNet(nn.Module):
     bottleneck: bool = True
     width: int = 64
     stem: str = "plain"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the submodules, from the input on."""
+        stem = ("conv1",) if self.stem == "plain" else ("conv1_0", "conv1_1", "conv1_2")
+        stages = enumerate(self.blocks, 1)
+        return stem + tuple(f"layer{stage}_{i}" for stage, count in stages for i in range(count))
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, jax.Array]:

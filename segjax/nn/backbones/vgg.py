@@ -6,8 +6,8 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from segjax.nn.kernels import max_pool
 from segjax.nn.layers import ConvNorm, Style
-from segjax.nn.ops import max_pool
 
 
 class VGG(nn.Module):
@@ -29,6 +29,11 @@ class VGG(nn.Module):
     convention: str = "atrous"
     widths: tuple[tuple[int, ...], ...] = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
     normalised: bool = True
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the submodules, from the input on."""
+        return tuple(f"conv{stage}_{i}" for stage, widths in enumerate(self.widths, 1) for i in range(len(widths)))
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, jax.Array]:

@@ -1,23 +1,24 @@
 """Convolution, in the formulation that is fastest on the platform it is lowered for: the same numbers in each.
 
-GPUs run XLA's own operations, and TPUs but for the first layer, see `_paired`. A CPU runs what is below: XLA's
-convolution there is a good match of PyTorch's where it is a large matrix product, and slow where it is not. Times are
-milliseconds on one core of a CPU with AVX-512, JAX 0.10.2, November 2026, float32, batch 2: of PyTorch 2.13 (oneDNN,
-channels last), of XLA's operation, and of the formulation here; each for the forward pass, the gradient of the maps and
-the gradient of the kernel. Convolutions and pooling have gradients in reverse mode only.
+GPUs run XLA's own operations, and TPUs but for the first layer, see `segjax.nn.kernels.paired`. A CPU runs what is
+below: XLA's convolution there is a good match of PyTorch's where it is a large matrix product, and slow where it is
+not. Times are milliseconds on one core of a CPU with AVX-512, JAX 0.10.2, November 2026, float32, batch 2: of PyTorch
+2.13 (oneDNN, channels last), of XLA's operation, and of the formulation here; each for the forward pass, the gradient
+of the maps and the gradient of the kernel. Convolutions and pooling have gradients in reverse mode only.
 """
 
 import functools
 import itertools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from segjax.nn.windows import Pads, Window, filled, line_views, transposed, views
+from segjax.nn.kernels.depthwise import depthwise
+from segjax.nn.kernels.paired import paired
+from segjax.nn.kernels.passes import Passes, by_vjp, plain
+from segjax.nn.kernels.windows import Pads, Window, filled, line_views
 from segjax.space import by_platform, shards, shift_rows
 
 
@@ -50,66 +51,32 @@ def convolution(
     if shards() > 1 and stride == 1 and reach == sum(padding) and max(padding) > -(-x.shape[1] // shards()):
         # Wider than a device's share of the rows, as an atrous pyramid's rates can be: the kernel's rows one by one.
         columns = Window(kernel.shape[1], 1, dilation, padding)
-        plain = _plain(groups, columns, rows=Window(1, 1, 1, (0, 0))).forward
+        of_row = plain(groups, columns, rows=Window(1, 1, 1, (0, 0))).forward
         shifts = (i * dilation - padding[0] for i in range(kernel.shape[0]))
-        terms = [plain(shift_rows(x, by), kernel[i : i + 1]) for i, by in enumerate(shifts) if abs(by) < x.shape[1]]
+        terms = [of_row(shift_rows(x, by), kernel[i : i + 1]) for i, by in enumerate(shifts) if abs(by) < x.shape[1]]
         return sum(terms[1:], terms[0])
     return _convolution(x, kernel, groups, Window(kernel.shape[0], stride, dilation, padding))
 
 
-class _Passes(NamedTuple):
-    """A formulation: the result from (x, kernel), the gradients of both from (x, kernel, gradient of the result)."""
-
-    forward: Callable
-    dx: Callable
-    dk: Callable
-
-
-def _by_vjp(forward):
-    """Formulation whose gradients are what JAX makes of the forward pass."""
-    return _Passes(
-        forward,
-        lambda x, kernel, g: jax.vjp(lambda x: forward(x, kernel), x)[1](g)[0],
-        lambda x, kernel, g: jax.vjp(lambda kernel: forward(x, kernel), kernel)[1](g)[0],
-    )
-
-
-def _plain(groups, window, rows=None):
-    rows = rows or window
-
-    def forward(x, kernel):
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (rows.stride, window.stride),
-            (rows.padding, window.padding),
-            rhs_dilation=(rows.dilation, window.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
-
-    return _by_vjp(forward)
-
-
 def _on_cpu(x, kernel, groups, window):
     """The fastest known formulation of each pass."""
-    plain = _plain(groups, window)
+    xla = plain(groups, window)
     c, f = x.shape[-1], kernel.shape[-1]
     if kernel.shape[0] != kernel.shape[1] or min(map(window.result, x.shape[1:3])) < 1:
-        return plain
+        return xla
     if groups == 1 and window.size == 1 and window.padding == (0, 0):
         passes = _pointwise(window)
     elif 1 < groups == c == f:
-        passes = _depthwise(window)
+        passes = depthwise(window)
     elif groups == 1 and window.stride == 1 and _share(x.shape, window) < 0.8:
         passes = _overlaps(window)
     elif groups == 1 and window.size <= 3 and window.result(x.shape[2]) >= 256:
-        passes = plain._replace(dk=_row_by_row(window))
+        passes = xla._replace(dk=_row_by_row(window))
     else:
-        return plain
+        return xla
     if x.dtype in (jnp.bfloat16, jnp.float16):
         # The sums over a kernel and over pixels need more digits than the maps have.
-        return _Passes(*(_in_float32(f) for f in passes))
+        return Passes(*(_in_float32(f) for f in passes))
     return passes
 
 
@@ -119,10 +86,10 @@ def _in_float32(f):
 
 def _formulations(x, kernel, groups, window):
     """Those of each platform for `by_platform`; TPUs have one of their own for the first layer of a backbone only."""
-    passes = {"cpu": _on_cpu(x, kernel, groups, window), "default": _plain(groups, window)}
+    passes = {"cpu": _on_cpu(x, kernel, groups, window), "default": plain(groups, window)}
     of_image = x.shape[-1] <= 4 and groups == 1 and kernel.shape[0] == kernel.shape[1] > 1
     if of_image and (window.stride, window.dilation) == (2, 1) and x.shape[2] % 2 == 0:
-        passes["tpu"] = _paired(window)
+        passes["tpu"] = paired(window)
     return passes
 
 
@@ -141,55 +108,6 @@ def _backward(groups, window, residuals, g):
 
 
 _convolution.defvjp(lambda x, kernel, *static: (_convolution(x, kernel, *static), (x, kernel)), _backward)
-
-
-def _paired(window):
-    """Stride 2 on the few channels of an image: two neighbouring columns as one of twice the channels, and stride 1.
-
-    Half as many columns to lay out in a TPU's memory, where so few channels are padded, and half as many in the kernel.
-    Millions of cycles that the compiler estimates on a v5e chip, of XLA's operation and of this, in bfloat16 (libtpu
-    0.0.42.1, JAX 0.10.2, 2026-11-25), in training on 8 x 512x512 and in evaluation of one image of 1024x2048::
-
-        7x7 kernel, 64 channels of the result      6.4    5.3      8.4    6.1
-        3x3, 64                                    6.0    4.6      8.0    5.9
-        3x3, 16                                    6.0    4.6      6.6    4.5
-        DeepLabV3+ with ResNet-50, whole step     70.0   68.8     29.9   27.6
-
-    The whole steps are 20.0 and 20.3 % of the chip's peak in training, 17.0 and 18.5 % in evaluation; products
-    with the zeros that are added to the kernel are 0.03 and 0.05 of these.
-    """
-
-    def forward(x, kernel):
-        b, h, w, c = x.shape
-        zeros, columns = _pairs(window, w)
-        kernel = jnp.pad(kernel, ((0, 0), zeros, (0, 0), (0, 0))).reshape(window.size, columns.size, 2 * c, -1)
-        return _plain(1, columns, rows=window).forward(x.reshape(b, h, w // 2, 2 * c), kernel)
-
-    return _by_vjp(forward)
-
-
-def _pairs(window, source):
-    """A kernel's columns of stride 2 as pairs of stride 1.
-
-    Column j of the result begins at column 2 j - p of the maps, p the padding in front. Where p is odd this is the
-    second of a pair, and a column of zeros goes before the kernel's; where the number is odd then, another behind.
-
-    Args:
-        window: of the kernel, with stride 2 and dilation 1.
-        source: columns of the maps, an even number.
-
-    Returns:
-        Columns of zeros before and after the kernel's, and the window over the pairs.
-
-    Example:
-        >>> _pairs(Window(7, 2, 1, (3, 3)), 512)
-        ((1, 0), Window(size=4, stride=1, dilation=1, padding=(2, 1)))
-    """
-    before = window.padding[0] % 2
-    after = (before + window.size) % 2
-    size, first = (before + window.size + after) // 2, (window.padding[0] + before) // 2
-    behind = window.result(source) + size - 1 - source // 2 - first
-    return (before, after), Window(size, 1, 1, (first, behind))
 
 
 def _pointwise(window):
@@ -218,37 +136,7 @@ def _pointwise(window):
         # Without the barrier XLA takes the transposition back.
         return lax.optimization_barrier(jnp.einsum("bhwf,bhwi->fi", g, x)).T[None, None]
 
-    return _Passes(forward, dx, dk)
-
-
-def _depthwise(window):
-    """A depthwise convolution is a sum of shifted maps, which XLA compiles into one loop over vectors of channels.
-
-    3x3 on 64 channels with stride 2 at 128x256, 5x5 on 120 at 32x64, 3x3 with dilation 12 on 2048 at 16x32::
-
-        PyTorch   0.7   1.4  0.8     0.3  0.4  4.1     23   23    39
-        XLA      28   360   20      20   20   33       62   62  1190
-        here      1.8   1.0  3.9     0.6  0.6  2.2      4.9  4.7   3.7
-
-    The barriers keep the sum out of what follows, where it would be computed again for each use.
-    """
-
-    def forward(x, kernel):
-        return lax.optimization_barrier(sum(view * kernel[i, j][None, None] for (i, j), view in views(x, window)))
-
-    def dx(x, kernel, g):
-        return transposed(x.shape, window, [(g, 0.0)], lambda i, j, g: g * kernel[i, j][None, None])
-
-    def dk(x, kernel, g):
-        def add(row, sums):
-            line = lax.dynamic_slice_in_dim(g, row, 1, 1)[:, 0]
-            return [total + view * line for total, view in zip(sums, line_views(x, row, window), strict=True)]
-
-        count = len(window.taps(x.shape[1])[0]) * len(window.taps(x.shape[2])[0])
-        sums = lax.fori_loop(0, g.shape[1], add, [jnp.zeros_like(g[:, 0])] * count)
-        return filled(jnp.stack([total.sum((0, 1)) for total in sums]), x, kernel, window)
-
-    return _Passes(forward, dx, dk)
+    return Passes(forward, dx, dk)
 
 
 def _row_by_row(window):
@@ -317,4 +205,4 @@ def _overlaps(window):
         ]
         return filled(jnp.stack(elements), x, kernel, window) if elements else jnp.zeros_like(kernel)
 
-    return _by_vjp(forward)._replace(dk=dk)
+    return by_vjp(forward)._replace(dk=dk)

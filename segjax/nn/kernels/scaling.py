@@ -1,6 +1,6 @@
 """Pooling, doubling and resampling, in the formulation that is fastest on the platform they are lowered for.
 
-See `segjax.nn.convolution`, also for what the tables of times are.
+See `segjax.nn.kernels.conv`, also for what the tables of times are.
 """
 
 import functools
@@ -11,13 +11,12 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from segjax.nn.windows import Pads, Window, transposed, views
+from segjax.nn.kernels.windows import Window, transposed, views
 from segjax.space import by_platform, multiply_rows, row_by_row, shards
 
 
-def max_pool(
-    x: Float[Array, "b h w c"], window: int, stride: int, dilation: int = 1, padding: Pads = (0, 0)
-) -> Float[Array, "b i j c"]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def max_pool(x, window):
     """Largest value of each window; of several equal ones the first gets the gradient, as in XLA and PyTorch.
 
     On a CPU the largest of strided views, whose gradient goes to the first view that equals it. 64 channels at 128x256:
@@ -29,30 +28,20 @@ def max_pool(
 
     Args:
         x: maps [b, h, w, c].
-        window: rows and columns.
-        stride: of the result.
-        dilation: distance between the window's pixels.
-        padding: pixels before and after, both axes, that are never the largest.
+        window: the windows.
 
     Returns:
         Maps [b, i, j, c]; rows and columns that fill no window are left out.
-
-    Example:
-        >>> max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), 2, 2).ravel()
-        Array([3.], dtype=float32)
     """
-    return _max_pool(x, Window(window, stride, dilation, padding))
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _max_pool(x, window):
     def largest_view(x):
         return functools.reduce(jnp.maximum, (view for _, view in views(x, window, -jnp.inf)))
 
-    return by_platform(x, cpu=largest_view, default=functools.partial(_reduce_window, window))
+    return by_platform(x, cpu=largest_view, default=functools.partial(reduce_window, window))
 
 
-def _reduce_window(window, x):
+def reduce_window(window: Window, x: jax.Array) -> jax.Array:
+    """XLA's max-pooling."""
     size, stride, dilation, padding = window
     return lax.reduce_window(
         x,
@@ -78,7 +67,7 @@ def _pool_backward(window, residuals, g):
         )
 
     def scatter(x, y, g):
-        return jax.vjp(functools.partial(_reduce_window, window), x)[1](g)[0]
+        return jax.vjp(functools.partial(reduce_window, window), x)[1](g)[0]
 
     # JAX has no gradient of dilated windows, so these have this one everywhere.
     default = scatter if window.dilation == 1 else to_first
@@ -86,15 +75,15 @@ def _pool_backward(window, residuals, g):
 
 
 def _pool_forward(x, window):
-    y = _max_pool(x, window)
+    y = max_pool(x, window)
     return y, (x, y)
 
 
-_max_pool.defvjp(_pool_forward, _pool_backward)
+max_pool.defvjp(_pool_forward, _pool_backward)
 
 
-def mean_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Array, "b i j c"]:
-    """Mean of each window that fits into the maps, stride 1; of all pixels where the window is larger.
+def sum_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Array, "b i j c"]:
+    """Sum of each window that fits into the maps, stride 1.
 
     On a CPU rows are added first, then columns: for windows of 32x64 on 64x128 maps of 2048 channels, batch 1, that is
     0.11 s where XLA adds 2048 pixels for each result, in 33 s (two cores, 2026-11-24).
@@ -104,15 +93,9 @@ def mean_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Arra
         window: rows and columns.
 
     Returns:
-        Means [b, i, j, c] of the dtype of x, taken in float32.
-
-    Example:
-        >>> mean_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), (1, 2)).ravel()
-        Array([0.5, 2.5], dtype=float32)
+        Sums [b, i, j, c].
     """
-    rows, columns = window = tuple(map(min, window, x.shape[1:3]))
-    if window == x.shape[1:3]:
-        return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+    rows, columns = window
 
     def add(x, *window):
         return nn.pool(x, 0.0, lax.add, window, (1, 1), "VALID")
@@ -123,12 +106,7 @@ def mean_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Arra
     def at_once(x):
         return add(x, rows, columns)
 
-    total = by_platform(x.astype(jnp.float32), cpu=one_axis_each, default=at_once)
-    return (total / (rows * columns)).astype(x.dtype)
-
-
-# He initialisation counts the inputs of one output pixel: the windows do not overlap, so one pixel's channels.
-DOUBLING = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal", in_axis=2, out_axis=(0, 1, 3))
+    return by_platform(x, cpu=one_axis_each, default=at_once)
 
 
 @jax.custom_vjp
@@ -136,7 +114,8 @@ def transposed_convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "i j
     """Transposed convolution whose stride is the size of its kernel.
 
     The kernel's gradient is written so that a TPU takes it from the maps as they lie; with JAX's own, XLA turns the
-    gradient around first. The unfolded U-Net of two levels in `segjax.nn.folded` takes 164 million cycles so, and 173.
+    gradient around first. The unfolded U-Net of two levels in `segjax.nn.kernels.folded` takes 164 million
+    cycles so, and 173.
 
     Args:
         x: maps [b, h, w, c].
@@ -160,7 +139,7 @@ def _transposed_backward(residuals, g):
 transposed_convolution.defvjp(lambda x, kernel: (transposed_convolution(x, kernel), (x, kernel)), _transposed_backward)
 
 
-class UpConv2x2(nn.Module):
+def double(x: Float[Array, "b h w c"], kernel: Float[Array, "2 2 c f"]) -> Float[Array, "b i j f"]:
     """Transposed 2x2 convolution of stride 2: each pixel becomes a 2x2 block of pixels.
 
     On a CPU one matrix product and a rearrangement. 128 -> 64 channels at 64x128, and 256 -> 128 at 32x64::
@@ -169,48 +148,33 @@ class UpConv2x2(nn.Module):
         XLA       22.3 20.8 775     11.2 13.1 1207
         here      23.7 22.8  23     11.3 12.7   13
 
-    Attributes:
-        features: channels of the result.
-        dtype: compute dtype.
+    Args:
+        x: maps [b, h, w, c].
+        kernel: rows, columns, channels of the maps and of the result; as `jax.lax.conv_transpose` takes it.
+
+    Returns:
+        Maps [b, 2 h, 2 w, f].
     """
 
-    features: int
-    dtype: str = "float32"
+    def transposed(x, kernel):
+        return lax.conv_transpose(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j f"]:
-        """Doubles the maps.
+    def matrix_product(x, kernel):
+        b, h, w, c = x.shape
+        # conv_transpose slides the kernel unflipped over the dilated input, so block pixel (i, j) meets
+        # kernel element (1 - i, 1 - j).
+        blocks = x.reshape(-1, c) @ kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(c, -1)
+        blocks = blocks.reshape(b, h, w, 2, 2, -1)
+        return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, -1)
 
-        Args:
-            x: maps [b, h, w, c].
+    # JAX sums its own gradients over the devices that rows are divided over, not those of transposed_convolution.
+    on_tpu = transposed if shards() > 1 else transposed_convolution
 
-        Returns:
-            Maps [b, 2 h, 2 w, features].
-        """
-        kernel = self.param("kernel", DOUBLING, (2, 2, x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    def of_rows(x, kernel):
+        return by_platform(x, kernel, cpu=matrix_product, tpu=on_tpu, default=transposed)
 
-        def transposed(x, kernel):
-            return lax.conv_transpose(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-        def matrix_product(x, kernel):
-            b, h, w, c = x.shape
-            # conv_transpose slides the kernel unflipped over the dilated input, so block pixel (i, j) meets
-            # kernel element (1 - i, 1 - j).
-            blocks = x.reshape(-1, c) @ kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(c, -1)
-            blocks = blocks.reshape(b, h, w, 2, 2, self.features)
-            return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, self.features)
-
-        # JAX sums its own gradients over the devices that rows are divided over, not those of transposed_convolution.
-        on_tpu = transposed if shards() > 1 else transposed_convolution
-
-        def of_rows(x, kernel):
-            return by_platform(x, kernel, cpu=matrix_product, tpu=on_tpu, default=transposed)
-
-        # For the kernel's gradient XLA would gather rows that are divided over devices.
-        y = row_by_row(of_rows, x, kernel)
-        return y + bias.reshape(1, 1, 1, -1)
+    # For the kernel's gradient XLA would gather rows that are divided over devices.
+    return row_by_row(of_rows, x, kernel)
 
 
 def resample(
@@ -237,21 +201,28 @@ def resample(
     Returns:
         Maps [b, y, x, c].
     """
-    multiply = functools.partial(jnp.einsum, precision="highest")
-
-    def along_columns(x):
-        product = "bxw,bywc->byxc" if columns is not None and columns.ndim == 3 else "xw,bywc->byxc"
-        return x if columns is None else multiply(product, columns, x)
-
-    def rows_first(x):
-        return along_columns(x if rows is None else multiply_rows(rows, x, reach))
 
     def columns_first(x):
-        x = along_columns(x)
+        x = _along_columns(x, columns)
         if rows is None:
             return x
         b, h, w, c = x.shape
-        images = multiply("byh,bhn->byn", jnp.broadcast_to(rows, (b, *rows.shape[-2:])), x.reshape(b, h, w * c))
+        of_images = jnp.broadcast_to(rows, (b, *rows.shape[-2:]))
+        images = jnp.einsum("byh,bhn->byn", of_images, x.reshape(b, h, w * c), precision="highest")
         return images.reshape(b, -1, w, c)
 
-    return by_platform(x, cpu=columns_first, default=rows_first)
+    return by_platform(x, cpu=columns_first, default=lambda x: rows_first(x, rows, columns, reach))
+
+
+def rows_first(
+    x: Float[Array, "b h w c"], rows: jax.Array | None, columns: jax.Array | None, reach: tuple[int, int] | None
+) -> Float[Array, "b y x c"]:
+    """`resample` as two products of matrices, rows first."""
+    return _along_columns(x if rows is None else multiply_rows(rows, x, reach), columns)
+
+
+def _along_columns(x, columns):
+    if columns is None:
+        return x
+    product = "bxw,bywc->byxc" if columns.ndim == 3 else "xw,bywc->byxc"
+    return jnp.einsum(product, columns, x, precision="highest")

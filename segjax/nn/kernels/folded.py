@@ -2,7 +2,7 @@
 
 A TPU works on 128 channels at a time, so maps of 64 channels waste half of its memory, bandwidth and products. Here
 maps [b, h, w, c] lie as [b, h, w / 2, 2 c]: the parameters, their names and what is computed of them are those of the
-layers in `segjax.nn.layers` and `segjax.nn.ops`, only the order in memory is another.
+layers in `segjax.nn.layers`, only the order in memory is another.
 
 Columns pair up in two ways: "even" maps hold (0, 1), (2, 3), ... and "shifted" ones (-1, 0), (1, 2), ..., (w - 1, w),
 whose columns -1 and w are zero. Columns 2 j and 2 j + 1 of a 3x3 convolution's result see the columns 2 j - 1 to
@@ -22,8 +22,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from segjax.checks import UserError
-from segjax.nn.layers import HE, Style
-from segjax.nn.ops import DOUBLING, transposed_convolution
+from segjax.nn.kernels.scaling import transposed_convolution
+from segjax.nn.layers import DOUBLING, HE, Style
 from segjax.space import shards
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -150,7 +150,7 @@ class BatchNormReLU(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
         mean, var = running_mean.value, running_var.value
         x = x.astype(jnp.float32)
-        if train:
+        if train and style.learns(*self.path):
             counted = jnp.where(inside(x), x, 0.0) if self.shifted else x
             sums = jnp.stack([counted.sum((0, 1, 2)), jnp.square(counted).sum((0, 1, 2))])
             columns = 2 * (x.shape[2] - self.shifted)
@@ -233,7 +233,7 @@ def max_pool(x: Float[Array, "b h v d"]) -> Float[Array, "b i v c"]:
 
 
 class UpConv2x2(nn.Module):
-    """Transposed 2x2 convolution of stride 2 that makes folded maps: `segjax.nn.ops.UpConv2x2`.
+    """Transposed 2x2 convolution of stride 2 that makes folded maps: `segjax.nn.layers.UpConv2x2`.
 
     Attributes:
         features: channels of a column of the result.

@@ -1,11 +1,7 @@
-"""From a network's maps to objects: one batched function of fixed shapes, compiled with the step.
+"""From a centre map and offsets to objects, in fixed shapes: Panoptic-DeepLab, section 3.2 (arXiv:1911.10194).
 
-Panoptic-DeepLab, section 3.2 (Cheng et al., 2020, arXiv:1911.10194): peaks of the centre map are objects, a pixel
-belongs to the centre that it points nearest to, and the pixels of an object vote on its class.
+Peaks of the centre map are objects, and a pixel belongs to the centre that it points nearest to.
 """
-
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,28 +11,6 @@ from segjax import space
 from segjax.checks import UserError
 
 CHUNK = 8  # centres that one pass over the maps compares
-
-
-class Objects(NamedTuple):
-    """What was found in a batch; object i has the number i + 1.
-
-    label: class of each pixel int32 [b, y, x]; `ignore` where nothing was decided (void).
-    instance: number of the object int32 [b, y, x]; 0 for stuff and void.
-    semantic: class of the largest logit int32 [b, y, x], before objects voted.
-    classes: class of each object int32 [b, n]; -1 where it has no pixel.
-    scores: confidence of each object float32 [b, n]: mean probability of its class over its pixels times the centre
-        map at its centre; 0 where it has no pixel.
-    points: centre of each object (y, x) int32 [b, n, 2].
-    valid: which of the n places are peaks of the centre map bool [b, n]; they come first.
-    """
-
-    label: Int32[Array, "b y x"]
-    instance: Int32[Array, "b y x"]
-    semantic: Int32[Array, "b y x"]
-    classes: Int32[Array, "b n"]
-    scores: Float32[Array, "b n"]
-    points: Int32[Array, "b n 2"]
-    valid: Bool[Array, "b n"]
 
 
 def find_centres(
@@ -133,77 +107,35 @@ def group_pixels(
     return jax.lax.fori_loop(0, passes, compare, start)[1]
 
 
-def panoptic(
-    logits: Float[Array, "b y x k"],
+def find_objects(
     centre: Float[Array, "b y x"],
     offset: Float[Array, "b y x 2"],
     inside: Bool[Array, "b y x"],
     *,
-    things: Sequence[int],
-    ignore: int,
     threshold: float = 0.1,
     nms_kernel: int = 7,
     top_k: int = 200,
-    stuff_area: int = 2048,
-) -> Objects:
-    """Merges classes and objects into one map.
-
-    Thing pixels go to objects; an object has the class that most of its pixels have (of equal counts the first).
-    Thing pixels where no centre was found, and stuff of fewer pixels than `stuff_area`, are void.
+) -> tuple[Int32[Array, "b y x"], Float32[Array, "b n"], Int32[Array, "b n 2"]]:
+    """Finds the objects of a batch, whatever their classes.
 
     Args:
-        logits: scores of the classes.
-        centre: centre map of the same size.
-        offset: (dy, dx) in pixels of that size.
-        inside: which pixels belong to the image; others are void and have no vote.
-        things: indices of the classes that are countable objects.
-        ignore: label of void.
+        centre: centre map.
+        offset: (dy, dx) from each pixel to the centre of its object, in pixels.
+        inside: which pixels belong to the image.
         threshold: least value of a centre; 0.1 in section 4.1.
-        nms_kernel: rows and columns in which a centre is the largest value; 7 in section 3.2.
+        nms_kernel: rows and columns in which a centre is the largest value, odd; 7 in section 3.2.
         top_k: greatest number of objects n; 200 in section 4.1.
-        stuff_area: least pixels of a stuff class; 2048 for Cityscapes in Panoptic-DeepLab's code.
 
     Returns:
-        The objects.
+        Number of the object of each pixel, 1 .. n, 0 where there is none; the centre map at the centre of each, 0 for
+        places that are not taken, which come last; and (y, x) of the centres.
 
     Example:
-        >>> logits = jnp.array([[[[0.0, 9.0], [0.0, 9.0], [9.0, 0.0]]]])
-        >>> centre = jnp.array([[[0.9, 0.0, 0.0]]])
-        >>> settings = {"things": (1,), "ignore": 255, "stuff_area": 0}
-        >>> found = panoptic(logits, centre, jnp.zeros((1, 1, 3, 2)), centre > -1, **settings)
-        >>> found.label.tolist(), found.instance.tolist(), [round(s, 3) for s in found.scores[0, :2].tolist()]
-        ([[[1, 1, 0]]], [[[1, 1, 0]]], [0.9, 0.0])
+        >>> centre = jnp.array([[[0.9, 0.0, 0.0, 0.8]]])
+        >>> instance, confidence, _ = find_objects(centre, jnp.zeros((1, 1, 4, 2)), centre >= 0, nms_kernel=3, top_k=2)
+        >>> instance.tolist(), confidence.round(1).tolist()
+        ([[[1, 1, 2, 2]]], [[0.8999999761581421, 0.800000011920929]])
     """
-    b, h, w, k = logits.shape
-    n = min(top_k, h * w)
-    logits = logits.astype(jnp.float32)
-    semantic = jnp.argmax(logits, -1).astype(jnp.int32)
-    points, heights, valid = find_centres(centre, inside, threshold=threshold, nms_kernel=nms_kernel, top_k=n)
-    # Which classes are things is known here, so that this is no lookup.
-    is_thing = jnp.zeros(semantic.shape, bool)
-    for thing in things:
-        is_thing |= semantic == thing
-    instance = jnp.where(is_thing & inside, group_pixels(offset, points, valid), 0)
-
-    # One count of (object, class) pairs tells the votes, the areas of stuff, and from them the class of each pair.
-    pairs = instance * k + semantic
-    counted = space.filled(jnp.where(inside, pairs, (n + 1) * k), (n + 1) * k)
-    counts = jax.vmap(lambda i: jnp.zeros((n + 1) * k, jnp.int32).at[i].add(1, mode="drop"))(counted)
-    counts = counts.reshape(b, n + 1, k)
-    is_stuff = jnp.array([i not in things for i in range(k)])[None]
-    has_pixels = counts[:, 1:].sum(-1) > 0
-    classes = jnp.where(has_pixels, jnp.argmax(counts[:, 1:], -1).astype(jnp.int32), -1)
-    stuff = jnp.where(is_stuff & (counts[:, 0] >= stuff_area), jnp.arange(k, dtype=jnp.int32)[None], ignore)
-    decided = jnp.concatenate([stuff[:, None], jnp.broadcast_to(classes[..., None], (b, n, k))], 1)
-    label = jax.vmap(lambda table, i: table[i])(decided.reshape(b, -1), pairs)
-    label = jnp.where(inside, label, ignore)
-
-    picked = jnp.where(jax.nn.one_hot(label, k, dtype=bool), logits, 0.0).sum(-1)
-    probability = jnp.exp(picked - jax.nn.logsumexp(logits, -1))
-    totals = jax.vmap(lambda i, p: jnp.zeros(n + 1, jnp.float32).at[i].add(p))(
-        *map(space.filled, (instance, probability))
-    )
-    totals = totals[:, 1:]
-    area = jnp.maximum(counts[:, 1:].sum(-1), 1).astype(jnp.float32)
-    scores = jnp.where(has_pixels, totals / area * jnp.where(valid, heights, 0.0), 0.0)
-    return Objects(label, instance, semantic, classes, scores, points, valid)
+    top_k = min(top_k, centre.shape[1] * centre.shape[2])
+    points, heights, valid = find_centres(centre, inside, threshold=threshold, nms_kernel=nms_kernel, top_k=top_k)
+    return group_pixels(offset, points, valid), jnp.where(valid, heights, 0.0), points

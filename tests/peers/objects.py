@@ -1,4 +1,4 @@
-"""Prints what finding and scoring objects costs beside the network itself: python -m segjax.train [BACKBONE].
+"""Prints what finding and scoring objects costs beside the network itself: python tests/peers/objects.py [BACKBONE].
 
 One image of 1024x2048 pixels with 19 classes of which 8 are things, on the devices that are there, medians of five.
 The network has random weights; the maps that are post-processed are those of 30 objects, for a network that knows
@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax import models, postprocess, targets
+from segjax import models, objectives, tasks
 from segjax.metrics import panoptic
-from segjax.nn.resize import resize
-from segjax.spec import DatasetSpec, encode
+from segjax.objectives import Maps, targets
+from segjax.spec import DatasetSpec, Geometry, encode
 
 SPEC = DatasetSpec(tuple(f"class {k}" for k in range(19)), things=tuple(range(11, 19)))
 SIZE = (1024, 2048)
@@ -55,14 +55,14 @@ def report(backbone: str) -> str:
     label, instance = (jnp.asarray(x) for x in street(30))
     aims = targets.make(label, instance, things=SPEC.things, ignore=SPEC.ignore, count=64, sigma=8.0)
     logits = 9.0 * jax.nn.one_hot(label[:, 2::4, 2::4], 19)
-    maps = jnp.concatenate([logits, aims.centre[:, 2::4, 2::4, None], aims.offset[:, 2::4, 2::4]], -1)
+    maps = Maps({"logits": logits, "centre": aims.centre[:, 2::4, 2::4]}, {"offset": aims.offset[:, 2::4, 2::4] / 4})
+    task = tasks.create("panoptic", SPEC, objectives.create("centres", SPEC))
+    whole = jnp.array([SIZE], jnp.int32)
+    geometry = Geometry(whole, whole, SIZE, SIZE, False)
 
     @jax.jit
     def find(maps):
-        maps = resize(maps, SIZE)
-        found = postprocess.panoptic(
-            maps[..., :19], maps[..., 19], maps[..., 20:], label >= 0, things=SPEC.things, ignore=SPEC.ignore
-        )
+        found = task.decide(maps, geometry)
         return encode(found.label, found.instance, 1000)
 
     found, truth = (np.asarray(x[0]) for x in (find(maps), encode(label, instance, 1000)))

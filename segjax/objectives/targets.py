@@ -1,4 +1,4 @@
-"""What a network with centres and offsets learns, made from a label and an instance map inside the compiled step.
+"""Centre maps and offsets from a label and an instance map, made inside the compiled step.
 
 Panoptic-DeepLab, section 3.1 (Cheng et al., 2020, arXiv:1911.10194): each object is a Gaussian at its centre of mass,
 and each of its pixels points there.
@@ -21,7 +21,7 @@ class Targets(NamedTuple):
 
     centre: 1 at the centre of each object, falling to 0 [b, h, w].
     offset: (dy, dx) to the centre of mass of the pixel's object, in pixels [b, h, w, 2]; 0 outside objects.
-    centre_weight: 0 on crowds and where there is no truth, else 1 [b, h, w].
+    centre_weight: 0 on crowds and where nothing is labelled, else 1 [b, h, w].
     offset_weight: 1 on objects, else 0 [b, h, w].
     semantic_weight: `small_weight` on small objects, else 1 [b, h, w].
     """
@@ -38,7 +38,7 @@ def is_one_of(label: Integer[Array, "*shape"], classes: Sequence[int]) -> Bool[A
 
     Args:
         label: class indices, any shape.
-        classes: the indices that are sought.
+        classes: the indices to look for.
 
     Returns:
         bool, of the same shape.
@@ -106,10 +106,10 @@ def make(
     centre max_n exp(-|p - r_n|^2 / (2 sigma^2)) over the objects with |p - r_n| <= 3 sigma + 1 in either axis.
 
     Args:
-        label: class indices, `ignore` where there is no truth.
+        label: class indices, `ignore` where nothing is labelled.
         instance: numbers of the objects, 0 .. count - 1; 0 is none, on a thing class a crowd.
         things: indices of the classes that are countable objects.
-        ignore: label value without truth.
+        ignore: label value of unlabelled pixels.
         count: more than there are objects in an image.
         sigma: standard deviation of the Gaussians, in pixels.
         small_area: objects of fewer pixels are small; 4096 in Panoptic-DeepLab's code.

@@ -1,0 +1,35 @@
+"""Objectives: what a network learns, and how its outputs are decoded."""
+
+from segjax import keys
+from segjax.checks import choose
+from segjax.objectives import centres, pixels
+from segjax.objectives.maps import Maps
+from segjax.objectives.objective import Decoded, Objective
+from segjax.spec import DatasetSpec
+
+__all__ = ["OBJECTIVES", "Decoded", "Maps", "Objective", "create"]
+
+OBJECTIVES = {"pixels": pixels.create, "centres": centres.create}
+
+
+def create(name: str, spec: DatasetSpec, **settings) -> Objective:
+    """Makes an objective for a data set.
+
+    Args:
+        name: a key of `OBJECTIVES`.
+        spec: the data set, as the task reads it.
+        **settings: keys of that objective.
+
+    Returns:
+        The objective.
+
+    Raises:
+        UserError: no such objective or key, or one that does not fit the data set.
+
+    Example:
+        >>> sorted(create("pixels", DatasetSpec(("background", "vessel"))).outputs)
+        ['logits']
+    """
+    make = choose("objective.name", name, OBJECTIVES)
+    keys.check("objective", make, settings)
+    return make(spec, **settings)

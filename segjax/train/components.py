@@ -1,0 +1,205 @@
+"""From a configuration to the parts of a run; shared by training, evaluation, prediction and profiling."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from segjax import parallel
+from segjax.checks import UserError, choose
+from segjax.data import pipeline, sources
+from segjax.data.loader import Loading
+from segjax.models import MODELS
+from segjax.objectives import OBJECTIVES, Objective
+from segjax.spec import DatasetSpec, Preprocess
+from segjax.tasks import TASKS, Task
+from segjax.train import optimizer, state, step
+from segjax.train.durations import Durations, durations
+from segjax.train.evaluate import Evaluator
+
+Sources = Mapping[str, Any] | None
+
+
+class Components(NamedTuple):
+    """What a configuration describes, apart from the data."""
+
+    mesh: Any
+    preprocess: Preprocess
+    task: Task
+    model: nn.Module
+
+
+def build_components(
+    config: ConfigDict,
+    spec: DatasetSpec,
+    devices: Sequence[jax.Device] | None = None,
+    model: nn.Module | None = None,
+    objective: Objective | None = None,
+) -> Components:
+    """Builds mesh, preprocessing, task and model.
+
+    Args:
+        config: configuration of the run.
+        spec: the data set, as its source or a workdir describes it.
+        devices: what to compile for, perhaps only described; None is the devices that are there.
+        model: used in place of the configured one.
+        objective: used in place of the configured one.
+
+    Returns:
+        The components.
+
+    Raises:
+        UserError: parts that do not fit each other.
+    """
+    spec = spec.in_mode(config.task.mode) if "mode" in config.task else spec
+    objective = objective or _named(OBJECTIVES, config.objective, spec)
+    task = _named(TASKS, config.task, spec, objective)
+    preprocess = Preprocess(**config.preprocess)
+    model = model or _named(MODELS, config.model, spec.num_logits)
+    if len(preprocess.mean) != len(spec.image_channels):
+        raise UserError(
+            f"preprocess.mean={preprocess.mean} has {len(preprocess.mean)} values, but the images have "
+            f"{len(spec.image_channels)} channels ({', '.join(spec.image_channels)}): give one mean and one std each."
+        )
+    if model.margin != preprocess.context:
+        raise UserError(
+            f"The model trims {model.margin} pixels from each side of its input, so preprocess.context must be "
+            f"{model.margin}, not {preprocess.context}."
+        )
+    given, learned = set(model.outputs) - {"aux"}, set(objective.outputs)
+    if given != learned:
+        raise UserError(
+            f"model.name={config.model.name!r} gives {', '.join(sorted(given))}, and objective.name="
+            f"{config.objective.name!r} learns {', '.join(sorted(learned))}: choose two that agree."
+        )
+    return Components(parallel.make_mesh(devices, **config.parallel), preprocess, task, model)
+
+
+def _named(table: Mapping[str, Callable], section: ConfigDict, *args: Any) -> Any:
+    """Calls what a section's name stands for with the section's other keys."""
+    return table[section.name](*args, **{key: value for key, value in section.items() if key != "name"})
+
+
+def open_source(config: ConfigDict, split: str, given: Sources = None) -> Any:
+    """Opens a split of the configured source.
+
+    Args:
+        config: configuration of the run.
+        split: what the source calls it.
+        given: sources by split that stand in for the configured one.
+
+    Returns:
+        The source.
+    """
+    if given is not None:
+        return choose("split", split, given)
+    return sources.create(split, channels=len(config.preprocess.mean), **config.source)
+
+
+def train_batches(config: ConfigDict, parts: Components, source: Any) -> pipeline.Batches:
+    """Random crops of a training split, without end.
+
+    Args:
+        config: configuration of the run.
+        parts: from `build_components`.
+        source: from `open_source`.
+
+    Returns:
+        The batches.
+    """
+    parallel.check_batch(parts.mesh, config.data.batch_size, "data.batch_size")
+    parallel.check_rows(parts.mesh, config.data.crop[0], parts.preprocess.context)
+    objective = parts.task.objective
+    return pipeline.train_batches(
+        source,
+        parts.preprocess,
+        Loading(**config.loading),
+        config.seed,
+        parallel.hosts(),
+        objective.max_objects if objective.needs_instances else 0,
+        **config.data,
+    )
+
+
+def eval_batches(config: ConfigDict, parts: Components, source: Any) -> pipeline.Batches:
+    """The whole images of a split, each once.
+
+    Args:
+        config: configuration of the run.
+        parts: from `build_components`.
+        source: from `open_source`.
+
+    Returns:
+        The batches.
+    """
+    parallel.check_batch(parts.mesh, config.eval.batch_size, "eval.batch_size")
+    instances = parts.task.needs_instances
+    return pipeline.eval_batches(
+        source, parts.preprocess, Loading(**config.loading), parallel.hosts(), instances, **config.eval
+    )
+
+
+class Training(NamedTuple):
+    """How a run trains.
+
+    durations: its lengths; schedule: learning rate by step; step: compiled; shapes: of the state; init_state: makes
+    the first state.
+    """
+
+    durations: Durations
+    schedule: Callable
+    step: Callable
+    shapes: state.State
+    init_state: Callable[[], state.State]
+
+
+def make_training(config: ConfigDict, parts: Components, batches: pipeline.Batches) -> Training:
+    """Makes optimiser and train step.
+
+    Args:
+        config: configuration of the run.
+        parts: from `build_components`.
+        batches: from `train_batches`.
+
+    Returns:
+        What trains; the step gives the memory of its state to the result.
+    """
+    mesh, preprocess, task, model = parts
+    run = durations(batches.count, batches.batch_size, **config.run)
+    tx, schedule = optimizer.make(run.total, run.warmup, getattr(model, "layer_order", ()), **config.optimizer)
+
+    def make(axis):
+        colours, decay = dict(config.augment), config.ema.decay
+        return step.make_train_step(
+            model, task.objective, tx, preprocess, colours, config.seed, run.total, decay, axis, config.optimizer.frozen
+        )
+
+    shape, averaged, fsdp = batches.shapes["image"][0], config.ema.decay > 0, config.parallel.fsdp
+    shapes = state.abstract(model, tx, shape, averaged)
+    shardings = parallel.state_sharding(mesh, shapes, fsdp)
+    compiled = step.compile_train(make, mesh, config.parallel.mode, shardings)
+    first = functools.partial(state.init, model, tx, shape, averaged, config.seed, mesh, fsdp)
+    return Training(run, schedule, compiled, shapes, first)
+
+
+def make_evaluator(config: ConfigDict, parts: Components, batches: pipeline.Batches) -> Evaluator:
+    """Makes what scores a split.
+
+    Args:
+        config: configuration of the run.
+        parts: from `build_components`.
+        batches: from `eval_batches`.
+
+    Returns:
+        Variables -> the task's figures.
+    """
+    mode = config.parallel.mode
+    compiled = step.compile_eval(
+        lambda axis: step.make_eval_step(parts.model, parts.task, parts.preprocess, axis),
+        parts.mesh,
+        mode,
+    )
+    return Evaluator(compiled, parts.task, batches, parts.mesh, mode)

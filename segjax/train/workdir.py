@@ -1,0 +1,158 @@
+"""A workdir's config.json: what was trained there, and whether a run may go on with it."""
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from segjax import config as configuration
+from segjax.checks import UserError
+from segjax.spec import DatasetSpec, channel_names
+
+# Sections that must agree: a checkpoint of another network, of other labels or of other inputs does not fit.
+FIXED = ("model", "objective", "task", "preprocess", "spec")
+
+
+def compare(workdir: str, config: ConfigDict, spec: DatasetSpec) -> list[str]:
+    """Compares a configuration with that of the last run in a workdir.
+
+    Args:
+        workdir: folder of the run; it need not exist.
+        config: configuration of the run; `resume.allow_changed` accepts any difference.
+        spec: the data set as the task reads it.
+
+    Returns:
+        The keys that differ, as "key: old -> new".
+
+    Raises:
+        UserError: model, objective, task, preprocessing or classes differ.
+    """
+    saved = _read_json(workdir)
+    if saved is None:
+        return []
+    old_config, old_spec = _parse(saved)
+    changed = _differences(_as_saved(old_config, old_spec), _as_saved(config, spec))
+    fixed = [line for line in changed if line.startswith(tuple(f"{section}." for section in FIXED))]
+    if fixed and not config.resume.allow_changed:
+        raise UserError(
+            f"The workdir {workdir} belongs to another model: {'; '.join(fixed)}. Choose another --workdir, "
+            f"or set --config.resume.allow_changed=True if its checkpoints still fit."
+        )
+    return changed
+
+
+def prepare(workdir: str) -> None:
+    """Makes the folder, and checks that all hosts see it: where they do not, the first checkpoint would wait for ever.
+
+    Args:
+        workdir: folder of the run.
+
+    Raises:
+        UserError: the folder cannot be written, or hosts see different folders.
+    """
+    if "://" in str(workdir):
+        raise UserError(f"The workdir {workdir} is an address: mount the bucket, and give the folder where it appears.")
+    folder = pathlib.Path(workdir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
+    if jax.process_count() == 1:
+        return
+    number = multihost_utils.broadcast_one_to_all(np.int32(time.time_ns() % 2**31))
+    mark = folder / f".shared_{number}"  # a new name, of which no file system has an old answer
+    if jax.process_index() == 0:
+        mark.touch()
+    multihost_utils.sync_global_devices("mark is written")
+    seen = multihost_utils.process_allgather(np.array(mark.exists()))
+    if jax.process_index() == 0:
+        mark.unlink()
+    if not seen.all():
+        hosts = ", ".join(map(str, np.flatnonzero(~seen)))
+        raise UserError(
+            f"Hosts {hosts} do not see what host 0 writes to the workdir {workdir}: choose a folder of a file system "
+            "that all hosts share."
+        )
+
+
+def record(workdir: str, config: ConfigDict, spec: DatasetSpec) -> None:
+    """Writes the configuration of a run to its workdir, all of it or nothing.
+
+    Args:
+        workdir: folder of the run.
+        config: configuration of the run.
+        spec: the data set as the task reads it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    if jax.process_index() > 0:
+        return
+    folder = pathlib.Path(workdir)
+    try:
+        part = folder / "config.json.part"
+        part.write_text(json.dumps(_as_saved(config, spec), indent=2) + "\n")
+        part.replace(folder / "config.json")
+    except OSError as error:
+        raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
+
+
+def read_config(workdir: str) -> tuple[ConfigDict, DatasetSpec]:
+    """Reads the configuration of a workdir.
+
+    Args:
+        workdir: folder of a run.
+
+    Returns:
+        The configuration, and the data set as the task reads it.
+
+    Raises:
+        UserError: no run there.
+    """
+    saved = _read_json(workdir)
+    if saved is None:
+        raise UserError(f"There is no run in {workdir}: config.json is missing. Train one with `segjax train`.")
+    return _parse(saved)
+
+
+def _as_saved(config: ConfigDict, spec: DatasetSpec) -> dict[str, Any]:
+    return configuration.to_dict(config) | {"spec": configuration.to_dict(dataclasses.asdict(spec))}
+
+
+def _parse(saved: dict[str, Any]) -> tuple[ConfigDict, DatasetSpec]:
+    """Configuration and data set of a config.json; keys that are newer than it have their defaults."""
+    config = configuration.from_dict({section: values for section, values in saved.items() if section != "spec"})
+    facts = saved["spec"]
+    if "image_channels" not in facts:  # version 0.1: 8 bits, or more within a window
+        depth = "uint8" if config.preprocess.window is None else "uint16"
+        facts = facts | {"image_channels": channel_names(len(config.preprocess.mean)), "image_dtype": depth}
+    spec = {key: tuple(map(_tuple, value)) if isinstance(value, list) else value for key, value in facts.items()}
+    return config, DatasetSpec(**spec)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _read_json(workdir: str) -> dict[str, Any] | None:
+    path = pathlib.Path(workdir) / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Leaves that differ between two nested dicts, as "key: old -> new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(k for k in new if k not in old)]
+        return [line for k in keys for line in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
+    return [] if old == new else [f"{path}: {old} -> {new}"]

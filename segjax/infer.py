@@ -16,8 +16,8 @@ from segjax.data import geometry
 from segjax.objectives import Objective
 from segjax.spec import DatasetSpec, Geometry, Preprocess, Segments
 from segjax.tasks import Task
+from segjax.train.compilation import compile_predict
 from segjax.train.restore import restore
-from segjax.train.step import compile_predict
 from segjax.train.workdir import read_config
 
 log = logging.getLogger("segjax")

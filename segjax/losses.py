@@ -201,11 +201,10 @@ def dice(
     With `I = sum(p t)`, `P = sum(p)` and `T = sum(t)` over the valid pixels of the scope:
     `1 - (2 I + smooth) / (P + T + smooth)`.
 
-    A class without truth in the scope has no overlap to improve: its loss only presses its probabilities down, with
+    A class that is nowhere in the scope has no overlap to improve: its loss only presses its probabilities down, with
     a gradient of `smooth / (P + smooth)^2` a pixel that swamps the other classes once P is small.
-    `weighted_mean(loss, present)` leaves such classes out. The consequence: Dice does not punish false positives
-    where the class is nowhere in the scope, so pair it with cross-entropy, which does; or keep every class with
-    `weighted_mean(loss, jnp.ones_like(loss))`.
+    `weighted_mean(loss, present)` leaves such classes out. Their false positives are then not punished, so pair Dice
+    with cross-entropy, which does; or keep every class with `weighted_mean(loss, jnp.ones_like(loss))`.
 
     Under a mapped axis both scopes follow the share convention of `weighted_mean(loss, present, axis_name)`.
     With `over="image"` images are independent. With `over="batch"` the sums are of the global batch, every device
@@ -213,9 +212,8 @@ def dice(
 
     Args:
         probabilities: softmax or sigmoid of the logits.
-        target: truth of each class, or its probability.
-        valid: True where it is labelled; one channel for all classes or one a class. Prediction and truth count only
-            there.
+        target: ground truth of each class, or its probability.
+        valid: True where it is labelled, which is where pixels count; one channel for all classes or one a class.
         over: scope of the sums: each "image" alone, or the whole "batch".
         smooth: pixels added to both terms of the fraction. It makes Dice 1 where class and prediction are both
             empty and bounds the gradient for small objects. 1 is the default of nnU-Net's soft Dice. With 0 empty
@@ -223,7 +221,7 @@ def dice(
         axis_name: name of the mapped axis over which the batch is spread, if any.
 
     Returns:
-        Loss, and 1 where the class has truth in the scope, else 0; both [b, k] over images, [1, k] over the batch.
+        Loss, and 1 where the class is in the scope's ground truth, else 0; [b, k] over images, [1, k] over the batch.
 
     Example:
         >>> truth = jnp.array([[[[True, False], [True, False]]]])

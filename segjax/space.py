@@ -1,8 +1,8 @@
 """Rows of maps divided over devices: what asks for it, and the operations for which XLA would gather whole maps.
 
 XLA divides a step's program itself: convolution and pooling get the rows that they need from the neighbours, sums over
-pixels are sums over devices. What it cannot divide asks `shards` here while the step is traced. `train.step` traces its
-steps under the mesh's axes; everywhere else there is one shard, and nothing here has an effect.
+pixels are sums over devices. What it cannot divide asks `shards` here while the step is traced: `train.compilation`
+traces steps under the mesh's axes; everywhere else there is one shard, and nothing here has an effect.
 """
 
 from collections.abc import Callable

@@ -10,7 +10,7 @@ from segjax import models, parallel
 from segjax.models.network import Network
 from segjax.nn.layers import Conv, ConvNorm, Style
 from segjax.spec import DatasetSpec, Preprocess
-from segjax.train import optimizer, state, step
+from segjax.train import compilation, optimizer, state, step
 
 SPEC = DatasetSpec(("a", "b", "c"))
 
@@ -54,7 +54,7 @@ def trained(frozen, net=TINY, fsdp=False, devices=1, mode="jit", accumulate=1, f
     batch = {"image": random.integers(0, 256, (4, 32, 32, 3), np.uint8), "index": index, "position": index}
     batch["label"] = random.integers(0, 3, (4, 32, 32)).astype(np.uint8)
     shardings = parallel.state_sharding(mesh, first, fsdp) if mode == "jit" else None
-    compiled = step.compile_train(
+    compiled = compilation.compile_train(
         lambda axis: step.make_train_step(net, objective, tx, Preprocess(), {}, 0, 4, 0.9, axis, frozen),
         mesh, mode, shardings, donate=False,
     )  # fmt: skip

@@ -90,7 +90,7 @@ def imported_at_top(tree):
 
 @pytest.mark.parametrize(
     "call, room",
-    [("jax.pmap(", "train/step.py"), ("flags.DEFINE_", "cli/"), ("import orbax", "train/checkpoint.py")],
+    [("jax.pmap(", "train/compilation.py"), ("flags.DEFINE_", "cli/"), ("import orbax", "train/checkpoint.py")],
 )
 def test_called_in_one_room_only(call, room):
     users = [str(p.relative_to(PACKAGE)) for p in files() if call in p.read_text()]

@@ -13,7 +13,7 @@ from parts import make_task
 from segjax import models, parallel
 from segjax.checks import UserError
 from segjax.spec import DatasetSpec, Geometry, Preprocess
-from segjax.train import optimizer, state, step
+from segjax.train import compilation, optimizer, state, step
 
 SPEC = DatasetSpec(("a", "b", "c"), things=(1, 2))
 # name -> (settings, stride of each output, features of the backbone that it uses)
@@ -236,7 +236,7 @@ def test_devices_modes_and_recomputing_agree(case, monkeypatch):
                 batch["instance"] = np.where(batch["label"] > 0, batch["image"][..., 0] // 40, 0).astype(np.uint16)
                 batch["label"][1, :30] = 255
         batches = [parallel.put_batch(mesh, batch, mode) for batch in batches]
-        compiled = step.compile_train(
+        compiled = compilation.compile_train(
             lambda axis: step.make_train_step(model, task.objective, tx, rgb, {}, 0, 9, 0.0, axis),
             mesh,
             mode,
@@ -325,7 +325,7 @@ def test_batch_norm_over_one_value_is_refused(devices):
         model = make(case)
         start = state.init(model, tx, (devices, 32, 32, 3), False, 0, mesh)
         make_step = functools.partial(step.make_train_step, model, task.objective, tx, rgb, {}, 0, 9, 0.0)
-        return step.compile_train(make_step, mesh, "pmap", donate=False)(start, batch)[1]
+        return compilation.compile_train(make_step, mesh, "pmap", donate=False)(start, batch)[1]
 
     if devices == 1:
         with pytest.raises(UserError, match=r"data.batch_size of 2 or more, or with model.norm='group'"):

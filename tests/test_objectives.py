@@ -9,17 +9,17 @@ import pytest
 from flax import linen as nn
 from parts import make_task
 
-from segjax import infer, losses, models, parallel, pictures
+from segjax import infer, losses, models, objectives, parallel, pictures, tasks
 from segjax.checks import UserError
 from segjax.config import base
 from segjax.data.sources.shapes import SPEC, shapes
 from segjax.models.network import Network
 from segjax.nn.layers import Conv, ConvNorm
 from segjax.objectives import Decoded, Maps, Objective
-from segjax.objectives.maps import mean, mirror, to_output
+from segjax.objectives.maps import mean, mirror, resize, to_output
 from segjax.spec import DatasetSpec, Geometry, Preprocess
 from segjax.tasks import instance, panoptic
-from segjax.train import optimizer, state, step
+from segjax.train import compilation, optimizer, state, step
 from segjax.train.loop import train_and_evaluate
 from segjax.train.restore import evaluate_workdir
 
@@ -41,8 +41,7 @@ class Distances(Network):
 
 def toy_loss(outputs, batch, key, progress, axis_name):
     label, valid = losses.split_ignore(batch["label"], 255)
-    geometry = whole(batch["label"].shape)
-    scalars, _ = to_output(toy_maps(outputs, geometry), geometry)
+    scalars = resize(toy_maps(outputs, None), batch["label"].shape[1:3]).scalars
     error = jnp.abs(scalars["distance"] - (batch["instance"] > 0).astype(jnp.float32))
     terms = {
         "cross_entropy": losses.weighted_mean(losses.cross_entropy(scalars["logits"], label), valid, axis_name),
@@ -57,7 +56,7 @@ def toy_maps(outputs, geometry):
 
 def toy_decode(maps, geometry):
     """One object a stripe of columns, where the distance is above 0."""
-    scalars, _ = to_output(maps, geometry)
+    scalars = to_output(maps, geometry).scalars
     columns = jnp.arange(geometry.output_size[1], dtype=jnp.int32)[None, None] // STRIPE
     numbers = jnp.where(scalars["distance"] > 0, columns + 1, 0)
     count = -(-geometry.output_size[1] // STRIPE)
@@ -96,6 +95,12 @@ def test_an_objective_of_ones_own_trains_evaluates_and_predicts(tmp_path):
         train_and_evaluate(config, str(tmp_path / "other"), model=own["model"])
 
 
+def test_mode_of_task_and_labels_agree():
+    spec = DatasetSpec(("a", "b"))
+    with pytest.raises(UserError, match=r"task.mode='binary'.*multiclass"):
+        tasks.create("semantic", spec, objectives.create("pixels", spec), mode="binary")
+
+
 # Draws and progress ---------------------------------------------------------------------------------------------------
 
 
@@ -123,7 +128,7 @@ def one_step(model, objective, mode, devices, at=0, total=10):
         "index": index,
         "position": index + 8 * at,
     }
-    compiled = step.compile_train(
+    compiled = compilation.compile_train(
         lambda axis: step.make_train_step(model, objective, tx, RGB, {}, 3, total, 0.0, axis), mesh, mode
     )
     return jax.device_get(compiled(start, parallel.put_batch(mesh, batch, mode))[1])
@@ -136,7 +141,8 @@ def drawing(outputs, batch, key, progress, axis_name):
     chosen = jax.vmap(lambda k: jax.random.bernoulli(k, shape=label.shape[1:]))(key)
     loss = losses.weighted_mean(values, valid & chosen, axis_name)
     share = losses.weighted_mean(chosen.astype(jnp.float32), valid, axis_name)
-    return loss, {"drawn": share, "progress": losses.weighted_mean(progress + 0.0 * values, valid, axis_name)}
+    one = losses.weighted_mean(jnp.ones(1), jnp.ones(1), axis_name)  # this device's share of 1
+    return loss, {"drawn": share, "progress": progress * one}
 
 
 def test_a_loss_that_draws_is_the_same_on_any_devices():
@@ -155,7 +161,7 @@ def test_progress_follows_the_step_and_reaches_the_model():
     objective = make_task(DatasetSpec(("a", "b", "c"))).objective._replace(loss=drawing)
     model = Annealed(channels=3)
     found = [one_step(model, objective, "jit", 1, at=at) for at in (0, 3, 9, 12)]
-    np.testing.assert_allclose([each["progress"] for each in found], [0, 3 / 9, 1, 1], rtol=1e-5)
+    np.testing.assert_allclose([each["progress"] for each in found], [0, 3 / 9, 1, 1], rtol=1e-6)
     # At progress 0 all logits are equal, whatever the kernel.
     np.testing.assert_allclose(found[0]["loss"], np.log(3), rtol=1e-5)
     assert abs(found[2]["loss"] - np.log(3)) > 1e-3
@@ -210,15 +216,36 @@ def test_vectors_are_scaled_with_the_maps():
     maps, _ = scene_maps(np.random.default_rng(1), stride=1)
     small = Maps(maps.scalars, {"offset": jnp.ones((2, 32, 48, 2), jnp.float32)})
     sizes = jnp.array([[32, 48]] * 2, jnp.int32)
-    _, vectors = to_output(small, Geometry(sizes, 2 * sizes, (32, 48), (64, 96), True))
-    np.testing.assert_allclose(vectors["offset"], 2.0, rtol=1e-6)
-    _, vectors = to_output(small, Geometry(sizes, sizes * jnp.array([[1, 3]]), (32, 48), (32, 144), True))
-    np.testing.assert_allclose(vectors["offset"], np.broadcast_to([1.0, 3.0], (2, 32, 144, 2)), rtol=1e-6)
+    for geometry, wanted in (
+        (Geometry(sizes, 2 * sizes, (32, 48), (64, 96), True), (2.0, 2.0)),
+        (Geometry(sizes, sizes * jnp.array([[1, 3]], jnp.int32), (32, 48), (32, 144), True), (1.0, 3.0)),
+        (Geometry(sizes // 2, sizes, (32, 48), (32, 48), True), (2.0, 2.0)),  # padded by half
+        (Geometry(sizes, sizes, (32, 48), (64, 48), False), (2.0, 1.0)),
+    ):
+        offset = to_output(small, geometry).vectors["offset"]
+        assert offset.shape == (2, *geometry.output_size, 2)
+        np.testing.assert_allclose(offset, np.broadcast_to(wanted, offset.shape), rtol=1e-6)
+
+
+def test_maps_of_several_scales_average_to_those_of_one():
+    """A field that is linear in the coordinates is the same at any scale, but near the edges that resizing clamps."""
+
+    def at(h, w):
+        y, x = np.meshgrid((np.arange(h) + 0.5) / h, (np.arange(w) + 0.5) / w, indexing="ij")
+        offset = np.stack([(0.5 - y) * h, (0.5 - x) * w], -1)
+        return Maps(
+            {"centre": jnp.asarray(y + x, jnp.float32)[None]}, {"offset": jnp.asarray(offset, jnp.float32)[None]}
+        )
+
+    one = at(32, 48)
+    both = mean([one, resize(at(16, 24), (32, 48)), resize(at(64, 96), (32, 48))])
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(both), strict=True):
+        np.testing.assert_allclose(b[:, 2:-2, 2:-2], a[:, 2:-2, 2:-2], atol=1e-4)
 
 
 def test_what_may_not_be_averaged_is_refused_by_name():
     maps = Maps({"classes": jnp.zeros((1, 2, 2, 3))}, fixed={"query_masks": jnp.zeros((1, 5, 2, 2))})
-    for average in (lambda: mean([maps, maps]), lambda: mirror(maps, 2)):
+    for average in (lambda: mean([maps, maps]), lambda: mirror(maps, 2), lambda: resize(maps, (4, 4))):
         with pytest.raises(UserError, match="query_masks"):
             average()
 
@@ -259,6 +286,9 @@ def test_overlapping_masks_reach_scores_and_pictures():
     summary = task.summary(task.update(task.new_metric(), jax.device_get(measured)))
     # 12 of 20 pixels of the first mask are its own: IoU 12 / 20, which counts up to the threshold 0.6.
     np.testing.assert_allclose([summary["AP50"], summary["AP75"]], [1.0, 0.5], atol=0.01)
+    np.testing.assert_array_equal(
+        task.decide(Maps({}), geometry, probabilities=True).probability[0, 2, 5], jax.nn.softmax(jnp.array([1.0, 0.0]))
+    )
     flat = panoptic.create(spec, query_objective(), stuff_area=0).decide(Maps({}), geometry)
     assert flat.masks is None
     np.testing.assert_array_equal(flat.instance[0], number)

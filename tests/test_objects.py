@@ -17,7 +17,7 @@ from segjax.data.sources.arrays import arrays
 from segjax.data.sources.shapes import SPEC, shapes
 from segjax.metrics import instance, panoptic
 from segjax.spec import DatasetSpec, Geometry, Preprocess, encode
-from segjax.train import step
+from segjax.train import compilation, step
 from segjax.train.evaluate import Evaluator
 from segjax.train.loop import train_and_evaluate
 
@@ -191,19 +191,45 @@ def test_summaries_are_those_of_the_metrics():
 
 @pytest.mark.parametrize("name", ["panoptic", "instance"])
 def test_jit_and_pmap_score_alike(name):
-    """On one device, four, and four under pmap, with a batch that does not divide the set."""
+    """On one device, four, and four under pmap, with a batch that does not divide the set; and so they predict."""
     source = scenes([(32, 48)] * 5)
     task = make_task(source.spec, name=name, divisor=50, top_k=8, threshold=0.0, stuff_area=20)
     model = models.create("panoptic_deeplab", task.spec, backbone="resnet_micro", width=16)
-    summaries = []
+    summaries, predicted = [], []
     for mode, devices in (("jit", 1), ("jit", 4), ("pmap", 4)):
         mesh = parallel.make_mesh(mode=mode, devices=devices)
         batches = eval_batches(source, RGB, Loading("threads"), instances=True, batch_size=4)
         variables = jax.jit(lambda: model.init(jax.random.key(1), jnp.zeros((1, 32, 48, 3)), train=False))()
         variables = jax.device_put(variables, parallel.replicated(mesh))
-        compiled = step.compile_eval(lambda axis: step.make_eval_step(model, task, RGB, axis), mesh, mode)
-        summaries.append(Evaluator(compiled, task, batches, mesh, mode)(variables))
+        compiled = compilation.compile_eval(lambda axis: step.make_eval_step(model, task, RGB, axis), mesh, mode)
+        evaluator = Evaluator(compiled, task, batches, mesh, mode)
+        summaries.append(evaluator(variables))
+        predicted.append(dict(evaluator.segments(variables, [4, 0, 2])))
     assert summaries[0] == summaries[1] == summaries[2] and summaries[0]["mIoU"] > 0
+    predict = step.make_predict_step(model, task, RGB)
+    sizes = np.array([[32, 48]], np.int32)
+    geometry = Geometry(sizes, sizes, (32, 48), (32, 48), False)
+    variables = jax.device_get(variables)
+    for i in (0, 2, 4):
+        wanted = jax.device_get(predict(variables, jnp.asarray(source.read(i)["image"][None]), geometry))
+        for found in predicted:
+            assert sorted(found) == [0, 2, 4] and found[i].label.dtype == np.uint8
+            np.testing.assert_array_equal(found[i].label, wanted.label[0])
+            np.testing.assert_array_equal(found[i].instance, wanted.instance[0])
+            np.testing.assert_allclose(found[i].score, wanted.score[0], rtol=1e-4, atol=1e-6)
+
+
+def test_panoptic_quality_holds_any_label_and_number():
+    """Unlabelled pixels as 65535, objects numbered up to 65535: ids of a class are never another's."""
+    spec = DatasetSpec(("road", "car", "dog"), things=(1, 2), ignore=65535)
+    task = make_task(spec, name="panoptic", divisor=2)
+    label = np.array([[[0, 0, 1, 1, 2, 2, 65535, 2]]], np.uint16)
+    number = np.array([[[0, 0, 1, 40000, 65535, 65534, 0, 0]]], np.uint16)
+    measured = {"label": label, "instance": number, "found_label": label}
+    measured["found_instance"] = np.where((label > 0) & (label < 3), np.array([0, 0, 3, 7, 1, 2, 0, 4]), 0)
+    more = {"index": np.zeros(1, int), "scores": np.ones((1, 9)), "confusion": np.zeros((1, 3, 3), np.int32)}
+    figures = task.summary(task.update(task.new_metric(), measured | more))
+    assert figures["SQ"] == 1 and figures["pq_per_class"] == {"road": 1, "car": 1, "dog": 1}
 
 
 def test_hardest_is_a_sort():

@@ -24,7 +24,7 @@ from segjax.nn.layers import ConvNorm, UpConv2x2
 from segjax.objectives import grouping
 from segjax.spec import DatasetSpec, Geometry, Preprocess
 from segjax.tasks.objects import vote
-from segjax.train import checkpoint, optimizer, state, step
+from segjax.train import checkpoint, compilation, optimizer, state, step
 from segjax.train.loop import train_and_evaluate
 from segjax.train.restore import evaluate_workdir
 
@@ -96,7 +96,7 @@ def one_step(name, rows, devices, size=(64, 32)):
 
     now = state.init(model, tx, (4, *size, 3), True, 0, mesh)
     batch = parallel.put_batch(mesh, batch_of(name, size), "jit")
-    compiled = jax.jit(step._on_mesh(make(None), mesh), out_shardings=parallel.replicated(mesh))
+    compiled = jax.jit(compilation._on_mesh(make(None), mesh), out_shardings=parallel.replicated(mesh))
     compiled = compiled.lower(now, batch).compile()
     return jax.device_get(compiled(now, batch)), compiled.as_text()
 
@@ -239,13 +239,15 @@ def test_evaluation_and_prediction_are_those_of_one_device(name, size, fitted):
         mesh = parallel.make_mesh(devices=devices, space=rows)
         variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
         variables = jax.device_put(variables, parallel.replicated(mesh))
-        evaluate = step.compile_eval(lambda axis: step.make_eval_step(model, task, preprocess, axis), mesh, "jit")
+        evaluate = compilation.compile_eval(
+            lambda axis: step.make_eval_step(model, task, preprocess, axis), mesh, "jit"
+        )
         compiled = evaluate.lower(variables, parallel.put_batch(mesh, batch, "jit")).compile()
         measured = compiled(variables, parallel.put_batch(mesh, batch, "jit"))
         # Tables [b, n] of the devices' largest peaks, and the results: maps of numbers, on their way to the host.
         kinds = gathers(compiled.as_text())
         assert all((len(shape) == 2 and shape[1] <= rows * TOP_K) or dtype in ("u8", "u16") for dtype, shape in kinds)
-        predict = step.compile_predict(model, task, preprocess, mesh if rows > 1 else None)
+        predict = compilation.compile_predict(model, task, preprocess, mesh if rows > 1 else None)
         content = batch["content"][:1]
         place = Geometry(content[:, :2], content[:, 2:], batch["image"].shape[1:3], size, fitted is not None)
         predicted = predict(variables, batch["image"][:1], place)
@@ -315,7 +317,7 @@ def test_divided_parameters_are_the_same_parameters(tmp_path):
     for fsdp in (False, True):
         mesh = parallel.make_mesh(fsdp=fsdp)
         now = state.init(model, tx, (4, 32, 16, 3), True, 0, mesh, fsdp)
-        train = step.compile_train(
+        train = compilation.compile_train(
             lambda axis: step.make_train_step(model, task.objective, tx, RGB, {}, 0, 9, 0.9, axis),
             mesh, "jit", parallel.state_sharding(mesh, now, fsdp),
         )  # fmt: skip

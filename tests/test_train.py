@@ -18,7 +18,7 @@ from segjax.data.pipeline import eval_batches
 from segjax.data.sources.arrays import arrays
 from segjax.objectives import Maps
 from segjax.spec import DatasetSpec, Geometry, Preprocess
-from segjax.train import optimizer, state, step, workdir
+from segjax.train import compilation, optimizer, state, step, workdir
 from segjax.train.evaluate import Evaluator
 from segjax.train.loop import train_and_evaluate
 from segjax.train.restore import evaluate_workdir, restore
@@ -68,7 +68,7 @@ def run_steps(mode, devices, count, task_mode="multiclass", steps=3, **task_sett
     # From seed 0 a ReLU's input lies so near zero that rounding decides on which side, and on a percent of gradients.
     now = state.init(model, tx, shape, True, 1, mesh)
     colours = {"brightness": 0.1, "noise": 0.1, "hue": 0.1}
-    compiled = step.compile_train(
+    compiled = compilation.compile_train(
         lambda axis: step.make_train_step(model, task.objective, tx, RGB, colours, 0, 9, 0.9, axis),
         mesh,
         mode,
@@ -154,7 +154,7 @@ def test_compiled_step_moves_no_activations():
     model = models.create("unet", task.spec, widths=(4, 8))
     tx, _ = optimizer.make(10, 0)
     now = state.abstract(model, tx, (8, 24, 32, 3), False)
-    compiled = step.compile_train(
+    compiled = compilation.compile_train(
         lambda axis: step.make_train_step(model, task.objective, tx, RGB, {"noise": 0.1}, 0, 9, 0.0, axis),
         mesh,
         "jit",
@@ -350,7 +350,7 @@ def test_evaluation_of_known_predictions():
         geometry = Geometry(content[:, :2], content[:, 2:], sizes, sizes, False)
         return task.measure(Maps({"logits": logits}), batch, geometry)
 
-    compiled = step.compile_eval(lambda axis: answer, mesh, "jit")
+    compiled = compilation.compile_eval(lambda axis: answer, mesh, "jit")
     batches = eval_batches(source, RGB, Loading("threads"), batch_size=4)
     summary = Evaluator(compiled, task, batches, mesh, "jit")({})
     matrix = np.zeros((3, 3), int)

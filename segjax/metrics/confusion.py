@@ -1,7 +1,7 @@
 """Confusion matrices per image on the device; mergeable totals and every figure drawn from them on the host.
 
-Matrices have truth in rows and prediction in columns. Counts are int32 on the device and int64 on the host, where a
-run over any number of pixels stays exact.
+Matrices have the ground truth in rows and predictions in columns. Counts are int32 on the device and int64 on the
+host, where a run over any number of pixels stays exact.
 """
 
 import math
@@ -32,7 +32,7 @@ def confusion_matrix(
     Args:
         prediction: predicted class of each pixel, in [0, classes).
         label: true class of each pixel, in [0, classes).
-        valid: True where there is truth; other pixels are not counted, whatever was predicted there.
+        valid: True where it is labelled; other pixels are not counted, whatever was predicted there.
         classes: number of classes k.
 
     Returns:
@@ -60,7 +60,7 @@ def multilabel_confusion(
     Args:
         prediction: True where the class is predicted.
         target: True where the class is.
-        valid: True where the class has truth; other elements are not counted.
+        valid: True where the class is labelled; other elements are not counted.
 
     Returns:
         Pixel counts `[[true negatives, false positives], [false negatives, true positives]]` of each class.

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from segjax import losses
 from segjax.checks import UserError
 from segjax.keys import Key
-from segjax.nn.resize import resize
 from segjax.objectives import grouping, targets
-from segjax.objectives.maps import Maps, to_output
+from segjax.objectives.maps import Maps, resize, to_output
 from segjax.objectives.objective import Decoded, Objective
 from segjax.spec import DatasetSpec, valid_pixels
 
@@ -83,11 +82,11 @@ def create(
     def loss(outputs, batch, key=None, progress=None, axis_name=None):
         label, valid = losses.split_ignore(batch["label"], spec.ignore)
         wanted = make_targets(batch["label"], batch["instance"])
-        found = _at_label_size(outputs, label.shape[1:])
-        values = losses.cross_entropy(found["logits"], label) * wanted.semantic_weight
+        found = resize(maps(outputs), label.shape[1:])
+        values = losses.cross_entropy(found.scalars["logits"], label) * wanted.semantic_weight
         hard = losses.hardest(values, valid, hardest)
-        centre_error = jnp.square(found["centre"] - wanted.centre)
-        offset_error = jnp.abs(found["offset"] - wanted.offset).sum(-1)
+        centre_error = jnp.square(found.scalars["centre"] - wanted.centre)
+        offset_error = jnp.abs(found.vectors["offset"] - wanted.offset).sum(-1)
         terms = {
             "cross_entropy": losses.weighted_mean(values, hard, axis_name),
             "centre": losses.weighted_mean(centre_error, wanted.centre_weight, axis_name),
@@ -95,21 +94,20 @@ def create(
         }
         return sum(factors[name] * value for name, value in terms.items()), terms
 
-    def maps(outputs, geometry):
+    def maps(outputs, geometry=None):
         return Maps({"logits": outputs["logits"], "centre": outputs["centre"]}, {"offset": outputs["offset"]})
 
     def decode(maps, geometry):
-        scalars, vectors = to_output(maps, geometry)
+        fitted = to_output(maps, geometry)
+        shown = {"centre": fitted.scalars["centre"], "offset": fitted.vectors["offset"]}
         instance, confidence, _ = grouping.find_objects(
-            scalars["centre"],
-            vectors["offset"],
-            valid_pixels(geometry),
+            **shown,
+            inside=valid_pixels(geometry),
             threshold=threshold,
             nms_kernel=nms_kernel,
             top_k=top_k,
         )
-        shown = {"centre": scalars["centre"], "offset": vectors["offset"]}
-        return Decoded(scalars["logits"], instance, confidence, shown=shown)
+        return Decoded(fitted.scalars["logits"], instance, confidence, shown=shown)
 
     return Objective(
         outputs=frozenset({"logits", "centre", "offset"}),
@@ -120,12 +118,3 @@ def create(
         max_objects=max_objects,
         targets=lambda label, instance: make_targets(label, instance)._asdict(),
     )
-
-
-def _at_label_size(outputs, size):
-    """All outputs at the size of the label, resized at once; offsets in its pixels."""
-    h, w = outputs["centre"].shape[1:3]
-    offset = outputs["offset"] * jnp.array([size[0] / h, size[1] / w], jnp.float32).reshape(1, 1, 1, 2)
-    parts = (outputs["logits"], outputs["centre"][..., None], offset)
-    joined = resize(jnp.concatenate([x.astype(jnp.float32) for x in parts], -1), size)
-    return {"logits": joined[..., :-3], "centre": joined[..., -3], "offset": joined[..., -2:]}

@@ -1,5 +1,7 @@
 """Float maps between a network and a decision: these are averaged, decisions never are."""
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from segjax.checks import UserError
-from segjax.nn.resize import fit, resize
+from segjax.nn import resize as sample
 from segjax.spec import Geometry
 
 
@@ -81,42 +83,66 @@ def mean(parts: Sequence[Maps]) -> Maps:
     return Maps(average("scalars"), average("vectors"))
 
 
-def to_output(maps: Maps, geometry: Geometry) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Brings maps to the size of the result, where each image fills its native size.
+def resize(maps: Maps, size: tuple[int, int]) -> Maps:
+    """Brings maps to another size, such as that of maps that they are averaged with.
 
-    All maps are resized at once. Vectors become pixels of the result.
+    Args:
+        maps: of one size.
+        size: rows and columns of the result.
+
+    Returns:
+        The maps, float32, vectors in pixels of the result.
+
+    Raises:
+        UserError: maps that cannot be resized, by name.
+
+    Example:
+        >>> maps = Maps({"centre": jnp.ones((1, 2, 2))}, {"offset": jnp.ones((1, 2, 2, 2))})
+        >>> resize(maps, (2, 6)).vectors["offset"][0, 0, 0].tolist()
+        [1.0, 3.0]
+    """
+    _check_free(maps)
+    return _at_once(maps, _pitch(size, maps), functools.partial(sample.resize, size=size))
+
+
+def to_output(maps: Maps, geometry: Geometry) -> Maps:
+    """Brings maps to the size of the result, where each image fills its native size.
 
     Args:
         maps: at a network's stride over the padded input.
         geometry: where the images lie.
 
     Returns:
-        Scalars and vectors by name, float32 [b, y, x, ...].
+        The maps, float32 [b, y, x, ...], vectors in pixels of the result; `fixed` ones are left out.
     """
-    named = {**maps.scalars, **maps.vectors}
-    h, w = (max(n, 1) for n in next(iter(named.values())).shape[1:3])  # `resize` says what maps of nothing mean
-    if geometry.resized:
-        padded = jnp.array([[geometry.padded_size[0] / h, geometry.padded_size[1] / w]], jnp.float32)
-        factor = geometry.native_size.astype(jnp.float32) * padded / geometry.valid_size.astype(jnp.float32)
-    else:
-        factor = jnp.array([[geometry.output_size[0] / h, geometry.output_size[1] / w]], jnp.float32)
-    vectors = {name: x * factor[:, None, None] for name, x in maps.vectors.items()}
+    size = geometry.output_size
+    if not geometry.resized:
+        return _at_once(maps, _pitch(size, maps), functools.partial(sample.resize, size=size))
+    scale = geometry.native_size.astype(jnp.float32) * _pitch(geometry.padded_size, maps)
+    content = jnp.concatenate([geometry.valid_size, geometry.native_size], 1)
+    fit = functools.partial(sample.fit, content=content, canvas=geometry.padded_size, size=size)
+    return _at_once(maps, scale / geometry.valid_size.astype(jnp.float32), fit)
+
+
+def _pitch(size, maps):
+    """Rows and columns of an area of some size that a pixel of the maps covers, float32 [1, 2]."""
+    h, w = (
+        max(n, 1) for n in next(iter({**maps.scalars, **maps.vectors}.values())).shape[1:3]
+    )  # `sample` names maps of nothing
+    return jnp.array([[size[0] / h, size[1] / w]], jnp.float32)
+
+
+def _at_once(maps, scale, resample):
+    """Resamples all maps as one, vectors times `scale` [b or 1, 2]."""
+    vectors = {name: x * scale[:, None, None] for name, x in maps.vectors.items()}
     parts = [x.reshape(*x.shape[:3], -1).astype(jnp.float32) for x in {**maps.scalars, **vectors}.values()]
-    joined = jnp.concatenate(parts, -1)
-    if geometry.resized:
-        content = jnp.concatenate([geometry.valid_size, geometry.native_size], 1)
-        joined = fit(joined, content, geometry.padded_size, geometry.output_size)
-    else:
-        joined = resize(joined, geometry.output_size)
-    ends = [sum(x.shape[-1] for x in parts[: i + 1]) for i in range(len(parts))]
-    split = [
-        part.reshape(*part.shape[:3], *x.shape[3:])
-        for part, x in zip(jnp.split(joined, ends[:-1], axis=-1), named.values(), strict=True)
-    ]
-    found = dict(zip(named, split, strict=True))
-    return {n: found[n] for n in maps.scalars}, {n: found[n] for n in maps.vectors}
+    ends = list(itertools.accumulate(x.shape[-1] for x in parts))
+    found = jnp.split(resample(jnp.concatenate(parts, -1)), ends[:-1], axis=-1)
+    named = {**maps.scalars, **maps.vectors}.items()
+    found = {name: y.reshape(*y.shape[:3], *x.shape[3:]) for (name, x), y in zip(named, found, strict=True)}
+    return Maps({name: found[name] for name in maps.scalars}, {name: found[name] for name in maps.vectors})
 
 
 def _check_free(maps):
     if maps.fixed:
-        raise UserError(f"The maps {', '.join(maps.fixed)} may be neither averaged nor mirrored.")
+        raise UserError(f"The maps {', '.join(maps.fixed)} may not be averaged, mirrored or resized.")

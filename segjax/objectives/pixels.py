@@ -99,5 +99,5 @@ def create(
         outputs=frozenset({"logits"}),
         loss=loss,
         maps=lambda outputs, geometry: Maps({"logits": outputs["logits"]}),
-        decode=lambda maps, geometry: Decoded(to_output(maps, geometry)[0]["logits"]),
+        decode=lambda maps, geometry: Decoded(to_output(maps, geometry).scalars["logits"]),
     )

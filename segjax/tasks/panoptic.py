@@ -2,14 +2,14 @@
 
 from typing import Annotated, Any
 
+import numpy as np
+
 from segjax.keys import Key
 from segjax.metrics import panoptic
 from segjax.objectives import Objective
-from segjax.spec import DatasetSpec, encode
+from segjax.spec import DatasetSpec
 from segjax.tasks import objects
 from segjax.tasks.task import Task
-
-IDS = 1 << 16  # ids within the metric, class * IDS + object: more than a uint16 map has objects
 
 
 def create(
@@ -31,12 +31,17 @@ def create(
     Raises:
         UserError: a data set without things or of many classes a pixel.
     """
-    crowds = [thing * IDS for thing in spec.things]
+    largest = max(spec.ignore, len(spec.classes))
 
     def score(state, image):
-        truth = encode(image["label"], image["instance"], IDS)
-        found = encode(image["found_label"], image["found_instance"], IDS)
-        return panoptic.update(state, truth, found, divisor=IDS, ignore=spec.ignore, crowd=crowds)
+        # As small as the image allows, whatever is written: ids of a small range are counted without a sort.
+        divisor = 1 + max(int(image["instance"].max()), int(image["found_instance"].max()))
+        kind = np.int32 if (largest + 1) * divisor < 2**31 else np.int64
+        truth, found = (
+            image[f"{which}label"].astype(kind) * kind(divisor) + image[f"{which}instance"] for which in ("", "found_")
+        )
+        crowd = [thing * divisor for thing in spec.things]
+        return panoptic.update(state, truth, found, divisor=divisor, ignore=spec.ignore, crowd=crowd)
 
     return objects.make(
         spec,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from segjax import losses
+from segjax.checks import UserError
 from segjax.keys import Key
 from segjax.metrics import confusion
 from segjax.objectives import Objective
@@ -35,7 +36,12 @@ def create(
 
     Returns:
         The task.
+
+    Raises:
+        UserError: the data set is in another mode.
     """
+    if spec.mode != mode:
+        raise UserError(f"task.mode={mode!r}, but the labels are read as {spec.mode}: give spec.in_mode({mode!r}).")
     classes = len(spec.classes)
 
     def decide(maps, geometry, probabilities=False):

@@ -13,7 +13,7 @@ class Task(NamedTuple):
     spec: the data set as this task reads it; model and objective are made for this one.
     objective: what is learned.
     decide: (maps, geometry, probabilities=False) -> Segments; `maps` come from the objective, perhaps averaged.
-    measure: (maps, segments, batch, geometry) -> arrays [b, ...] made on the device, from which images are scored.
+    measure: (maps, batch, geometry) -> what images are scored from, arrays [b, ...] made on the device, and Segments.
     new_metric: () -> an empty score, kept on the host in int64.
     update: (score, what was measured of a batch, on the host) -> score.
     merge: (score, score) -> the score of the images of both.

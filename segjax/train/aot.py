@@ -14,7 +14,7 @@ from segjax import chips, hlo, parallel
 from segjax.checks import check_choice
 from segjax.data.pipeline import Batches
 from segjax.spec import Geometry
-from segjax.train import cache, components, state, step
+from segjax.train import cache, compilation, components, state
 
 STEPS = ("train", "eval", "predict")
 
@@ -235,7 +235,7 @@ def _predict(config: ConfigDict, parts: components.Components, variables: Any, t
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.replicated(shared)),
         (variables, np.broadcast_to(dtype(0), (1, *shape[1:])), place),
     )
-    predict = step.compile_predict(model, task, preprocess, shared if config.parallel.space > 1 else None)
+    predict = compilation.compile_predict(model, task, preprocess, shared if config.parallel.space > 1 else None)
     return Program("predict", predict, arguments, 1, list(shared.devices.flat), False)
 
 

@@ -16,7 +16,7 @@ from segjax.models import MODELS
 from segjax.objectives import OBJECTIVES, Objective
 from segjax.spec import DatasetSpec, Preprocess
 from segjax.tasks import TASKS, Task
-from segjax.train import optimizer, state, step
+from segjax.train import compilation, optimizer, state, step
 from segjax.train.durations import Durations, durations
 from segjax.train.evaluate import Evaluator
 
@@ -180,7 +180,7 @@ def make_training(config: ConfigDict, parts: Components, batches: pipeline.Batch
     shape, averaged, fsdp = batches.shapes["image"][0], config.ema.decay > 0, config.parallel.fsdp
     shapes = state.abstract(model, tx, shape, averaged)
     shardings = parallel.state_sharding(mesh, shapes, fsdp)
-    compiled = step.compile_train(make, mesh, config.parallel.mode, shardings)
+    compiled = compilation.compile_train(make, mesh, config.parallel.mode, shardings)
     first = functools.partial(state.init, model, tx, shape, averaged, config.seed, mesh, fsdp)
     return Training(run, schedule, compiled, shapes, first)
 
@@ -197,7 +197,7 @@ def make_evaluator(config: ConfigDict, parts: Components, batches: pipeline.Batc
         Variables -> the task's figures.
     """
     mode = config.parallel.mode
-    compiled = step.compile_eval(
+    compiled = compilation.compile_eval(
         lambda axis: step.make_eval_step(parts.model, parts.task, parts.preprocess, axis),
         parts.mesh,
         mode,

@@ -1,6 +1,5 @@
-"""The train and evaluation steps: one pure function each, compiled by jit over a mesh or by pmap."""
+"""The steps of training, evaluation and prediction: pure functions, which `segjax.train.compilation` compiles."""
 
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
-from segjax import augment, parallel
+from segjax import augment
 from segjax.checks import UserError
 from segjax.objectives import Maps, Objective
-from segjax.space import DATA, whole
+from segjax.space import whole
 from segjax.spec import Geometry, Preprocess, Segments
 from segjax.tasks import Task
 from segjax.train.groups import merge, split
@@ -251,102 +249,3 @@ def make_eval_step(
         return (jax.lax.all_gather(measured, axis_name, tiled=True) if axis_name else measured), segments
 
     return eval_step
-
-
-def compile_predict(
-    model: nn.Module, task: Task, preprocess: Preprocess, mesh: Mesh | None = None
-) -> Callable[[dict[str, Any], jax.Array, Geometry], Segments]:
-    """Compiles the prediction of images, once for each size.
-
-    Args:
-        model: maps normalised images to outputs.
-        task: decides on maps.
-        preprocess: how pixels become inputs.
-        mesh: the devices that images are divided over; None for one device.
-
-    Returns:
-        The compiled `make_predict_step`.
-    """
-    predict = make_predict_step(model, task, preprocess)
-    if mesh is None:
-        return jax.jit(predict)
-
-    def on_mesh(variables, images, geometry):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return predict(variables, parallel.divided(mesh, {"image": images})["image"], geometry)
-
-    # Whole images go in, since their rows may not divide evenly, and whole maps come out.
-    return jax.jit(
-        on_mesh,
-        in_shardings=(None, parallel.batched(mesh), parallel.batched(mesh)),
-        out_shardings=parallel.replicated(mesh),
-    )
-
-
-def compile_train(
-    make: Callable, mesh: Mesh, mode: parallel.Mode, shardings: Any = None, donate: bool = True
-) -> Callable[[State, dict[str, jax.Array]], tuple[State, Scalars]]:
-    """Compiles a train step for the devices of a mesh.
-
-    Args:
-        make: axis_name -> un-compiled step of (state, batch) -> (state, scalars).
-        mesh: the devices.
-        mode: "jit" with explicit shardings, or "pmap".
-        shardings: where the state lies, see `parallel.state_sharding`; None for whole on every device.
-        donate: give the memory of the state to the next one.
-
-    Returns:
-        The compiled step; batches come from `parallel.put_batch` with the same mode.
-    """
-    donated = (0,) if donate else ()
-    if mode == "pmap":
-        return _pmap(make, mesh, (None, None), donated)
-    everywhere = parallel.replicated(mesh)
-    shardings = everywhere if shardings is None else shardings
-    return jax.jit(
-        _on_mesh(make(None), mesh),
-        in_shardings=(shardings if donate else None, None),
-        out_shardings=(shardings, everywhere),
-        donate_argnums=donated,
-    )
-
-
-def compile_eval(
-    make: Callable, mesh: Mesh, mode: parallel.Mode
-) -> Callable[[dict[str, Any], dict[str, jax.Array]], tuple[Any, Segments]]:
-    """Compiles an evaluation step for the devices of a mesh.
-
-    Args:
-        make: axis_name -> un-compiled step of (variables, batch) -> (measured, segments).
-        mesh: the devices.
-        mode: "jit" with explicit shardings, or "pmap".
-
-    Returns:
-        The compiled step: what is measured is the same on every device, segments stay where they were made (under
-        pmap [devices, images of a device, ...]).
-    """
-    if mode == "pmap":
-        return _pmap(make, mesh, (None, 0), ())
-    # Segments lie as XLA leaves them: divided, where their rows divide evenly.
-    return jax.jit(_on_mesh(make(None), mesh), out_shardings=(parallel.replicated(mesh), None))
-
-
-def _pmap(make, mesh, out_axes, donated):
-    return jax.pmap(
-        make(DATA),
-        axis_name=DATA,
-        in_axes=(None, 0),
-        out_axes=out_axes,
-        donate_argnums=donated,
-        devices=list(mesh.devices.flat) if jax.process_count() == 1 else None,
-    )
-
-
-def _on_mesh(step, mesh):
-    @functools.wraps(step)
-    def on_mesh(state, batch):
-        # What XLA cannot divide looks for the mesh while it is traced, see `segjax.space`.
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return step(state, parallel.divided(mesh, batch))
-
-    return on_mesh

@@ -22,6 +22,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["segjax", "segjax.*"]),
+    package_data={"segjax.report": ["templates/*.html"]},
     install_requires=[
         "jax>=0.7.2,!=0.10.1",
         "flax>=0.11",

@@ -2,7 +2,7 @@
 
 import importlib
 
-_ROOMS = ("augment", "config", "data", "infer", "losses", "metrics", "models", "nn", "pictures", "report", "spec")
+_ROOMS = ("augment", "config", "data", "infer", "losses", "metrics", "models", "nn", "report", "spec")
 _ROOMS += ("tasks", "train", "weights")
 
 

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from parts import make_task
 
-from segjax import infer, losses, models, objectives, parallel, pictures, tasks
+from segjax import infer, losses, models, objectives, parallel, tasks
 from segjax.checks import UserError
 from segjax.config import base
 from segjax.data.sources.shapes import SPEC, shapes
@@ -17,6 +17,7 @@ from segjax.models.network import Network
 from segjax.nn.layers import Conv, ConvNorm
 from segjax.objectives import Decoded, Maps, Objective
 from segjax.objectives.maps import mean, mirror, resize, to_output
+from segjax.report import instances
 from segjax.spec import DatasetSpec, Geometry, Preprocess
 from segjax.tasks import instance, panoptic
 from segjax.train import compilation, optimizer, state, step
@@ -295,6 +296,6 @@ def test_overlapping_masks_reach_scores_and_pictures():
     np.testing.assert_array_equal(flat.label[0], number > 0)
     image = np.zeros((6, 10, 3), np.uint8)
     found = jax.device_get(segments).image(0, (6, 10))
-    picture = pictures.overlay_masks(image, found.masks, found.classes, spec, found.score)
+    picture = instances.overlay_masks(image, found.masks, found.classes, spec, found.score)
     # Pixels of no object, away from outlines and names, are the image's own.
     assert picture.shape == (6, 10, 3) and (picture[masks.any(0)] > 0).any(-1).mean() > 0.9

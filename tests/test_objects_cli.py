@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from segjax import infer, pictures
+from segjax import infer
 from segjax.checks import UserError
 from segjax.cli import main
-from segjax.cli.predict import _check_ours
+from segjax.cli.predict import _check_ours, _Listed
 from segjax.data.coco import rgb_to_id
 from segjax.data.sources.coco import coco_panoptic
 from segjax.data.sources.shapes import SPEC, shapes
+from segjax.report import instances, pictures
 
 # What pycocotools 2.0.11 warns of when it decodes.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -128,6 +129,13 @@ def test_predict_replaces_only_its_own_files(predicted, capsys):
     assert (output / "instances.json").read_text() == foreign and not (output / "a.png").exists()
 
 
+def test_ids_that_would_collide_are_refused(tmp_path):
+    found = {"label": np.ones((2, 2), np.int32), "instance": np.ones((2, 2), np.int32), "score": np.ones(9)}
+    _Listed(tmp_path, SPEC, 10).add(tmp_path / "a.png", found)
+    with pytest.raises(UserError, match=r"task.divisor=9 .* 9 objects"):
+        _Listed(tmp_path, SPEC, 9).add(tmp_path / "a.png", found)
+
+
 @pytest.mark.parametrize("text", ["[]", "{}", "3", "torn", '{"info": []}', '{"info": {"software": "another"}}'])
 def test_other_lists_are_known(tmp_path, text):
     (tmp_path / "panoptic.json").write_text(text)
@@ -152,4 +160,4 @@ def test_inspect_shows_objects_and_what_is_learned_of_them(run, capsys):
     assert sheet.width == 5 * (160 + 4) - 4
     centres, offsets = (panels[:, 164 * i : 164 * i + 160 : 5] for i in (3, 4))
     assert (centres == 255).all(-1).any()  # a centre
-    assert (offsets != pictures.OUTSIDE).any() and (offsets == pictures.OUTSIDE).all(-1).any()
+    assert (offsets != instances.OUTSIDE).any() and (offsets == instances.OUTSIDE).all(-1).any()

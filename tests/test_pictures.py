@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segjax import pictures, report
+from segjax import report
 from segjax.checks import UserError
 from segjax.config import base
 from segjax.data.reading import CorruptImage
 from segjax.data.sources.arrays import arrays
+from segjax.report import instances, pictures
 from segjax.spec import DatasetSpec
 from segjax.train import loop
 
@@ -221,7 +222,7 @@ def test_overlay_draws_contours_one_pixel_wide_and_names():
     label[5:30, 5:40], instance[5:30, 5:40] = 1, 1
     label[5:30, 40:80], instance[5:30, 40:80] = 1, 4
     picture = pictures.overlay(image, label, SPEC, instance=instance)
-    lines = (picture == pictures.CONTOUR).all(-1)
+    lines = (picture == instances.CONTOUR).all(-1)
     assert np.flatnonzero(lines[15]).tolist() == [4, 39, 79] and np.flatnonzero(lines[:, 20]).tolist() == [4, 29]
     np.testing.assert_array_equal(picture[~lines], np.round(pictures.colourise(label, SPEC, instance)[~lines] / 2))
     named = pictures.overlay(image, label, SPEC, instance=instance, score=np.array([0.93, 0, 0, 0.5]))
@@ -257,17 +258,17 @@ def test_errors_of_objects():
 
 def test_directions_are_a_wheel_of_colours():
     offset = np.array([[[0, 3], [3, 0], [0, -3], [-3, 0], [0, 0], [0, 1.5], [0, 99]]], np.float32)
-    picture = pictures.directions(offset, np.array([[True] * 6 + [False]]))[0].tolist()
+    picture = instances.directions(offset, np.array([[True] * 6 + [False]]))[0].tolist()
     assert picture[0] == [255, 0, 0] and picture[2] == [0, 255, 255]
     assert picture[1] == [128, 255, 0] and picture[3] == [128, 0, 255]
-    assert picture[4] == [255] * 3 and picture[5] == [255, 128, 128] and picture[6] == list(pictures.OUTSIDE)
-    nothing = pictures.directions(np.zeros((2, 2, 2), np.float32), np.zeros((2, 2), bool))
-    assert (nothing == pictures.OUTSIDE).all()
+    assert picture[4] == [255] * 3 and picture[5] == [255, 128, 128] and picture[6] == list(instances.OUTSIDE)
+    nothing = instances.directions(np.zeros((2, 2, 2), np.float32), np.zeros((2, 2), bool))
+    assert (nothing == instances.OUTSIDE).all()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_heat_grows_with_the_centre_map(channels):
     image = np.full((1, 11, channels), 90, np.uint8)
-    picture = pictures.heat(image, np.linspace(-0.1, 1.1, 11, dtype=np.float32)[None])[0].astype(int)
+    picture = instances.heat(image, np.linspace(-0.1, 1.1, 11, dtype=np.float32)[None])[0].astype(int)
     assert picture[0].tolist() == [45] * 3 and picture[-1].tolist() == [255] * 3
     assert (np.diff(picture[:, 0]) >= -1).all() and (picture[5, 0] > picture[5, 1] > picture[5, 2])

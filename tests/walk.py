@@ -21,7 +21,12 @@ def walk(flags):
 
     def profile(frame, event, argument):
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(package) and code.co_flags & OWN_LOCALS:
+        if (
+            event == "call"
+            and code.co_filename.startswith(package)
+            and code.co_filename.endswith(".py")
+            and code.co_flags & OWN_LOCALS
+        ):
             seen.update(() if code.co_name in COMPREHENSIONS else (code.co_filename,))
 
     from segjax.cli import main

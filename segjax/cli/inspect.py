@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segjax import objectives, pictures
+from segjax import objectives
 from segjax.checks import UserError
 from segjax.cli.setup import define_config
 from segjax.data import audit
 from segjax.data.loader import Loading
 from segjax.data.pipeline import train_batches
+from segjax.report import instances, pictures
 from segjax.spec import Preprocess
 from segjax.train.components import open_source
 from segjax.train.step import coloured
@@ -99,10 +100,10 @@ def contact_sheet(config: Any, source: Any, count: int) -> Image.Image:
         ]
         if "centre" in targets:
             captions.append("centres")
-            parts.append(pictures.heat(image, targets["centre"][i]))
+            parts.append(instances.heat(image, targets["centre"][i]))
         if "offset" in targets:
             captions.append("offsets")
-            parts.append(pictures.directions(targets["offset"][i], instance > 0))
+            parts.append(instances.directions(targets["offset"][i], instance > 0))
         rows.append(pictures.panels(parts, captions))
     return pictures.contact_sheet(rows)
 

@@ -11,10 +11,11 @@ import numpy as np
 from absl import flags
 from PIL import Image, PngImagePlugin
 
-from segjax import infer, pictures, rle
+from segjax import infer, rle
 from segjax.checks import UserError
 from segjax.cli.setup import define_cache
 from segjax.data import coco, files, reading
+from segjax.report import instances, pictures
 from segjax.spec import encode
 from segjax.train import cache
 
@@ -79,9 +80,12 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         for suffix, mask in masks:
             mask.save(output / f"{path.stem}{pictures.file_name(suffix)}.png", pnginfo=_mark())
         if values.overlays:
-            objects = {key: found[key] for key in ("instance", "score") if key in found}
             shown = pictures.displayed(image, predict.preprocess.window)
-            picture = pictures.overlay(shown, found["label"], predict.spec, **objects)
+            if "masks" in found:
+                picture = instances.overlay_masks(shown, found["masks"], found["classes"], predict.spec, found["score"])
+            else:
+                objects = {key: found[key] for key in ("instance", "score") if key in found}
+                picture = pictures.overlay(shown, found["label"], predict.spec, **objects)
             Image.fromarray(picture).save(output / "overlays" / f"{path.stem}.png")
         if values.probabilities:
             np.save(output / f"{path.stem}.npy", found["probability"])
@@ -106,6 +110,11 @@ class _Listed:
     def add(self, path, found):
         """Lists the objects of an image; returns its panoptic mask."""
         label, instance = found["label"], found["instance"]
+        if len(found["score"]) >= self.divisor:
+            raise UserError(
+                f"task.divisor={self.divisor} must be more than the {len(found['score'])} objects that may be found "
+                "in an image, for their ids to differ: change it in the workdir's config.json."
+            )
         number, (height, width) = len(self.images) + 1, label.shape
         self.images.append({"id": number, "file_name": path.name, "height": height, "width": width})
         ids = encode(label, instance, self.divisor)

@@ -8,13 +8,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from segjax.report.instances import CONTOUR, contours, named, shaded, unmatched
 from segjax.spec import DatasetSpec
 
 IGNORED = (110, 110, 110)
 WRONG = (230, 40, 40)
 UNMATCHED = (255, 170, 0)
-CONTOUR = (255, 255, 255)
-OUTSIDE = (60, 60, 60)
 LEAST = 160  # columns of a panel
 
 
@@ -44,7 +43,7 @@ def colourise(
     else:
         picture = colours[np.where(label < len(colours), label, 0)]
     if instance is not None:
-        picture = _shaded(picture, instance)
+        picture = shaded(picture, instance)
     return _hatch(picture.astype(np.uint8), _ignored(label, spec))
 
 
@@ -72,50 +71,10 @@ def overlay(
     mixed = _rgb(image) * (1 - share) + colourise(label, spec, instance).astype(np.float64) * share
     picture = np.round(mixed).astype(np.uint8)
     if instance is not None:
-        picture[_contours(instance)] = CONTOUR
+        picture[contours(instance)] = CONTOUR
     if instance is not None and score is not None:
-        picture = _named(picture, label, spec, instance, score)
+        picture = named(picture, label, spec, instance, score)
     return picture
-
-
-def overlay_masks(
-    image: UInt8[np.ndarray, "y x c"],
-    masks: Bool[np.ndarray, "n y x"],
-    classes: Integer[np.ndarray, "n"],
-    spec: DatasetSpec,
-    score: Float[np.ndarray, "n"],
-    share: float = 0.5,
-) -> UInt8[np.ndarray, "y x 3"]:
-    """Lays objects that may overlap over their image, the surest on top, each with its contour, class and score.
-
-    Args:
-        image: uint8 [y, x, 1 or 3].
-        masks: pixels of each object.
-        classes: class of each, -1 for places that are not taken.
-        spec: the colours.
-        score: of the objects.
-        share: of the colours in the mixture.
-
-    Returns:
-        uint8 [y, x, 3].
-
-    Example:
-        >>> masks = np.array([[[True, False]], [[False, False]]])
-        >>> spec = DatasetSpec(("road", "car"), things=(1,))
-        >>> image = np.zeros((1, 2, 1), np.uint8)
-        >>> overlay_masks(image, masks, np.array([1, -1]), spec, np.array([0.9, 0.0])).shape
-        (1, 2, 3)
-    """
-    picture = _rgb(image)
-    order = [n for n in np.argsort(score, kind="stable").tolist() if classes[n] >= 0 and masks[n].any()]
-    label, instance = np.full(masks.shape[1:], spec.ignore), np.zeros(masks.shape[1:], int)
-    for n in order:
-        one = masks[n].astype(int) * (n + 1)
-        colour = _shaded(np.array(spec.colours[classes[n]], np.float64).reshape(1, 1, 3), np.array([[n + 1]]))
-        picture = np.where(masks[n][..., None], picture * (1 - share) + colour * share, picture)
-        picture[_contours(one)] = CONTOUR
-        label[masks[n]], instance[masks[n]] = classes[n], n + 1
-    return _named(np.round(picture).astype(np.uint8), label, spec, instance, score)
 
 
 def displayed(image: Shaped[np.ndarray, "y x c"], window: Sequence[float] | None = None) -> UInt8[np.ndarray, "y x d"]:
@@ -148,17 +107,17 @@ def errors(
     true: Integer[np.ndarray, "y x"] | None = None,
     instance: Integer[np.ndarray, "y x"] | None = None,
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """Marks wrong pixels red on a dimmed image; pixels without truth are hatched.
+    """Marks wrong pixels red on a dimmed image; unlabelled pixels are hatched.
 
-    Of objects also marks orange the pixels of the right class in a predicted object that matches no true one: whose
-    `IoU <= 0.5` with each true object of its class, as panoptic quality has it. Crowds have no objects to match.
+    Of objects also marks orange the pixels of the right class in a predicted object that matches none: whose
+    `IoU <= 0.5` with each object of its class in the ground truth, as in panoptic quality. Crowds are no objects.
 
     Args:
         image: uint8 [y, x, 1 or 3].
         truth: as in `colourise`.
         prediction: the same form.
         spec: the ignore value.
-        true: numbers of the true objects, 0 for none.
+        true: numbers of the objects in the ground truth, 0 for none.
         instance: of the predicted ones.
 
     Returns:
@@ -171,51 +130,8 @@ def errors(
     picture[wrong] = WRONG
     if true is not None and instance is not None:
         known = truth != spec.ignore
-        picture[_unmatched(true, instance, known & ~wrong, known)] = UNMATCHED
+        picture[unmatched(true, instance, known & ~wrong, known)] = UNMATCHED
     return _hatch(picture, _ignored(truth, spec))
-
-
-def heat(image: UInt8[np.ndarray, "y x c"], centre: Float[np.ndarray, "y x"]) -> UInt8[np.ndarray, "y x 3"]:
-    """Lays a map of centres over its dimmed image: nothing at 0, by way of red and yellow to white at 1.
-
-    Args:
-        image: uint8 [y, x, 1 or 3].
-        centre: the map; values beyond 0..1 count as 0 and 1.
-
-    Returns:
-        uint8 [y, x, 3].
-
-    Example:
-        >>> heat(np.full((1, 2, 1), 100, np.uint8), np.array([[0.0, 1.0]])).tolist()
-        [[[50, 50, 50], [255, 255, 255]]]
-    """
-    warmth = centre.astype(np.float64).clip(0, 1)[..., None]
-    glow = (3 * warmth - np.arange(3)).clip(0, 1) * 255
-    return np.round(_rgb(image) / 2 * (1 - warmth) + glow * warmth).astype(np.uint8)
-
-
-def directions(offset: Float[np.ndarray, "y x 2"], inside: Bool[np.ndarray, "y x"]) -> UInt8[np.ndarray, "y x 3"]:
-    """Paints offsets by the wheel of colours: the hue is the direction, red to the right, yellow-green down.
-
-    Args:
-        offset: (dy, dx) in pixels.
-        inside: where there are objects; elsewhere is dark grey.
-
-    Returns:
-        uint8 [y, x, 3]; white is no offset, full colours the longest one inside.
-
-    Example:
-        >>> directions(np.array([[[0, 2.0], [0, 0]]]), np.array([[True, True]])).tolist()
-        [[[255, 0, 0], [255, 255, 255]]]
-    """
-    dy, dx = np.moveaxis(offset.astype(np.float64), -1, 0)
-    length = np.hypot(dy, dx)
-    saturation = length / length.max(where=inside, initial=1e-6)
-    # From HSV with value 1: each channel is full for a third of the circle around its own hue.
-    sixths = (np.arctan2(dy, dx) * 3 / np.pi)[..., None] + np.array([0, 4, 2])
-    full = (abs(sixths % 6 - 3) - 1).clip(0, 1)
-    picture = np.round(255 * (1 - saturation.clip(0, 1)[..., None] * (1 - full))).astype(np.uint8)
-    return np.where(inside[..., None], picture, np.array(OUTSIDE, np.uint8))
 
 
 def panels(pictures: Sequence[UInt8[np.ndarray, "y x 3"]], captions: Sequence[str]) -> Image.Image:
@@ -310,51 +226,12 @@ def _palette(label, colours):
     return picture
 
 
-def _shaded(picture, instance):
-    """Takes the colour of each object some way towards white, a bright one towards black; object 1 keeps it."""
-    # Multiples of the golden ratio modulo 1: consecutive numbers, often neighbours, lie far apart.
-    share = np.where(instance > 0, 0.6 * ((instance.astype(np.float64) - 1) * 0.618034 % 1), 0)[..., None]
-    return picture + share * (np.where(picture.max(-1, keepdims=True) > 160, 0, 255) - picture)
-
-
-def _contours(instance):
-    """Pixels whose right or lower neighbour is of another object: lines one pixel wide."""
-    found = np.zeros(instance.shape, bool)
-    found[:, :-1] = instance[:, :-1] != instance[:, 1:]
-    found[:-1] |= instance[:-1] != instance[1:]
-    return found
-
-
-def _named(picture, label, spec, instance, score):
-    """Writes class and score on each object, around the pixel of it that is nearest to its centre of mass."""
-    sheet = Image.fromarray(picture)
-    draw = ImageDraw.Draw(sheet)
-    for n in np.unique(instance[instance > 0]).tolist():
-        inside = np.argwhere(instance == n)
-        y, x = inside[abs(inside - inside.mean(0)).sum(1).argmin()].tolist()
-        text = f"{spec.classes[label[y, x]]} {score[n - 1]:.2f}"
-        half = draw.textlength(text) / 2 + 1
-        x = max(half, min(x, sheet.width - half))
-        draw.text((x, y), text, fill="white", stroke_width=1, stroke_fill="black", anchor="mm")
-    return np.array(sheet)
-
-
-def _unmatched(truth, prediction, right, known):
-    """Pixels of true objects, of the right class, whose predicted object matches none."""
-    truth, prediction = np.where(known, truth, 0).astype(np.int64), np.where(known, prediction, 0).astype(np.int64)
-    shape = truth.max() + 1, prediction.max() + 1
-    shared = np.bincount((truth * shape[1] + prediction)[right], minlength=math.prod(shape)).reshape(shape)
-    areas, found = np.bincount(truth.ravel()), np.bincount(prediction.ravel())
-    matched = (3 * shared > areas[:, None] + found)[1:].any(0)  # shared / (areas + found - shared) > 1/2
-    return right & (truth > 0) & ~matched[prediction]
-
-
 def _rgb(image):
     return np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float64)
 
 
 def _ignored(label: Shaped[np.ndarray, "y x *k"], spec: DatasetSpec) -> Bool[np.ndarray, "y x"]:
-    """Pixels without any truth."""
+    """Pixels without any label."""
     if label.dtype == bool:
         return np.zeros(label.shape[:2], bool)
     return (label == spec.ignore).all(-1) if label.ndim == 3 else label == spec.ignore

@@ -1,63 +1,27 @@
-"""What a run looks like: curves, the table of classes, and pictures, as files or inline in a notebook."""
+"""What a run looks like, as a page: curves, the table of classes, and pictures of test images."""
 
-import base64
-import io
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
-import markupsafe
 import numpy as np
+from PIL import Image
 
-from segjax import infer, pictures
 from segjax.checks import UserError
 from segjax.data.reading import CorruptImage
 from segjax.metrics.table import by_class
+from segjax.report import instances, pictures
 from segjax.spec import DatasetSpec, Segments
-from segjax.train.components import Sources, open_source
 from segjax.train.evaluate import Evaluator
-from segjax.train.workdir import read_config
 
-_ENVIRONMENT = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-
-_CURVES = _ENVIRONMENT.from_string("""\
-{% for chart in charts %}
-<svg viewBox="-60 -20 460 210" width="440" style="background:white;font:11px sans-serif">
-  <rect width="380" height="150" fill="none" stroke="#999"/>
-  <text x="0" y="-6">{{ chart.title }}</text>
-  <text x="-4" y="10" text-anchor="end">{{ "%.4g" % chart.high }}</text>
-  <text x="-4" y="150" text-anchor="end">{{ "%.4g" % chart.low }}</text>
-  <text x="0" y="168">{{ chart.first }}</text>
-  <text x="380" y="168" text-anchor="end">step {{ chart.last }}</text>
-  <polyline points="{{ chart.points }}" fill="none" stroke="#1f5fbf" stroke-width="1.5"/>
-</svg>
-{% endfor %}
-""")
-
-_TABLE = _ENVIRONMENT.from_string("""\
-<table border="1" cellpadding="4" style="border-collapse:collapse;font:13px sans-serif">
-<tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
-{% for row in rows %}
-<tr><td>{{ row[0] }}</td>{% for v in row[1:] %}<td align="right">{{ v }}</td>{% endfor %}</tr>
-{% endfor %}
-</table>
-<p style="font:13px sans-serif">{% for k, v in figures %}{{ k }} {{ v }}{{ " &middot; "|safe if not loop.last }}\
-{% endfor %}</p>
-""")
-
-_PAGE = _ENVIRONMENT.from_string("""\
-<!doctype html><meta charset="utf-8"><title>{{ title }}</title>
-<body style="font:14px sans-serif;max-width:1200px;margin:2em auto">
-<h1>{{ title }}</h1>
-{{ table }}{{ curves }}
-<h2>Test images</h2><p><img src="legend.png" alt="colours of the classes"></p>
-<p>Errors: red where the class is wrong, orange where it is right but the object matches no true one (IoU 0.5).
-Offsets: the hue is the direction, the saturation the length.</p>
-{% for name, file in images %}
-<p>{{ name }}<br><img src="{{ file }}" alt="image, truth, prediction, error" style="max-width:100%"></p>
-{% endfor %}
-""")
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 class Html(str):
@@ -108,7 +72,7 @@ def curves(workdir: str) -> Html:
         points = [(x["step"], x[key]) for x in lines if x["split"] == split and x.get(key) is not None]
         if len(points) > 1:
             charts.append(_chart(f"{split} {key}", np.array(points, np.float64)))
-    return Html(_CURVES.render(charts=charts))
+    return Html(_TEMPLATES.get_template("curves.html").render(charts=charts))
 
 
 def _chart(title, points):
@@ -130,37 +94,7 @@ def table(summary: dict[str, Any]) -> Html:
     """
     headings, rows = by_class(summary)
     plain = [(k, f"{v:.4f}" if isinstance(v, float) else v) for k, v in summary.items() if not isinstance(v, dict)]
-    return Html(_TABLE.render(headings=headings, rows=rows, figures=plain))
-
-
-def strips(workdir: str, count: int = 8, sources: Sources = None) -> list[tuple[str, Any]]:
-    """Predicts images spread evenly over the test split and sets each beside its truth.
-
-    Args:
-        workdir: folder of a run.
-        count: how many, at most.
-        sources: sources by split that stand in for the configured one.
-
-    Returns:
-        (name, picture) of each: image, truth, prediction and error side by side, and of a model that finds objects
-        its centres and offsets.
-
-    Raises:
-        UserError: no run or no checkpoint there.
-    """
-    config, _ = read_config(workdir)
-    source, predict = open_source(config, config.splits.test, sources), infer.load(workdir)
-    found = []
-    for i in spread(len(source), count):
-        try:
-            sample = source.read(i)
-        except CorruptImage:  # evaluation has named it
-            continue
-        prediction = predict(sample["image"])
-        maps = {name: prediction[name] for name in ("centre", "offset") if name in prediction}
-        segments = Segments(prediction["label"], prediction.get("instance"), maps=maps)
-        found.append((source.name(i), picture(sample, segments, predict.spec, predict.preprocess.window)))
-    return found
+    return Html(_TEMPLATES.get_template("table.html").render(headings=headings, rows=rows, figures=plain))
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -180,7 +114,9 @@ def spread(length: int, count: int) -> list[int]:
     return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int)).tolist()
 
 
-def picture(sample: dict[str, Any], found: Segments, spec: DatasetSpec, window: Any = None) -> Any:
+def picture(
+    sample: dict[str, Any], found: Segments, spec: DatasetSpec, window: Sequence[float] | None = None
+) -> Image.Image:
     """Sets an image beside its ground truth, the prediction and its errors.
 
     Args:
@@ -197,37 +133,17 @@ def picture(sample: dict[str, Any], found: Segments, spec: DatasetSpec, window: 
     true, instance = (None, None) if found.instance is None else (sample["instance"], found.instance)
     parts = {
         "image": np.broadcast_to(image, (*image.shape[:2], 3)),
-        "truth": pictures.overlay(image, truth, spec, 1.0, true),
+        "ground truth": pictures.overlay(image, truth, spec, 1.0, true),
         "prediction": pictures.overlay(image, found.label, spec, 1.0, instance),
         "error": pictures.errors(image, truth, found.label, spec, true, instance),
     }
     if found.masks is not None:
-        parts["prediction"] = pictures.overlay_masks(image, found.masks, found.classes, spec, found.score)
-    for name, draw in (("centre", pictures.heat), ("offset", pictures.directions)):
+        parts["prediction"] = instances.overlay_masks(image, found.masks, found.classes, spec, found.score)
+    for name, draw in (("centre", instances.heat), ("offset", instances.directions)):
         if found.maps and name in found.maps:
             values = np.asarray(found.maps[name])
             parts[f"{name}s"] = draw(image, values) if name == "centre" else draw(values, instance > 0)
     return pictures.panels(list(parts.values()), list(parts))
-
-
-def show(workdir: str, count: int = 4, sources: Sources = None) -> Html:
-    """Shows test images inline in a notebook.
-
-    Args:
-        workdir: folder of a run.
-        count: how many, at most.
-        sources: sources by split that stand in for the configured one.
-
-    Returns:
-        The pictures of `strips`, within the HTML itself.
-    """
-    images = []
-    for name, picture in strips(workdir, count, sources):
-        data = io.BytesIO()
-        picture.save(data, "PNG")
-        text = base64.b64encode(data.getvalue()).decode()
-        images.append(f'<p>{markupsafe.escape(name)}<br><img src="data:image/png;base64,{text}"></p>')
-    return Html("\n".join(images))
 
 
 def write(
@@ -261,5 +177,6 @@ def write(
         images[i].save(folder / file)
         files.append((source.name(i), file))
     title = f"segjax: {pathlib.Path(workdir).absolute().name}"
-    page = _PAGE.render(title=title, table=table(summary), curves=curves(workdir), images=files)
+    parts = {"title": title, "table": table(summary), "curves": curves(workdir), "images": files}
+    page = _TEMPLATES.get_template("page.html").render(parts)
     (folder / "index.html").write_text(page, encoding="utf-8")

@@ -1,6 +1,7 @@
 """Float maps between a network and a decision: these are averaged, decisions never are."""
 
 import functools
+import math
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -135,7 +136,10 @@ def _pitch(size, maps):
 def _at_once(maps, scale, resample):
     """Resamples all maps as one, vectors times `scale` [b or 1, 2]."""
     vectors = {name: x * scale[:, None, None] for name, x in maps.vectors.items()}
-    parts = [x.reshape(*x.shape[:3], -1).astype(jnp.float32) for x in {**maps.scalars, **vectors}.values()]
+    parts = [
+        x.reshape(*x.shape[:3], math.prod(x.shape[3:])).astype(jnp.float32)
+        for x in {**maps.scalars, **vectors}.values()
+    ]
     ends = list(itertools.accumulate(x.shape[-1] for x in parts))
     found = jnp.split(resample(jnp.concatenate(parts, -1)), ends[:-1], axis=-1)
     named = {**maps.scalars, **maps.vectors}.items()

@@ -1,8 +1,8 @@
 """Float maps between a network and a decision: these are averaged, decisions never are."""
 
 import functools
-import math
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 

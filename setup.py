@@ -32,6 +32,7 @@ setup(
         "ml-collections",
         "absl-py",
         "jaxtyping",
+        "lazy_loader",
         "numpy",
         "pillow",
         "rich",

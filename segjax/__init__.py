@@ -1,13 +1,24 @@
 """segjax: image segmentation in JAX and Flax."""
 
-import importlib
+import lazy_loader
 
-_ROOMS = ("augment", "config", "data", "infer", "losses", "metrics", "models", "nn", "report", "spec")
-_ROOMS += ("tasks", "train", "weights")
-
-
-def __getattr__(name: str):
-    """Imports a room when it is first used: `segjax.models.create` needs no import of its own."""
-    if name in _ROOMS:
-        return importlib.import_module(f"segjax.{name}")
-    raise AttributeError(f"module 'segjax' has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=[
+        "augment",
+        "config",
+        "data",
+        "infer",
+        "losses",
+        "metrics",
+        "models",
+        "nn",
+        "objectives",
+        "parallel",
+        "report",
+        "spec",
+        "tasks",
+        "train",
+        "weights",
+    ],
+)

@@ -10,30 +10,27 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Key
+from jaxtyping import Array, Float32
+from jaxtyping import Key as RandomKey
 
-from segjax.checks import UserError
-from segjax.keys import Key as Setting
-from segjax.keys import check
+from segjax.checks import Key, UserError, check_section
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, section 2.5.1
 _MIN_SIGMA = 1e-3  # pixels: a Gaussian this narrow is the identity in float32, and 0 would divide by 0
 
 
 def colour(
-    keys: Key[Array, " b"],
+    keys: RandomKey[Array, " b"],
     images: Float32[Array, "b h w c"],
     *,
-    brightness: Annotated[float, Setting("adds u(-a, a)", "[0, 1]")] = 0.0,
-    contrast: Annotated[float, Setting("scales by u(1 - a, 1 + a) about the image's mean colour", "[0, 1]")] = 0.0,
-    saturation: Annotated[
-        float, Setting("scales by u(1 - a, 1 + a) about each pixel's grey; RGB only", "[0, 1]")
-    ] = 0.0,
-    hue: Annotated[float, Setting("turns colours by u(-a, a) turns; RGB only", "[0, 0.5]")] = 0.0,
-    gamma: Annotated[float, Setting("raises pixels to the power exp(u(-a, a))", "[0, 2]")] = 0.0,
-    noise: Annotated[float, Setting("adds Gaussian noise of deviation u(0, a)", "[0, 1]")] = 0.0,
-    blur: Annotated[float, Setting("Gaussian blur of deviation u(0, a) pixels", "[0, 10]")] = 0.0,
-    cutout: Annotated[float, Setting("hides a square of a times the image's shorter side", "[0, 0.9]")] = 0.0,
+    brightness: Annotated[float, Key("adds u(-a, a)", "[0, 1]")] = 0.0,
+    contrast: Annotated[float, Key("scales by u(1 - a, 1 + a) about the image's mean colour", "[0, 1]")] = 0.0,
+    saturation: Annotated[float, Key("scales by u(1 - a, 1 + a) about each pixel's grey; RGB only", "[0, 1]")] = 0.0,
+    hue: Annotated[float, Key("turns colours by u(-a, a) turns; RGB only", "[0, 0.5]")] = 0.0,
+    gamma: Annotated[float, Key("raises pixels to the power exp(u(-a, a))", "[0, 2]")] = 0.0,
+    noise: Annotated[float, Key("adds Gaussian noise of deviation u(0, a)", "[0, 1]")] = 0.0,
+    blur: Annotated[float, Key("Gaussian blur of deviation u(0, a) pixels", "[0, 10]")] = 0.0,
+    cutout: Annotated[float, Key("hides a square of a times the image's shorter side", "[0, 0.9]")] = 0.0,
 ) -> Float32[Array, "b h w c"]:
     """Changes the colours of each image at random, in the order of the arguments, and clips the result to [0, 1].
 
@@ -70,7 +67,7 @@ def colour(
         "blur": (_blur, blur),
         "cutout": (_cutout, cutout),
     }
-    check("augment", colour, {name: amplitude for name, (_, amplitude) in operations.items()})
+    check_section("augment", colour, {name: amplitude for name, (_, amplitude) in operations.items()})
     for name in ("saturation", "hue"):
         if operations[name][1] and (channels := images.shape[-1]) != 3:
             raise UserError(

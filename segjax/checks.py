@@ -1,7 +1,24 @@
-"""The error that a user can fix, and checks of what a user set."""
+"""The error that a user can fix, and the checks of what a user set.
 
+A configuration key is a keyword argument whose annotation says what it means and which values it takes:
+
+    def make(*, learning_rate: Annotated[float, Key("at the peak", "[0, inf)")] = 1e-3): ...
+
+The signature is the one place that has a key's default, type, range and line; the configuration, the check of its
+values and `segjax config` follow from it.
+"""
+
+import collections
 import difflib
-from typing import Any
+import functools
+import inspect
+import math
+import numbers
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 
 class UserError(ValueError):
@@ -60,3 +77,166 @@ def check_keys(given: Any, known: Any, section: str) -> None:
             near = difflib.get_close_matches(key, list(known), n=1)
             hint = f" Did you mean {section}.{near[0]}?" if near else f" Known: {', '.join(known)}."
             raise UserError(f"There is no configuration key {section}.{key}.{hint}")
+
+
+class Key(NamedTuple):
+    """The annotation of a configuration key.
+
+    Attributes:
+        line: what the key means, in one line.
+        range: an interval such as "[0, 1)", which holds for each number of a tuple; or the choices; "" for any value.
+            Numbers are finite in any case.
+    """
+
+    line: str
+    range: str | tuple[str | int, ...] = ""
+
+
+class Setting(NamedTuple):
+    """A key of a function.
+
+    Attributes:
+        default: its value where none is set; None where there is no default.
+        required: whether there is no default.
+        type: the annotation without the key.
+        key: its line and range.
+    """
+
+    default: Any
+    required: bool
+    type: Any
+    key: Key
+
+
+@functools.cache
+def keys_of(function: Callable) -> Mapping[str, Setting]:
+    """Reads the keys of a function or class from its signature.
+
+    Args:
+        function: some of whose parameters are annotated with a `Key`.
+
+    Returns:
+        The keys by name, in the order of the signature.
+
+    Example:
+        >>> def train(*, steps: typing.Annotated[int, Key("length of the run", "[1, inf)")] = 10): ...
+        >>> keys_of(train)["steps"].default
+        10
+    """
+    found = {}
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        for extra in getattr(parameter.annotation, "__metadata__", ()):
+            if isinstance(extra, Key):
+                required = parameter.default is parameter.empty
+                default = None if required else parameter.default
+                found[name] = Setting(default, required, parameter.annotation.__origin__, extra)
+    return types.MappingProxyType(found)
+
+
+def check_section(section: str, function: Callable, values: Mapping[str, Any]) -> None:
+    """Checks the values of a section of the configuration.
+
+    Args:
+        section: its name, for the message; "" for keys outside of sections.
+        function: what the section configures.
+        values: value of each key that is set; None where a key without default is not set yet.
+
+    Raises:
+        UserError: a key that does not exist, a value of another type, a number out of range or not finite.
+
+    Example:
+        >>> def train(*, steps: typing.Annotated[int, Key("length of the run", "[1, inf)")] = 10): ...
+        >>> check_section("run", train, {"steps": 0})
+        Traceback (most recent call last):
+        segjax.checks.UserError: run.steps=0 must be a whole number in [1, inf): length of the run.
+    """
+    known = keys_of(function)
+    check_keys(values, known, section)
+    for name, value in values.items():
+        setting = known[name]
+        if value is None and setting.default is None:
+            continue
+        key, path = setting.key, f"{section}.{name}" if section else name
+        if isinstance(key.range, tuple):
+            for each in value if isinstance(value, tuple | list) else (value,):
+                check_choice(path, each, key.range)
+        elif not _fits(value, setting.type) or not all(map(functools.partial(_inside, key.range), _numbers(value))):
+            where = f" in {key.range}" if key.range else ""
+            raise UserError(f"{path}={value!r} must be {describe(setting.type)}{where}: {key.line}.")
+
+
+def describe(kind: Any) -> str:
+    """Says in words what values a type has.
+
+    Args:
+        kind: annotation of a key.
+
+    Returns:
+        Words that follow "must be".
+
+    Example:
+        >>> describe(tuple[int, ...] | None)
+        'whole numbers or None'
+    """
+    names = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text", type(None): "None"}
+    if kind in names:
+        return names[kind]
+    arguments = typing.get_args(kind)
+    if _is_union(kind):
+        return " or ".join(dict.fromkeys(map(describe, arguments)))
+    if _is_sequence(kind):
+        parts = [part for part in arguments if part is not ...]
+        count = f"{len(parts)} " if typing.get_origin(kind) is tuple and ... not in arguments else ""
+        plural = {int: "whole numbers", float: "finite numbers", str: "names"}
+        return count + plural.get(parts[0] if parts else None, "values")
+    return "a value of the kind that the documentation names"
+
+
+def _fits(value, kind):
+    """Whether a value is of a type, as configurations hold it: lists and tuples are one, and so are int and float."""
+    if _is_union(kind):
+        return any(_fits(value, part) for part in typing.get_args(kind))
+    if kind is float:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if _is_sequence(kind):
+        parts = typing.get_args(kind)
+        if not isinstance(value, tuple | list | range):
+            return False
+        if typing.get_origin(kind) is tuple and ... not in parts:
+            return len(value) == len(parts) and all(map(_fits, value, parts))
+        return all(_fits(each, parts[0]) for each in value) if parts else True
+    return isinstance(value, kind) if kind in (bool, str, type(None)) else True
+
+
+def _is_union(kind):
+    return typing.get_origin(kind) in (typing.Union, types.UnionType)
+
+
+def _is_sequence(kind):
+    return typing.get_origin(kind) in (tuple, list, collections.abc.Sequence)
+
+
+def _numbers(value):
+    """All numbers within a value."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from _numbers(each)
+    elif hasattr(value, "items"):
+        for _, each in value.items():
+            yield from _numbers(each)
+
+
+def _inside(interval, number):
+    """Whether a number is finite and lies in an interval such as "[0, 1)"; "" holds all finite numbers."""
+    if not math.isfinite(number):
+        return False
+    if not interval:
+        return True
+    left, low, high, right = re.fullmatch(r"([\[(])(.+), (.+)([\])])", interval).groups()
+    above = number >= float(low) if left == "[" else number > float(low)
+    below = number <= float(high) if right == "]" else number < float(high)
+    return above and below

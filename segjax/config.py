@@ -5,11 +5,10 @@ from typing import Annotated, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from segjax import augment, keys, parallel
-from segjax.checks import check_keys, choose
+from segjax import augment, checks, parallel
+from segjax.checks import Key, check_keys, choose
 from segjax.data import loader, pipeline
 from segjax.data.sources import SOURCES
-from segjax.keys import Key
 from segjax.models import MODELS
 from segjax.objectives import OBJECTIVES
 from segjax.spec import Preprocess
@@ -93,7 +92,7 @@ def base(
     names = {"source": source, "model": model, "objective": objective, "task": task}
     config = _defaults(run)
     for section, function in _functions(names).items():
-        own = {key: value for key, value in recipe.get(section, {}).items() if key in keys.settings(function)}
+        own = {key: value for key, value in recipe.get(section, {}).items() if key in checks.keys_of(function)}
         name = {"name": names[section]} if section in names else {}
         config[section] = name | _defaults(function) | own
     return ConfigDict(config).lock()
@@ -115,9 +114,9 @@ def check(config: ConfigDict) -> None:
         Traceback (most recent call last):
         segjax.checks.UserError: optimizer.learning_rate=-1.0 must be a finite number in [0, inf): at the peak.
     """
-    keys.check("", run, {key: value for key, value in config.items() if not isinstance(value, ConfigDict)})
+    checks.check_section("", run, {key: value for key, value in config.items() if not isinstance(value, ConfigDict)})
     for section, function in functions(config).items():
-        keys.check(section, function, {key: value for key, value in config[section].items() if key != "name"})
+        checks.check_section(section, function, {key: value for key, value in config[section].items() if key != "name"})
 
 
 def functions(config: ConfigDict) -> dict[str, Callable]:
@@ -127,7 +126,7 @@ def functions(config: ConfigDict) -> dict[str, Callable]:
         config: from `base`.
 
     Returns:
-        Functions by section; `segjax.keys.settings` reads their keys.
+        Functions by section; `segjax.checks.keys_of` reads their keys.
 
     Example:
         >>> functions(base())["data"].__name__
@@ -142,7 +141,7 @@ def _functions(names: Mapping[str, str]) -> dict[str, Callable]:
 
 
 def _defaults(function: Callable) -> dict[str, Any]:
-    return {name: setting.default for name, setting in keys.settings(function).items()}
+    return {name: setting.default for name, setting in checks.keys_of(function).items()}
 
 
 def to_dict(config: ConfigDict | dict) -> dict[str, Any]:
@@ -208,7 +207,7 @@ def _from_older(saved: dict[str, Any]) -> dict[str, Any]:
         return saved
     task, source, preprocess = (dict(saved[name]) for name in ("task", "source", "preprocess"))
     name = RECIPES[task["name"]].get("objective", {}).get("name", "pixels")
-    learned = keys.settings(OBJECTIVES[name])
+    learned = checks.keys_of(OBJECTIVES[name])
     objective = {"name": name} | {key: task.pop(key) for key in list(task) if key in learned}
     if "max_objects" in learned:
         objective["max_objects"] = task["divisor"] - 1

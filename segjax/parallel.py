@@ -1,18 +1,21 @@
-"""Devices as a mesh, and the placement of arrays on it."""
+"""Devices as a mesh, the placement of arrays on it, and what a step asks about it while it is traced.
+
+`train.compilation` traces steps under the axes of the mesh; everywhere else there is one shard.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from segjax.checks import UserError
-from segjax.keys import Key
-from segjax.space import DATA, SPACE
+from segjax.checks import Key, UserError
 
+DATA, SPACE = "data", "space"  # axes of the mesh: images of a batch, rows of an image
 Mode = str  # "jit" or "pmap"
 MAPS = ("image", "label", "instance")  # of a batch: arrays [b, h, w, ...], the others are [b, ...]
 
@@ -208,3 +211,44 @@ def as_global(mesh: Mesh, tree: Any) -> Any:
 def hosts() -> tuple[int, int]:
     """Index of this host, number of hosts."""
     return jax.process_index(), jax.process_count()
+
+
+def shards() -> int:
+    """Number of devices that the rows of each map are divided over where this is called, at trace time.
+
+    Returns:
+        1 outside of steps, and where rows are whole.
+
+    Example:
+        >>> shards()
+        1
+    """
+    return jax.sharding.get_abstract_mesh().shape[SPACE] if _in_step() else 1
+
+
+def whole(tree: Any) -> Any:
+    """Parameters as a step uses them: whole on every device, also where they are divided between steps."""
+    if not _in_step():
+        return tree
+    place = NamedSharding(jax.sharding.get_abstract_mesh(), P())
+    return jax.tree.map(lambda x: lax.with_sharding_constraint(x, place), tree)
+
+
+def _in_step():
+    """Whether a step over a mesh is traced here, and no part of it that one device runs, nor pmap."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(SPACE) == AxisType.Auto
+
+
+def by_platform(*args: jax.Array, default: Callable, **others: Callable) -> jax.Array:
+    """Chooses the formulation for the platform that a program is compiled for.
+
+    Args:
+        *args: arrays.
+        default: XLA's own operations; on all platforms where rows are divided, for it is these that XLA can divide.
+        **others: formulations for some platforms, such as cpu.
+
+    Returns:
+        What the chosen one makes of the arrays.
+    """
+    return default(*args) if shards() > 1 else lax.platform_dependent(*args, default=default, **others)

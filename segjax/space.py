@@ -1,62 +1,18 @@
-"""Rows of maps divided over devices: what asks for it, and the operations for which XLA would gather whole maps.
+"""Operations on maps whose rows are divided over devices, for which XLA would gather whole maps.
 
-XLA divides a step's program itself: convolution and pooling get the rows that they need from the neighbours, sums over
-pixels are sums over devices. What it cannot divide asks `shards` here while the step is traced: `train.compilation`
-traces steps under the mesh's axes; everywhere else there is one shard, and nothing here has an effect.
+XLA divides the rest of a step's program itself: convolution and pooling get the rows that they need from the
+neighbours, sums over pixels are sums over devices. Where rows are whole these are the plain operations.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int32, Shaped
 
-DATA, SPACE = "data", "space"  # axes of the mesh: images of a batch, rows of an image
-
-
-def shards() -> int:
-    """Number of devices that the rows of each map are divided over where this is called, at trace time.
-
-    Returns:
-        1 outside of steps, and where rows are whole.
-
-    Example:
-        >>> shards()
-        1
-    """
-    return jax.sharding.get_abstract_mesh().shape[SPACE] if _in_step() else 1
-
-
-def whole(tree: Any) -> Any:
-    """Parameters as a step uses them: whole on every device, also where they are divided between steps."""
-    if not _in_step():
-        return tree
-    place = NamedSharding(jax.sharding.get_abstract_mesh(), P())
-    return jax.tree.map(lambda x: lax.with_sharding_constraint(x, place), tree)
-
-
-def _in_step():
-    """Whether a step over a mesh is traced here, and no part of it that one device runs, nor pmap."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(SPACE) == AxisType.Auto
-
-
-def by_platform(*args: jax.Array, default: Callable, **others: Callable) -> jax.Array:
-    """Chooses the formulation for the platform that a program is compiled for.
-
-    Args:
-        *args: arrays.
-        default: XLA's own operations; on all platforms where rows are divided, for it is these that XLA can divide.
-        **others: formulations for some platforms, such as cpu.
-
-    Returns:
-        What the chosen one makes of the arrays.
-    """
-    return default(*args) if shards() > 1 else lax.platform_dependent(*args, default=default, **others)
+from segjax.parallel import DATA, SPACE, shards
 
 
 def multiply_rows(

@@ -38,9 +38,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from segjax import keys
-from segjax.checks import UserError, check_choice
-from segjax.keys import Key
+from segjax import checks
+from segjax.checks import Key, UserError, check_choice
 
 Mode = Literal["multiclass", "binary", "multilabel"]
 Colour = tuple[int, int, int]
@@ -241,7 +240,7 @@ class Preprocess:
 
     def __post_init__(self):
         """Checks the values."""
-        keys.check("preprocess", Preprocess, dataclasses.asdict(self))
+        checks.check_section("preprocess", Preprocess, dataclasses.asdict(self))
         if not self.mean or len(self.mean) != len(self.std):
             raise UserError(
                 f"preprocess.mean={self.mean} and preprocess.std={self.std} must have a value a channel: 1 (grey), 3 "

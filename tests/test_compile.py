@@ -15,7 +15,7 @@ from segjax import chips, cli, hlo, parallel
 from segjax.checks import UserError
 from segjax.cli.standins import open_sources
 from segjax.config import base
-from segjax.train import aot, benchmark, cache, fit
+from segjax.train import aot, benchmark, compilation, fit
 
 TINY = str(pathlib.Path(__file__).parent.parent / "configs" / "tiny.py")
 
@@ -114,7 +114,7 @@ def test_the_cache_serves_the_second_compilation(tmp_path):
     before = {name: getattr(jax.config, name) for name in names}
     try:
         with benchmark.empty_cache():
-            cache.switch(True)
+            compilation.switch_cache(True)
             (program,) = aot.programs(tiny(), ("train",))
             found = []
             for _ in range(2):
@@ -125,9 +125,9 @@ def test_the_cache_serves_the_second_compilation(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_CACHE_HOME", str(tmp_path))
             jax.config.update("jax_compilation_cache_dir", None)
-            cache.switch(True)
+            compilation.switch_cache(True)
             assert jax.config.jax_compilation_cache_dir == str(tmp_path / "segjax")
-            cache.switch(False)
+            compilation.switch_cache(False)
             assert not jax.config.jax_enable_compilation_cache
     finally:
         for name, value in before.items():

@@ -7,8 +7,8 @@ import shutil
 import jax
 import pytest
 
+from segjax import checks, models, objectives, tasks
 from segjax import config as configuration
-from segjax import keys, models, objectives, tasks
 from segjax.checks import UserError
 from segjax.cli import main
 from segjax.config import base, check, from_dict, to_dict
@@ -31,9 +31,9 @@ SUPPLIED = {"name", "channels", "config", "enabled", "parent", "axis_name", "spe
 @pytest.mark.parametrize("section", FUNCTIONS)
 def test_every_setting_of_a_section_is_a_key_with_a_line_and_a_default_that_fits(section):
     function = FUNCTIONS[section]
-    settings = keys.settings(function)
+    settings = checks.keys_of(function)
     assert all(setting.key.line for setting in settings.values())
-    keys.check(section, function, {name: setting.default for name, setting in settings.items()})
+    checks.check_section(section, function, {name: setting.default for name, setting in settings.items()})
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
             assert name in settings or name in SUPPLIED, f"{section} takes {name}, which is no key"
@@ -46,7 +46,7 @@ def test_defaults_are_those_of_the_signatures(task, model):
     check(config)
     for section, function in configuration.functions(config).items():
         own = configuration.RECIPES[task].get(section, {})
-        for name, setting in keys.settings(function).items():
+        for name, setting in checks.keys_of(function).items():
             assert config[section][name] == own.get(name, setting.default)
     assert set(config.keys()) == {"seed", *configuration.SECTIONS, *configuration.NAMED}
 
@@ -123,7 +123,7 @@ def test_nonsense_is_refused_with_key_value_and_range_before_data_are_opened(key
             place[name] = value
         with pytest.raises(UserError) as error:
             train_and_evaluate(config, str(tmp_path))
-        setting = keys.settings(configuration.functions(config).get(section, configuration.run))[name]
+        setting = checks.keys_of(configuration.functions(config).get(section, configuration.run))[name]
         assert f"{key}={value!r}" in str(error.value)
         expected = [setting.key.range] if isinstance(setting.key.range, str) else setting.key.range
         assert all(each in str(error.value) for each in expected)
@@ -169,11 +169,11 @@ def test_config_prints_keys_values_ranges_and_lines(capsys):
     printed = " ".join(capsys.readouterr().out.split())
     config = base()
     for section, function in configuration.functions(config).items():
-        for name in keys.settings(function):
+        for name in checks.keys_of(function):
             assert f"{section}.{name}" in printed
     assert main(["config", f"--config={tiny}", "--config.optimizer.clip=0.5", "optimizer.clip"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    clip = keys.settings(configuration.SECTIONS["optimizer"])["clip"].key
+    clip = checks.keys_of(configuration.SECTIONS["optimizer"])["clip"].key
     assert printed == f"key value range meaning optimizer.clip 0.5 {clip.range} {clip.line}"
     assert main(["config", f"--config={tiny}", "optimizer.clup"]) == 1
     assert "optimizer.clip" in capsys.readouterr().err

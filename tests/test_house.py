@@ -30,7 +30,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "segjax"
 
 # Room -> level; a room imports rooms of lower levels, its own folder, and other rooms of level 1.
 LEVELS = (
-    {"checks", "keys", "spec"},
+    {"checks", "spec"},
     {"data", "nn", "losses", "metrics", "augment", "parallel", "space", "rle", "chips", "hlo"},
     {"models", "objectives", "weights"},
     {"tasks"},

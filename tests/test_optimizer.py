@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from segjax import keys
+from segjax import checks
 from segjax.checks import UserError
 from segjax.config import base
 from segjax.train import optimizer
@@ -267,14 +267,14 @@ def test_errors_name_the_key_and_the_mend(options, words):
     ],
 )
 def test_each_key_has_its_range(key, bad, good):
-    keys.check("optimizer", optimizer.make, {key: good})
+    checks.check_section("optimizer", optimizer.make, {key: good})
     with pytest.raises(UserError, match=f"optimizer.{key}="):
-        keys.check("optimizer", optimizer.make, {key: bad})
+        checks.check_section("optimizer", optimizer.make, {key: bad})
 
 
 @pytest.mark.parametrize(("key", "built"), [("name", OPTIMIZERS), ("schedule", SCHEDULES)])
 def test_choices_are_those_that_can_be_built(key, built):
-    assert keys.settings(optimizer.make)[key].key.range == built
+    assert checks.keys_of(optimizer.make)[key].key.range == built
     for choice in built:
         optimizer.make(10, **{key: choice})
 

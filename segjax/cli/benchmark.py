@@ -15,7 +15,7 @@ from segjax.cli.compile import size
 from segjax.cli.hosts import define_hosts, join_hosts
 from segjax.cli.setup import define_cache, define_config
 from segjax.cli.standins import define_size, open_sources
-from segjax.train import aot, benchmark, cache
+from segjax.train import aot, benchmark, compilation
 
 PARTS = (*aot.STEPS, "input")
 
@@ -43,7 +43,7 @@ def main(values: flags.FlagValues) -> dict[str, Any] | None:
         all hosts but the first.
     """
     join_hosts(values)
-    cache.switch(values.cache)
+    compilation.switch_cache(values.cache)
     for name in values.what:
         check_choice("what", name, PARTS)
     if set(values.what) <= ({"input"} if values.size else set()):

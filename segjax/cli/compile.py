@@ -17,7 +17,7 @@ from segjax import chips
 from segjax.checks import UserError
 from segjax.cli.setup import define_cache, define_config
 from segjax.cli.standins import define_size, open_sources
-from segjax.train import aot, cache
+from segjax.train import aot, compilation
 from segjax.train.fit import fit
 
 LAYERS = 16  # rows of the table of layers
@@ -54,7 +54,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
     if devices and values.config.parallel.mode == "pmap" and len({each.process_index for each in devices}) > 1:
         raise UserError("For a slice of several hosts compile with --config.parallel.mode=jit: pmap needs them there.")
     # Programs of devices that are not here cannot be read back.
-    cache.switch(values.cache and not devices)
+    compilation.switch_cache(values.cache and not devices)
     config, console = values.config, Console(stderr=True, highlight=False)
     sources = open_sources(config, values.size, values.classes)
     programs = aot.programs(config, values.what, devices, sources)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segjax import keys
+from segjax import checks
 from segjax.checks import check_choice
 from segjax.cli.setup import define_config
 from segjax.config import base, functions, run
@@ -57,9 +57,9 @@ def describe(config: ConfigDict):
         ('seed', '0', '[0, inf)', 'of parameters, sample order, augmentation and dropout')
     """
     for section, function in {"": run, **functions(config)}.items():
-        if section in config and "name" in config[section] and "name" not in keys.settings(function):
+        if section in config and "name" in config[section] and "name" not in checks.keys_of(function):
             yield f"{section}.name", config[section].name, "", f"which {section}"
-        for name, setting in keys.settings(function).items():
+        for name, setting in checks.keys_of(function).items():
             value = config[section][name] if section else config[name]
             given = setting.key.range
             text = given if isinstance(given, str) else " | ".join(str(each) or "''" for each in given)

@@ -18,7 +18,7 @@ from absl import flags
 
 REQUIRED = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets"),
-    *("ml-collections", "absl-py", "jaxtyping", "numpy", "pillow", "rich", "jinja2"),
+    *("ml-collections", "absl-py", "jaxtyping", "lazy-loader", "numpy", "pillow", "rich", "jinja2"),
 )
 EXTRAS = {  # extra -> (modules, what they are for)
     "tf": (("tensorflow", "array_record"), "TFDS sources and the tf.data loader"),

@@ -8,7 +8,7 @@ from absl import flags
 from segjax.cli.hosts import define_hosts, join_hosts
 from segjax.cli.setup import define_cache, define_config
 from segjax.metrics.table import table
-from segjax.train import cache
+from segjax.train import compilation
 from segjax.train.restore import evaluate_workdir
 
 
@@ -31,7 +31,7 @@ def main(values: flags.FlagValues) -> dict[str, Any] | None:
         The figures; None on all hosts but the first.
     """
     join_hosts(values)
-    cache.switch(values.cache, values.workdir)
+    compilation.switch_cache(values.cache, values.workdir)
     summary = evaluate_workdir(values.workdir, values.split, values.config)
     table(summary)
     return summary if jax.process_index() == 0 else None

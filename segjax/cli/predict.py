@@ -17,7 +17,7 @@ from segjax.cli.setup import define_cache
 from segjax.data import coco, files, reading
 from segjax.report import instances, pictures
 from segjax.spec import encode
-from segjax.train import cache
+from segjax.train import compilation
 
 log = logging.getLogger("segjax")
 
@@ -51,7 +51,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
             without pycocotools.
     """
     began = time.monotonic()
-    cache.switch(values.cache)
+    compilation.switch_cache(values.cache)
     paths = [path for given in values.input for path in files.images(pathlib.Path(given))]
     stem, count = collections.Counter(path.stem for path in paths).most_common(1)[0]
     if count > 1:

@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
-from segjax import keys
+from segjax import checks
 from segjax.checks import UserError, check_keys
 from segjax.config import functions
 
@@ -50,7 +50,7 @@ def load_config(values: flags.FlagValues, argv: list[str]) -> list[str]:
             raise UserError(f"--config.{changed[0]} changes a key of a configuration: name one with --config FILE.py.")
         return rest
     config = read_config_file(path)
-    sections = {name: keys.settings(function) for name, function in functions(config).items()}
+    sections = {name: checks.keys_of(function) for name, function in functions(config).items()}
     optional = {
         f"{name}.{key}" for name, section in sections.items() for key in section if section[key].default is None
     }

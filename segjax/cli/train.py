@@ -11,7 +11,7 @@ from absl import flags
 from segjax import report
 from segjax.cli.hosts import define_hosts, join_hosts
 from segjax.cli.setup import define_cache, define_config
-from segjax.train import cache
+from segjax.train import compilation
 from segjax.train.loop import train_and_evaluate
 
 log = logging.getLogger("segjax")
@@ -36,7 +36,7 @@ def main(values: flags.FlagValues) -> dict[str, Any] | None:
         Figures of the best (or last) checkpoint; None on all hosts but the first.
     """
     join_hosts(values)
-    cache.switch(values.cache, values.workdir)
+    compilation.switch_cache(values.cache, values.workdir)
     alone = jax.process_count() == 1
     pictures = functools.partial(report.write, values.workdir, pictures_of=values.pictures)
     summary = train_and_evaluate(values.config, values.workdir, report=pictures if alone else None)

@@ -14,9 +14,8 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from segjax.checks import UserError, check_choice
+from segjax.checks import Key, UserError, check_choice
 from segjax.data import geometry
-from segjax.keys import Key
 from segjax.spec import DatasetSpec, Preprocess
 
 LOADERS = ("auto", "tf.data", "threads")

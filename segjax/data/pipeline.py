@@ -15,12 +15,11 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from segjax.checks import UserError
+from segjax.checks import Key, UserError
 from segjax.data import geometry, loader
 from segjax.data.loader import Canvas, Layout, Loading, Sample, Scene
 from segjax.data.order import shuffled
 from segjax.data.reading import SAMPLE, CorruptImage
-from segjax.keys import Key
 from segjax.spec import DatasetSpec, Preprocess
 
 log = logging.getLogger("segjax")

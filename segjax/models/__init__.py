@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from segjax import keys
+from segjax import checks
 from segjax.checks import UserError, check_keys, choose
 from segjax.models.deeplab import DeepLabV3, DeepLabV3Plus
 from segjax.models.fcn import FCN
@@ -46,7 +46,7 @@ def create(name: str, spec: DatasetSpec | None = None, *, classes: int | None = 
         19
     """
     module = choose("model.name", name, MODELS)
-    check_keys(settings, keys.settings(module), "model")
+    check_keys(settings, checks.keys_of(module), "model")
     if (spec is None) == (classes is None):
         raise UserError("A model is made for a spec or for a number of classes: give one of the two.")
     return module(channels=classes if spec is None else spec.num_logits, **settings)

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from segjax.checks import UserError
-from segjax.keys import Key
+from segjax.checks import Key, UserError
 from segjax.models.network import HEAD, Network, auxiliary
 from segjax.nn import backbones
 from segjax.nn.aspp import ASPP, SeparableConv

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from segjax.keys import Key
+from segjax.checks import Key
 from segjax.models.network import HEAD, Network
 from segjax.nn import backbones
 from segjax.nn.layers import Conv, ConvNorm

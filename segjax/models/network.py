@@ -5,8 +5,8 @@ from typing import Annotated
 import jax
 from flax import linen as nn
 
-from segjax import keys
-from segjax.keys import Key
+from segjax import checks
+from segjax.checks import Key
 from segjax.nn import backbones
 from segjax.nn.layers import Conv, ConvNorm, Style
 
@@ -37,7 +37,7 @@ class Network(nn.Module):
 
     def __post_init__(self):
         """Checks the values of the keys."""
-        keys.check("model", type(self), {name: getattr(self, name) for name in keys.settings(type(self))})
+        checks.check_section("model", type(self), {name: getattr(self, name) for name in checks.keys_of(type(self))})
         super().__post_init__()
 
     @property

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from segjax.keys import Key
+from segjax.checks import Key
 from segjax.models.deeplab import DeepLab
 from segjax.models.network import HEAD
 from segjax.nn.aspp import SeparableConv

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from segjax.checks import UserError
-from segjax.keys import Key
+from segjax.checks import Key, UserError
 from segjax.models.network import Network
 from segjax.nn import backbones, kernels
 from segjax.nn.kernels import folded, max_pool

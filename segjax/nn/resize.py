@@ -7,7 +7,8 @@ from jaxtyping import Array, Float, Int
 
 from segjax.checks import UserError
 from segjax.nn.kernels import resample
-from segjax.space import multiply_rows, shards
+from segjax.parallel import shards
+from segjax.space import multiply_rows
 
 
 def _check(x: jax.Array) -> None:

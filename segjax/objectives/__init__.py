@@ -1,6 +1,6 @@
 """Objectives: what a network learns, and how its outputs are decoded."""
 
-from segjax import keys
+from segjax import checks
 from segjax.checks import choose
 from segjax.objectives import centres, pixels
 from segjax.objectives.maps import Maps
@@ -31,5 +31,5 @@ def create(name: str, spec: DatasetSpec, **settings) -> Objective:
         ['logits']
     """
     make = choose("objective.name", name, OBJECTIVES)
-    keys.check("objective", make, settings)
+    checks.check_section("objective", make, settings)
     return make(spec, **settings)

@@ -5,8 +5,7 @@ from typing import Annotated
 import jax.numpy as jnp
 
 from segjax import losses
-from segjax.checks import UserError
-from segjax.keys import Key
+from segjax.checks import Key, UserError
 from segjax.objectives import grouping, targets
 from segjax.objectives.maps import Maps, resize, to_output
 from segjax.objectives.objective import Decoded, Objective

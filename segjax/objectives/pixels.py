@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from segjax import losses
-from segjax.checks import UserError
-from segjax.keys import Key
+from segjax.checks import Key, UserError
 from segjax.nn.resize import resize
 from segjax.objectives.maps import Maps, to_output
 from segjax.objectives.objective import Decoded, Objective

@@ -1,6 +1,6 @@
 """Tasks: how what was learned is decided and scored, for each kind of segmentation."""
 
-from segjax import keys
+from segjax import checks
 from segjax.checks import choose
 from segjax.objectives import Objective
 from segjax.spec import DatasetSpec
@@ -34,5 +34,5 @@ def create(name: str, spec: DatasetSpec, objective: Objective, **settings) -> Ta
         1000
     """
     make = choose("task.name", name, TASKS)
-    keys.check("task", make, settings)
+    checks.check_section("task", make, settings)
     return make(spec, objective, **settings)

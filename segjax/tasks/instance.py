@@ -4,7 +4,7 @@ from typing import Annotated
 
 import numpy as np
 
-from segjax.keys import Key
+from segjax.checks import Key
 from segjax.metrics import instance
 from segjax.objectives import Objective
 from segjax.spec import DatasetSpec

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from segjax import losses
-from segjax.checks import UserError
-from segjax.keys import Key
+from segjax.checks import Key, UserError
 from segjax.metrics import confusion
 from segjax.objectives import Objective
 from segjax.spec import DatasetSpec, Segments

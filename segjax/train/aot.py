@@ -14,7 +14,7 @@ from segjax import chips, hlo, parallel
 from segjax.checks import check_choice
 from segjax.data.pipeline import Batches
 from segjax.spec import Geometry
-from segjax.train import cache, compilation, components, state
+from segjax.train import compilation, components, state
 
 STEPS = ("train", "eval", "predict")
 
@@ -57,9 +57,9 @@ def compiled(program: Program) -> tuple[Any, dict[str, Any]]:
     lowered = program.function.lower(*program.arguments)
     traced = time.perf_counter()
     facts = {"hash": hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16], "trace_seconds": traced - began}
-    before, began = cache.counts(), time.perf_counter()
+    before, began = compilation.cache_counts(), time.perf_counter()
     parts = lowered.compile()
-    found = cache.counts().hits > before.hits
+    found = compilation.cache_counts().hits > before.hits
     return parts, facts | {"compile_seconds": time.perf_counter() - began, "from_cache": found}
 
 

@@ -7,8 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from segjax import parallel
-from segjax.checks import UserError, check_choice
-from segjax.keys import Key
+from segjax.checks import Key, UserError, check_choice
 from segjax.train.state import State
 
 

@@ -3,8 +3,7 @@
 import math
 from typing import Annotated, Literal, NamedTuple
 
-from segjax.checks import UserError
-from segjax.keys import Key
+from segjax.checks import Key, UserError
 
 
 class Durations(NamedTuple):

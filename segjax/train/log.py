@@ -16,8 +16,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from segjax.checks import UserError
-from segjax.keys import Key
+from segjax.checks import Key, UserError
 
 PLAIN_SECONDS = 5.0  # between lines of progress where there is no terminal
 

@@ -14,7 +14,7 @@ from segjax import parallel
 from segjax.checks import UserError
 from segjax.metrics.table import table
 from segjax.objectives import Objective
-from segjax.train import cache, workdir
+from segjax.train import compilation, workdir
 from segjax.train.checkpoint import Checkpoints
 from segjax.train.components import (
     Sources,
@@ -130,7 +130,7 @@ def train_and_evaluate(
 
 def first_step(began: float) -> str:
     """How long the start took, and what the cache of programs had to do with it."""
-    programs = cache.counts()
+    programs = compilation.cache_counts()
     return (
         f"first step after {time.monotonic() - began:.1f} s "
         f"({programs.misses} programs compiled for the cache, {programs.hits} from it)"

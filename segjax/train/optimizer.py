@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from segjax.checks import UserError, choose
-from segjax.keys import Key
+from segjax.checks import Key, UserError, choose
 from segjax.train import groups
 
 ONE_CYCLE_RISE = 0.3  # share of the run, and

@@ -10,8 +10,7 @@ from flax import linen as nn
 from flax import struct
 
 from segjax import parallel
-from segjax.checks import UserError
-from segjax.keys import Key
+from segjax.checks import Key, UserError
 from segjax.spec import Preprocess
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from segjax import augment
 from segjax.checks import UserError
 from segjax.objectives import Maps, Objective
-from segjax.space import whole
+from segjax.parallel import whole
 from segjax.spec import Geometry, Preprocess, Segments
 from segjax.tasks import Task
 from segjax.train.groups import merge, split

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from segjax import keys
+from segjax import checks
 from segjax.checks import UserError, choose
 from segjax.data.sources.arrays import arrays
 from segjax.data.sources.brain import brain
@@ -49,8 +49,8 @@ def create(split: str, *, name: str, channels: int = 3, **kwargs) -> Any:
         (128, 128, 3)
     """
     make = choose("source.name", name, SOURCES)
-    keys.check("source", make, kwargs)
-    for key, setting in keys.settings(make).items():
+    checks.check_section("source", make, kwargs)
+    for key, setting in checks.keys_of(make).items():
         if setting.required and kwargs.get(key) is None:
             raise UserError(f"The source {name!r} needs source.{key}.")
     return make(split, channels=channels, **kwargs)

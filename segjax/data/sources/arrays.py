@@ -7,11 +7,10 @@ from typing import Annotated
 
 import numpy as np
 
-from segjax.checks import UserError
+from segjax.checks import Key, UserError
 from segjax.data import files
 from segjax.data.ids import Table, count, listing, make_spec
 from segjax.data.instances import number
-from segjax.keys import Key
 from segjax.spec import DatasetSpec
 
 DTYPES = ("uint8", "uint16", "float32")

@@ -9,8 +9,7 @@ from typing import Annotated
 import numpy as np
 from jaxtyping import UInt8
 
-from segjax.checks import UserError, check_choice
-from segjax.keys import Key
+from segjax.checks import Key, UserError, check_choice
 from segjax.spec import DatasetSpec, channel_names
 
 FILE = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"

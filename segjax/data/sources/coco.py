@@ -7,12 +7,11 @@ from typing import Annotated
 
 import numpy as np
 
-from segjax.checks import UserError
+from segjax.checks import Key, UserError
 from segjax.data import coco_json, files, reading
 from segjax.data.coco import decode
 from segjax.data.ids import make_spec
 from segjax.data.instances import Mask, from_segments, paint
-from segjax.keys import Key
 from segjax.rle import coco_tools
 from segjax.spec import DatasetSpec
 

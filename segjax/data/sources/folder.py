@@ -8,11 +8,10 @@ from typing import Annotated
 
 import numpy as np
 
-from segjax.checks import UserError
+from segjax.checks import Key, UserError
 from segjax.data import files, reading
 from segjax.data.ids import Ids, Table, apply, count, index, make_map, make_spec
 from segjax.data.instances import number
-from segjax.keys import Key
 from segjax.spec import Colour, DatasetSpec, channel_names
 
 

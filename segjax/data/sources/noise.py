@@ -6,8 +6,7 @@ from typing import Annotated
 
 import numpy as np
 
-from segjax.checks import UserError
-from segjax.keys import Key, check
+from segjax.checks import Key, UserError, check_section
 from segjax.spec import DatasetSpec, channel_names
 
 BLOCK = 32  # rows and columns of a block of one class, in pixels
@@ -92,7 +91,7 @@ def noise(
         >>> source.read(1)["label"].shape, source.spec.classes
         ((40, 64), ('class 0', 'class 1', 'class 2'))
     """
-    check("source", noise, {"count": count, "size": size, "classes": classes, "things": things})
+    check_section("source", noise, {"count": count, "size": size, "classes": classes, "things": things})
     if things > classes:
         raise UserError(f"source.things={things} must not be more than source.classes={classes}.")
     names = tuple(f"class {k}" for k in range(classes))

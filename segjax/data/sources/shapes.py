@@ -8,8 +8,7 @@ from typing import Annotated
 import numpy as np
 from jaxtyping import Float32
 
-from segjax.checks import UserError
-from segjax.keys import Key, check
+from segjax.checks import Key, UserError, check_section
 from segjax.spec import DatasetSpec, channel_names
 
 COUNTS = {"train": 4096, "validation": 512, "test": 512}
@@ -134,7 +133,7 @@ def shapes(
         >>> {key: value.shape for key, value in source.read(1).items()}
         {'image': (32, 48, 3), 'label': (32, 48), 'instance': (32, 48)}
     """
-    check("source", shapes, {"count": count, "size": size, "seed": seed, "objects": objects})
+    check_section("source", shapes, {"count": count, "size": size, "seed": seed, "objects": objects})
     if split not in COUNTS:
         raise UserError(f"source 'shapes' has the splits {', '.join(COUNTS)}, not {split!r}.")
     count = COUNTS[split] if count is None else count

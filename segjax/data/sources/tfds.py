@@ -11,11 +11,10 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from segjax.checks import UserError
+from segjax.checks import Key, UserError
 from segjax.data import files, reading
 from segjax.data.ids import Ids, Table, apply, count, make_map, make_spec
 from segjax.data.instances import from_segments
-from segjax.keys import Key
 from segjax.spec import DatasetSpec
 
 log = logging.getLogger("segjax")

@@ -8,12 +8,11 @@ from typing import Annotated
 
 import numpy as np
 
-from segjax.checks import UserError
+from segjax.checks import Key, UserError
 from segjax.data import files, reading
 from segjax.data.coco import decode
 from segjax.data.ids import make_spec
 from segjax.data.instances import Mask, paint
-from segjax.keys import Key
 from segjax.rle import coco_tools
 from segjax.spec import DatasetSpec
 

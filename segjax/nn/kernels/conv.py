@@ -19,7 +19,8 @@ from segjax.nn.kernels.depthwise import depthwise
 from segjax.nn.kernels.paired import paired
 from segjax.nn.kernels.passes import Passes, by_vjp, plain
 from segjax.nn.kernels.windows import Pads, Window, filled, line_views
-from segjax.space import by_platform, shards, shift_rows
+from segjax.parallel import by_platform, shards
+from segjax.space import shift_rows
 
 
 def convolution(

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float
 from segjax.checks import UserError
 from segjax.nn.kernels.scaling import transposed_convolution
 from segjax.nn.layers import DOUBLING, HE, Style
-from segjax.space import shards
+from segjax.parallel import shards
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 

@@ -12,7 +12,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from segjax.nn.kernels.windows import Window, transposed, views
-from segjax.space import by_platform, multiply_rows, row_by_row, shards
+from segjax.parallel import by_platform, shards
+from segjax.space import multiply_rows, row_by_row
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

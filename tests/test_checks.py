@@ -2,9 +2,8 @@ from typing import Annotated, Any
 
 import pytest
 
-from segjax import keys
-from segjax.checks import UserError
-from segjax.keys import Key
+from segjax import checks
+from segjax.checks import Key, UserError
 
 
 def example(
@@ -24,7 +23,7 @@ def example(
 
 
 def test_settings_are_the_annotated_arguments_with_their_defaults():
-    found = keys.settings(example)
+    found = checks.keys_of(example)
     assert list(found) == ["count", "size", "widths", "rate", "resize", "mode", "on", "ids", "root"]
     assert found["size"].default == (4, 4) and found["root"].default is None and found["rate"].key.line == "at the peak"
 
@@ -35,7 +34,7 @@ def test_settings_are_the_annotated_arguments_with_their_defaults():
      {"mode": "pmap"}, {"on": True}, {"ids": {"0": "sky"}}, {"root": None}, {"root": "data"}],
 )  # fmt: skip
 def test_values_that_fit(values):
-    keys.check("demo", example, values)
+    checks.check_section("demo", example, values)
 
 
 @pytest.mark.parametrize(
@@ -47,9 +46,9 @@ def test_values_that_fit(values):
 )  # fmt: skip
 def test_values_that_do_not_fit_are_named(name, value):
     with pytest.raises(UserError) as error:
-        keys.check("demo", example, {name: value})
+        checks.check_section("demo", example, {name: value})
     assert str(error.value).startswith(f"demo.{name}={value!r} ")
-    interval = keys.settings(example)[name].key.range
+    interval = checks.keys_of(example)[name].key.range
     assert not interval or all(
         text in str(error.value) for text in ([interval] if isinstance(interval, str) else interval)
     )
@@ -57,4 +56,4 @@ def test_values_that_do_not_fit_are_named(name, value):
 
 def test_unknown_keys_name_the_nearest():
     with pytest.raises(UserError, match=r"demo.widhts.*demo.widths"):
-        keys.check("demo", example, {"widhts": (8,)})
+        checks.check_section("demo", example, {"widhts": (8,)})

@@ -32,7 +32,7 @@ setup(
         "ml-collections",
         "absl-py",
         "jaxtyping",
-        "lazy_loader",
+        "lazy-loader",
         "numpy",
         "pillow",
         "rich",

@@ -26,16 +26,7 @@ class UserError(ValueError):
 
 
 def check_choice(key: str, value: Any, choices: Any) -> None:
-    """Checks that a value is one of a few.
-
-    Args:
-        key: what the user set, for the message.
-        value: what it was set to.
-        choices: names that are allowed.
-
-    Raises:
-        UserError: another value; names the nearest choice.
-    """
+    """Raises a UserError that names the nearest choice where the value of a key is not one of a few."""
     if value not in choices:
         near = difflib.get_close_matches(str(value), list(map(str, choices)), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -44,34 +35,13 @@ def check_choice(key: str, value: Any, choices: Any) -> None:
 
 
 def choose(key: str, name: str, table: dict[str, Any]) -> Any:
-    """Looks a name up in a table.
-
-    Args:
-        key: what the user set, for the message.
-        name: what it was set to.
-        table: the choices.
-
-    Returns:
-        `table[name]`.
-
-    Raises:
-        UserError: not in the table; names the nearest choice.
-    """
+    """Looks the value of a key up in a table; raises a UserError that names the nearest choice."""
     check_choice(key, name, table)
     return table[name]
 
 
 def check_keys(given: Any, known: Any, section: str) -> None:
-    """Raises a UserError that names the nearest real key when a section holds one that does not exist.
-
-    Args:
-        given: mapping whose keys are checked.
-        known: the keys that exist.
-        section: name of the section, for the message.
-
-    Raises:
-        UserError: an unknown key.
-    """
+    """Raises a UserError that names the nearest key where a section is given one that it does not have."""
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(key, list(known), n=1)
@@ -80,12 +50,10 @@ def check_keys(given: Any, known: Any, section: str) -> None:
 
 
 class Key(NamedTuple):
-    """The annotation of a configuration key.
+    """The annotation of a configuration key: what it means in one line, and its range.
 
-    Attributes:
-        line: what the key means, in one line.
-        range: an interval such as "[0, 1)", which holds for each number of a tuple; or the choices; "" for any value.
-            Numbers are finite in any case.
+    The range is an interval such as "[0, 1)", which holds for each number of a tuple; or the choices; or "" for any
+    value. Numbers are finite in any case.
     """
 
     line: str
@@ -93,30 +61,17 @@ class Key(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """A key of a function.
+    """A key of a function."""
 
-    Attributes:
-        default: its value where none is set; None where there is no default.
-        required: whether there is no default.
-        type: the annotation without the key.
-        key: its line and range.
-    """
-
-    default: Any
+    default: Any  # None where it is required
     required: bool
-    type: Any
+    type: Any  # the annotation without the key
     key: Key
 
 
 @functools.cache
 def keys_of(function: Callable) -> Mapping[str, Setting]:
-    """Reads the keys of a function or class from its signature.
-
-    Args:
-        function: some of whose parameters are annotated with a `Key`.
-
-    Returns:
-        The keys by name, in the order of the signature.
+    """Keys of a function or class by name: the parameters of its signature that are annotated with a `Key`.
 
     Example:
         >>> def train(*, steps: typing.Annotated[int, Key("length of the run", "[1, inf)")] = 10): ...
@@ -133,16 +88,17 @@ def keys_of(function: Callable) -> Mapping[str, Setting]:
     return types.MappingProxyType(found)
 
 
-def check_section(section: str, function: Callable, values: Mapping[str, Any]) -> None:
+def check_section(section: str, function: Callable, values: Mapping[str, Any], complete: bool = False) -> None:
     """Checks the values of a section of the configuration.
 
     Args:
         section: its name, for the message; "" for keys outside of sections.
         function: what the section configures.
-        values: value of each key that is set; None where a key without default is not set yet.
+        values: of the keys that are set.
+        complete: keys without default must be among them.
 
     Raises:
-        UserError: a key that does not exist, a value of another type, a number out of range or not finite.
+        UserError: an unknown key, a missing one, a value of another type, a number out of range or not finite.
 
     Example:
         >>> def train(*, steps: typing.Annotated[int, Key("length of the run", "[1, inf)")] = 10): ...
@@ -163,16 +119,13 @@ def check_section(section: str, function: Callable, values: Mapping[str, Any]) -
         elif not _fits(value, setting.type) or not all(map(functools.partial(_inside, key.range), _numbers(value))):
             where = f" in {key.range}" if key.range else ""
             raise UserError(f"{path}={value!r} must be {describe(setting.type)}{where}: {key.line}.")
+    for name, setting in known.items():
+        if complete and setting.required and values.get(name) is None:
+            raise UserError(f"{section}.{name} must be set: {setting.key.line}.")
 
 
 def describe(kind: Any) -> str:
-    """Says in words what values a type has.
-
-    Args:
-        kind: annotation of a key.
-
-    Returns:
-        Words that follow "must be".
+    """What values an annotation allows, in words that follow "must be".
 
     Example:
         >>> describe(tuple[int, ...] | None)

@@ -13,7 +13,7 @@ from segjax.models import MODELS
 from segjax.objectives import OBJECTIVES
 from segjax.spec import Preprocess
 from segjax.tasks import TASKS
-from segjax.train import checkpoint, log, optimizer, state
+from segjax.train import checkpoint, log, optimizer, pretrained, state
 from segjax.train.durations import durations
 
 
@@ -47,7 +47,7 @@ SECTIONS: dict[str, Callable] = {
     "run": durations,
     "eval": pipeline.eval_batches,
     "parallel": parallel.make_mesh,
-    "init": state.start_from,
+    "init": pretrained.start_from,
     "resume": Resume,
     "checkpoint": checkpoint.Checkpoints,
     "log": log.Log,
@@ -56,7 +56,7 @@ NAMED = {"source": SOURCES, "model": MODELS, "objective": OBJECTIVES, "task": TA
 
 # What a task has instead of the defaults of the signatures.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
-    "semantic": {},
+    "semantic": {"objective": {"name": "pixels"}},
     "panoptic": {"objective": {"name": "centres"}, "checkpoint": {"best": "PQ"}},
     # 100 objects of an image: as many as COCO scores.
     "instance": {"objective": {"name": "centres", "top_k": 100}, "checkpoint": {"best": "AP"}},
@@ -69,14 +69,13 @@ def base(
     """Returns a configuration with every key at its default; a mistyped key fails.
 
     Args:
-        source: name of the data source, a key of `segjax.data.sources.SOURCES`.
-        model: name of the model, a key of `segjax.models.MODELS`.
-        task: kind of segmentation, a key of `segjax.tasks.TASKS`.
-        objective: what is learned, a key of `segjax.objectives.OBJECTIVES`; None for the task's usual one.
+        source: a key of `segjax.data.sources.SOURCES`.
+        model: a key of `segjax.models.MODELS`.
+        task: a key of `segjax.tasks.TASKS`.
+        objective: a key of `segjax.objectives.OBJECTIVES`; None for the task's usual one.
 
     Returns:
-        A ConfigDict whose sections are the keyword arguments of one function each; `segjax config` prints what they
-        mean.
+        A ConfigDict whose sections are the keyword arguments of one function each; `segjax config` explains them.
 
     Raises:
         UserError: no such source, model, task or objective.
@@ -88,7 +87,7 @@ def base(
         'unet'
     """
     recipe = choose("task.name", task, RECIPES)
-    objective = objective or recipe.get("objective", {}).get("name", "pixels")
+    objective = objective or recipe["objective"]["name"]
     names = {"source": source, "model": model, "objective": objective, "task": task}
     config = _defaults(run)
     for section, function in _functions(names).items():
@@ -99,13 +98,7 @@ def base(
 
 
 def check(config: ConfigDict) -> None:
-    """Checks every value of a configuration against its key's type and range.
-
-    Args:
-        config: from `base`.
-
-    Raises:
-        UserError: the first value that does not fit, with its key and range.
+    """Raises a UserError for the first value of a configuration that does not fit its key's type and range.
 
     Example:
         >>> config = base()
@@ -120,13 +113,7 @@ def check(config: ConfigDict) -> None:
 
 
 def functions(config: ConfigDict) -> dict[str, Callable]:
-    """Finds the function that each section of a configuration is for.
-
-    Args:
-        config: from `base`.
-
-    Returns:
-        Functions by section; `segjax.checks.keys_of` reads their keys.
+    """The function that each section of a configuration is for; `segjax.checks.keys_of` reads its keys.
 
     Example:
         >>> functions(base())["data"].__name__
@@ -136,7 +123,6 @@ def functions(config: ConfigDict) -> dict[str, Callable]:
 
 
 def _functions(names: Mapping[str, str]) -> dict[str, Callable]:
-    """Function of each section, where the four named ones are called so."""
     return {section: choose(f"{section}.name", names[section], table) for section, table in NAMED.items()} | SECTIONS
 
 
@@ -145,14 +131,7 @@ def _defaults(function: Callable) -> dict[str, Any]:
 
 
 def to_dict(config: ConfigDict | dict) -> dict[str, Any]:
-    """Returns a configuration as plain dicts and lists, as JSON gives it back.
-
-    Args:
-        config: a configuration.
-
-    Returns:
-        The same keys and values; tuples become lists.
-    """
+    """A configuration as plain dicts and lists, as JSON gives it back: tuples become lists."""
 
     def plain(value):
         if isinstance(value, ConfigDict | dict):
@@ -165,13 +144,7 @@ def to_dict(config: ConfigDict | dict) -> dict[str, Any]:
 
 
 def from_dict(saved: dict[str, Any]) -> ConfigDict:
-    """Rebuilds a configuration that `to_dict` made, over today's defaults.
-
-    Args:
-        saved: contents of a workdir's config.json.
-
-    Returns:
-        The configuration; keys that are newer than the workdir have their defaults.
+    """Rebuilds a configuration that `to_dict` made; keys that are newer have their defaults.
 
     Raises:
         UserError: a key that no longer exists.
@@ -206,7 +179,7 @@ def _from_older(saved: dict[str, Any]) -> dict[str, Any]:
     if "objective" in saved:
         return saved
     task, source, preprocess = (dict(saved[name]) for name in ("task", "source", "preprocess"))
-    name = RECIPES[task["name"]].get("objective", {}).get("name", "pixels")
+    name = RECIPES[task["name"]]["objective"]["name"]
     learned = checks.keys_of(OBJECTIVES[name])
     objective = {"name": name} | {key: task.pop(key) for key in list(task) if key in learned}
     if "max_objects" in learned:

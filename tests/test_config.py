@@ -69,7 +69,7 @@ def test_mistyped_keys_name_the_nearest():
         base(objective="pixel")
     with pytest.raises(UserError, match=r"source.conut.*source.count"):
         sources.create("train", name="shapes", conut=3)
-    with pytest.raises(UserError, match=r"needs source.root"):
+    with pytest.raises(UserError, match=r"source.root must be set"):
         sources.create("train", name="folder")
 
 

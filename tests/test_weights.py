@@ -30,6 +30,7 @@ from segjax.config import base
 from segjax.data.sources.arrays import arrays
 from segjax.spec import Preprocess
 from segjax.train import loop, optimizer, state, workdir
+from segjax.train.pretrained import start_from
 from segjax.train.restore import restore
 from segjax.weights import names
 from segjax.weights.match import match
@@ -441,10 +442,8 @@ def test_a_run_starts_from_weights(tmp_path):
         model = models.create("fcn", SPEC, backbone="resnet_micro", aux="c4", convention=convention)
         tx, _ = optimizer.make(10, 0)
         first = state.init(model, tx, (1, 64, 64, 3), True, 0, parallel.make_mesh())
-        return first, *state.start_from(first, model, preprocess, **settings)
+        return first, *start_from(first, model, preprocess, **settings)
 
-    first, now, origin = start()
-    assert now is first and origin == "from scratch"
     first, now, origin = start(weights=path)
     assert "made anew for 3 classes instead of 10: " in origin and path in origin
     kernel = fcn(10)["backbone.conv1.weight"].transpose(2, 3, 1, 0)

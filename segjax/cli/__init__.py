@@ -101,7 +101,7 @@ def _leave(code: int) -> int:
     """Exit code of a run that failed; of several hosts it ends the process at once.
 
     Else JAX would wait at the exit for the other hosts, which wait for this one in a step. Without it they end too:
-    see HEARTBEAT_SECONDS in segjax.cli.hosts.
+    see HEARTBEAT_SECONDS in segjax.cli.join.
     """
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():

@@ -1,10 +1,6 @@
-"""Several hosts that make one run: who they are, and how they join."""
+"""Several hosts that make one run: who they are."""
 
-import logging
 import os
-import signal
-import socket
-import threading
 import urllib.request
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -13,18 +9,11 @@ import jax
 from absl import flags
 
 from segjax.checks import UserError
-
-log = logging.getLogger("segjax")
-
-HEARTBEAT_SECONDS = 60  # without a sign of life from a host; then JAX ends the others (its own default is 100)
+from segjax.cli.join import check_port, join
 
 
 def define_hosts(values: flags.FlagValues) -> None:
-    """Defines the flags of runs on several hosts.
-
-    Args:
-        values: where flags are defined.
-    """
+    """Defines the flags of runs on several hosts."""
     text = "Join other hosts, or not (--no...); else if a TPU slice, Slurm or Open MPI says so."
     flags.DEFINE_bool("distributed", None, text, flag_values=values)
     flags.DEFINE_string("coordinator", None, "Address:port of host 0, outside such a job.", flag_values=values)
@@ -44,9 +33,6 @@ class Cluster(NamedTuple):
 def join_hosts(values: flags.FlagValues) -> None:
     """Joins the other hosts, where there are any; comes before anything touches a device.
 
-    Args:
-        values: the verb's flags.
-
     Raises:
         UserError: flags that do not fit, or hosts that do not come.
     """
@@ -65,63 +51,9 @@ def join_hosts(values: flags.FlagValues) -> None:
             "--nodistributed."
         )
     else:
-        _check_port(values.coordinator, values.host)
+        check_port(values.coordinator, values.host)
         cluster = Cluster(values.hosts, values.host, f"coordinator {values.coordinator}")
-    _initialize(given, cluster, values.join_timeout)
-    # JAX keeps SIGTERM for a service that nothing here asks: a run could not be stopped by it.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if jax.process_count() > 1:
-        for handler in logging.getLogger().handlers:
-            handler.setFormatter(logging.Formatter(f"host {jax.process_index()}: %(message)s"))
-    if jax.process_index() > 0:
-        log.setLevel(logging.WARNING)
-
-
-def _initialize(given, cluster, timeout):
-    """Starts `jax.distributed`, in a thread: where a host is missing JAX does not raise but ends the process."""
-    failed = []
-
-    def initialize():
-        try:
-            jax.distributed.initialize(
-                *given, initialization_timeout=10 * timeout, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
-            )
-        except Exception as error:
-            failed.append(error)
-
-    what = f"This is host {cluster.host} of {cluster.hosts}, {cluster.where}" if cluster else "--distributed"
-    thread = threading.Thread(target=initialize, daemon=True)
-    thread.start()
-    thread.join(min(timeout, 3))
-    if thread.is_alive():
-        log.info("%s: waiting until the same command runs on each.", what)
-        thread.join(max(timeout - 3, 0))
-    if thread.is_alive():
-        raise UserError(
-            f"{what}: not all hosts came within {timeout} seconds. Start the same command on each (gcloud: "
-            "--worker=all) and see that they reach each other; --join_timeout=SECONDS waits longer, --nodistributed "
-            "runs alone."
-        )
-    if failed:
-        raise UserError(
-            f"{what}: {failed[0]} Where JAX cannot find the hosts itself, give each --coordinator=ADDRESS:PORT, "
-            "--hosts=NUMBER and --host=INDEX."
-        ) from failed[0]
-
-
-def _check_port(coordinator, host):
-    """Raises a UserError for an address without a port, or where an older run holds it: there JAX crashes."""
-    port = coordinator.rpartition(":")[2]
-    if not port.isdigit():
-        raise UserError(f"--coordinator={coordinator} must be ADDRESS:PORT.")
-    if host == 0:
-        try:
-            socket.create_server(("", int(port))).close()
-        except OSError as error:
-            raise UserError(
-                f"--coordinator={coordinator}: the port cannot be opened here, on host 0 ({error.strerror}). End the "
-                "run that holds it, or choose another."
-            ) from error
+    join(given, cluster, values.join_timeout)
 
 
 def find_cluster(environment: Mapping[str, str], tpu: bool, metadata: Callable[[str], str | None]) -> Cluster | None:
@@ -132,7 +64,7 @@ def find_cluster(environment: Mapping[str, str], tpu: bool, metadata: Callable[[
     Args:
         environment: of the process.
         tpu: whether JAX is to use TPUs.
-        metadata: key -> attribute of the machine, see `metadata`.
+        metadata: see the function of this name.
 
     Returns:
         The cluster; None where this is the only process.
@@ -178,13 +110,9 @@ def _tpu_slice(environment, metadata):
 
 
 def metadata(key: str) -> str | None:
-    """Asks Google Cloud's metadata server, which answers within its machines in milliseconds.
+    """An attribute of the machine, from Google Cloud's metadata server; None where there is none, or no such server.
 
-    Args:
-        key: name of an attribute of the machine.
-
-    Returns:
-        The attribute; None where there is none, or no such server.
+    The server answers within its machines in milliseconds.
     """
     server = os.environ.get("GCE_METADATA_IP", "169.254.169.254")
     url = f"http://{server}/computeMetadata/v1/instance/attributes/{key}"

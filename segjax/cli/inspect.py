@@ -20,7 +20,7 @@ from segjax.data.loader import Loading
 from segjax.data.pipeline import train_batches
 from segjax.report import instances, pictures
 from segjax.spec import Preprocess
-from segjax.train.components import open_source
+from segjax.train.components import open_source, read_labels
 from segjax.train.step import coloured
 
 
@@ -63,19 +63,9 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def contact_sheet(config: Any, source: Any, count: int) -> Image.Image:
-    """Draws training crops as the network gets them, each beside its label.
-
-    Args:
-        config: configuration of the run.
-        source: its training data.
-        count: number of crops.
-
-    Returns:
-        The sheet, with the legend on top.
-    """
+    """Draws training crops as the network gets them, each beside its label, and the legend above."""
     preprocess = Preprocess(**config.preprocess)
-    spec = source.spec.in_mode(config.task.mode) if "mode" in config.task else source.spec
-    objective = objectives.create(spec=spec, **config.objective)
+    objective = objectives.create(spec=read_labels(config, source.spec), **config.objective)
     limit = objective.max_objects if objective.needs_instances else 0
     settings = {**config.data, "batch_size": count}
     batches = train_batches(source, preprocess, Loading(**config.loading), config.seed, (0, 1), limit, **settings)

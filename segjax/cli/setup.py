@@ -16,11 +16,7 @@ from segjax.config import functions
 
 
 def define_config(values: flags.FlagValues) -> None:
-    """Defines --config; `load_config` adds --config.section.key=value.
-
-    Args:
-        values: where flags are defined.
-    """
+    """Defines --config; `load_config` adds --config.section.key=value."""
     text = "Configuration: path.py or path.py:argument. --config.section.key=value changes a key."
     flags.DEFINE_string("config", None, text, flag_values=values)
 
@@ -51,9 +47,7 @@ def load_config(values: flags.FlagValues, argv: list[str]) -> list[str]:
         return rest
     config = read_config_file(path)
     sections = {name: checks.keys_of(function) for name, function in functions(config).items()}
-    optional = {
-        f"{name}.{key}" for name, section in sections.items() for key in section if section[key].default is None
-    }
+    optional = {f"{name}.{key}" for name, keys in sections.items() for key in keys if keys[key].default is None}
     for key in changed:
         *parents, last = key.split(".")
         section, where = config, "config"
@@ -75,13 +69,7 @@ def load_config(values: flags.FlagValues, argv: list[str]) -> list[str]:
 
 
 def read_config_file(path: str) -> ConfigDict:
-    """Runs `get_config()` of a configuration file.
-
-    Args:
-        path: `path.py`, or `path.py:argument` for `get_config(argument)`.
-
-    Returns:
-        The configuration.
+    """What `get_config()` of a configuration file returns, or, for `path.py:argument`, `get_config(argument)`.
 
     Raises:
         UserError: the file is missing, fails, or returns something else.
@@ -123,10 +111,6 @@ def _said(error):
 
 
 def define_cache(values: flags.FlagValues) -> None:
-    """Defines --cache.
-
-    Args:
-        values: where flags are defined.
-    """
+    """Defines --cache."""
     text = "Keep compiled programs in $JAX_COMPILATION_CACHE_DIR, or ~/.cache/segjax."
     flags.DEFINE_bool("cache", True, text, flag_values=values)

@@ -27,14 +27,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> dict[str, Any] | None:
-    """Runs the verb.
-
-    Args:
-        values: its flags.
-
-    Returns:
-        Figures of the best (or last) checkpoint; None on all hosts but the first.
-    """
+    """Runs the verb; returns figures of the best (or last) checkpoint, None on all hosts but the first."""
     join_hosts(values)
     compilation.switch_cache(values.cache, values.workdir)
     alone = jax.process_count() == 1

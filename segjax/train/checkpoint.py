@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 from segjax import parallel
 from segjax.checks import Key, UserError, check_choice
 from segjax.train.state import State
+from segjax.train.workdir import writing
 
 
 class Checkpoints:
@@ -32,34 +33,19 @@ class Checkpoints:
     ):
         self.best, self._evaluate, self._workdir = best, evaluate, workdir
         folder = pathlib.Path(workdir).absolute() / "checkpoints"
-        try:
+        with writing(workdir):
             folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
         policies = ocp.checkpoint_managers
+        best_one = policies.BestN(get_metric_fn=self._figure, n=1, keep_checkpoints_without_metrics=False)
+        kept = policies.AnyPreservationPolicy([policies.LatestN(1), best_one])
         self._manager = ocp.CheckpointManager(
             folder,
             item_handlers={"state": ocp.StandardCheckpointHandler()},
-            options=ocp.CheckpointManagerOptions(
-                best_fn=self._figure,
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(1),
-                        policies.BestN(get_metric_fn=self._figure, n=1, keep_checkpoints_without_metrics=False),
-                    ]
-                ),
-            ),
+            options=ocp.CheckpointManagerOptions(best_fn=self._figure, preservation_policy=kept),
         )
 
     def check_best(self, summary: dict[str, Any]) -> None:
-        """Checks, before a run, that its summaries will hold the figure to choose by.
-
-        Args:
-            summary: of an empty score.
-
-        Raises:
-            UserError: they will not.
-        """
+        """Raises a UserError, before a run, where its summaries do not hold the figure to choose by."""
         check_choice("checkpoint.best", self.best, [k for k, v in summary.items() if not isinstance(v, dict)])
 
     def __enter__(self) -> "Checkpoints":
@@ -74,16 +60,7 @@ class Checkpoints:
         return float("-inf") if value is None else float(value)
 
     def save(self, step: int, state: State, summary: dict[str, Any] | None) -> None:
-        """Saves in the background; `state` may be donated right after.
-
-        Args:
-            step: number of finished steps.
-            state: what to save.
-            summary: figures of an evaluation at this step, if there was one.
-
-        Raises:
-            RuntimeError: nothing was saved.
-        """
+        """Saves in the background, with the figures of an evaluation; `state` may be donated right after."""
         args = ocp.args.Composite(state=ocp.args.StandardSave(state))
         if not self._manager.save(step, args=args, metrics=summary, force=True):
             raise RuntimeError(f"Orbax refused to save step {step} in {self._workdir}.")
@@ -93,10 +70,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def chosen(self) -> int:
-        """Step of the checkpoint to score and predict with.
-
-        Returns:
-            The best one's, or the last one's where none was scored or the last was asked for.
+        """Step of the checkpoint to score and predict with: the best, or the last if so configured or none was scored.
 
         Raises:
             UserError: no checkpoint.
@@ -113,19 +87,10 @@ class Checkpoints:
         return self._manager.metrics(step)
 
     def restore(self, step: int, abstract: State, mesh: Any, fsdp: bool = False) -> State:
-        """Reads a checkpoint onto the devices.
-
-        Args:
-            step: which one.
-            abstract: shapes and dtypes of the state.
-            mesh: the devices, whose number may differ from the run's.
-            fsdp: see `segjax.parallel.state_sharding`; may differ too.
-
-        Returns:
-            The state.
+        """Reads a checkpoint onto the devices of a mesh; their number, and `fsdp`, may differ from those of the run.
 
         Raises:
-            UserError: the checkpoint is of another shape.
+            UserError: its shapes are not those of `abstract`.
         """
         saved = _shapes(self._manager.item_metadata(step)["state"].tree)
         wanted = _shapes(abstract)

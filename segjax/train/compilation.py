@@ -21,7 +21,7 @@ from segjax.train.step import Scalars, make_predict_step
 def compile_train(
     make: Callable, mesh: Mesh, mode: parallel.Mode, shardings: Any = None, donate: bool = True
 ) -> Callable[[State, dict[str, jax.Array]], tuple[State, Scalars]]:
-    """Compiles a train step for the devices of a mesh.
+    """Compiles a train step for the devices of a mesh; batches come from `parallel.put_batch` with the same mode.
 
     Args:
         make: axis_name -> un-compiled step of (state, batch) -> (state, scalars).
@@ -29,9 +29,6 @@ def compile_train(
         mode: "jit" with explicit shardings, or "pmap".
         shardings: where the state lies, see `parallel.state_sharding`; None for whole on every device.
         donate: give the memory of the state to the next one.
-
-    Returns:
-        The compiled step; batches come from `parallel.put_batch` with the same mode.
     """
     donated = (0,) if donate else ()
     if mode == "pmap":
@@ -49,16 +46,10 @@ def compile_train(
 def compile_eval(
     make: Callable, mesh: Mesh, mode: parallel.Mode
 ) -> Callable[[dict[str, Any], dict[str, jax.Array]], tuple[Any, Segments]]:
-    """Compiles an evaluation step for the devices of a mesh.
+    """Compiles an evaluation step for the devices of a mesh; `make` is axis_name -> step, as in `compile_train`.
 
-    Args:
-        make: axis_name -> un-compiled step of (variables, batch) -> (measured, segments).
-        mesh: the devices.
-        mode: "jit" with explicit shardings, or "pmap".
-
-    Returns:
-        The compiled step: what is measured is the same on every device, segments stay where they were made (under
-        pmap [devices, images of a device, ...]).
+    What is measured is the same on every device. Segments stay where they were made, under pmap as arrays [devices,
+    images of a device, ...].
     """
     if mode == "pmap":
         return _pmap(make, mesh, (None, 0), ())
@@ -69,17 +60,7 @@ def compile_eval(
 def compile_predict(
     model: nn.Module, task: Task, preprocess: Preprocess, mesh: Mesh | None = None
 ) -> Callable[[dict[str, Any], jax.Array, Geometry], Segments]:
-    """Compiles the prediction of images, once for each size.
-
-    Args:
-        model: maps normalised images to outputs.
-        task: decides on maps.
-        preprocess: how pixels become inputs.
-        mesh: the devices that images are divided over; None for one device.
-
-    Returns:
-        The compiled `make_predict_step`.
-    """
+    """Compiles `make_predict_step`, once for each size; images are divided over the mesh, where there is one."""
     predict = make_predict_step(model, task, preprocess)
     if mesh is None:
         return jax.jit(predict)
@@ -125,15 +106,11 @@ class CacheCounts(NamedTuple):
 
 
 def switch_cache(on: bool, workdir: str | None = None) -> None:
-    """Switches the cache on or off; comes before anything is compiled.
+    """Switches the cache of compiled programs on or off; comes before anything is compiled.
 
     Programs are kept in the folder that $JAX_COMPILATION_CACHE_DIR or `jax.config` names, or in the user's cache
     folder, `$XDG_CACHE_HOME/segjax` or `~/.cache/segjax`. Nothing is ever removed from there. Of several hosts the
     first alone writes, so theirs is within the workdir that they share.
-
-    Args:
-        on: whether programs are kept, and looked up.
-        workdir: folder of the run, where there is one.
     """
     jax.config.update("jax_enable_compilation_cache", on)
     if on and not jax.config.jax_compilation_cache_dir:

@@ -9,9 +9,10 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from segjax import parallel
-from segjax.checks import UserError, choose
-from segjax.data import pipeline, sources
+from segjax.checks import UserError, check_section, choose
+from segjax.data import pipeline
 from segjax.data.loader import Loading
+from segjax.data.sources import SOURCES
 from segjax.models import MODELS
 from segjax.objectives import OBJECTIVES, Objective
 from segjax.spec import DatasetSpec, Preprocess
@@ -45,20 +46,16 @@ def build_components(
         config: configuration of the run.
         spec: the data set, as its source or a workdir describes it.
         devices: what to compile for, perhaps only described; None is the devices that are there.
-        model: used in place of the configured one.
-        objective: used in place of the configured one.
-
-    Returns:
-        The components.
+        model, objective: used in place of the configured ones.
 
     Raises:
         UserError: parts that do not fit each other.
     """
-    spec = spec.in_mode(config.task.mode) if "mode" in config.task else spec
-    objective = objective or _named(OBJECTIVES, config.objective, spec)
-    task = _named(TASKS, config.task, spec, objective)
+    spec = read_labels(config, spec)
+    objective = objective or OBJECTIVES[config.objective.name](spec, **settings(config.objective))
+    task = TASKS[config.task.name](spec, objective, **settings(config.task))
     preprocess = Preprocess(**config.preprocess)
-    model = model or _named(MODELS, config.model, spec.num_logits)
+    model = model or MODELS[config.model.name](spec.num_logits, **settings(config.model))
     if len(preprocess.mean) != len(spec.image_channels):
         raise UserError(
             f"preprocess.mean={preprocess.mean} has {len(preprocess.mean)} values, but the images have "
@@ -78,38 +75,27 @@ def build_components(
     return Components(parallel.make_mesh(devices, **config.parallel), preprocess, task, model)
 
 
-def _named(table: Mapping[str, Callable], section: ConfigDict, *args: Any) -> Any:
-    """Calls what a section's name stands for with the section's other keys."""
-    return table[section.name](*args, **{key: value for key, value in section.items() if key != "name"})
+def settings(section: ConfigDict) -> dict[str, Any]:
+    """Keys of a section beside its name."""
+    return {key: value for key, value in section.items() if key != "name"}
+
+
+def read_labels(config: ConfigDict, spec: DatasetSpec) -> DatasetSpec:
+    """The data set as the configured task reads it."""
+    return spec.in_mode(config.task.mode) if "mode" in config.task else spec
 
 
 def open_source(config: ConfigDict, split: str, given: Sources = None) -> Any:
-    """Opens a split of the configured source.
-
-    Args:
-        config: configuration of the run.
-        split: what the source calls it.
-        given: sources by split that stand in for the configured one.
-
-    Returns:
-        The source.
-    """
+    """Opens a split of the configured source, or of the sources that are given in its place."""
     if given is not None:
         return choose("split", split, given)
-    return sources.create(split, channels=len(config.preprocess.mean), **config.source)
+    make, keys = SOURCES[config.source.name], settings(config.source)
+    check_section("source", make, keys, complete=True)
+    return make(split, channels=len(config.preprocess.mean), **keys)
 
 
 def train_batches(config: ConfigDict, parts: Components, source: Any) -> pipeline.Batches:
-    """Random crops of a training split, without end.
-
-    Args:
-        config: configuration of the run.
-        parts: from `build_components`.
-        source: from `open_source`.
-
-    Returns:
-        The batches.
-    """
+    """Random crops of a training split, without end."""
     parallel.check_batch(parts.mesh, config.data.batch_size, "data.batch_size")
     parallel.check_rows(parts.mesh, config.data.crop[0], parts.preprocess.context)
     objective = parts.task.objective
@@ -125,48 +111,24 @@ def train_batches(config: ConfigDict, parts: Components, source: Any) -> pipelin
 
 
 def eval_batches(config: ConfigDict, parts: Components, source: Any) -> pipeline.Batches:
-    """The whole images of a split, each once.
-
-    Args:
-        config: configuration of the run.
-        parts: from `build_components`.
-        source: from `open_source`.
-
-    Returns:
-        The batches.
-    """
+    """The whole images of a split, each once."""
     parallel.check_batch(parts.mesh, config.eval.batch_size, "eval.batch_size")
-    instances = parts.task.needs_instances
-    return pipeline.eval_batches(
-        source, parts.preprocess, Loading(**config.loading), parallel.hosts(), instances, **config.eval
-    )
+    loading, instances = Loading(**config.loading), parts.task.needs_instances
+    return pipeline.eval_batches(source, parts.preprocess, loading, parallel.hosts(), instances, **config.eval)
 
 
 class Training(NamedTuple):
-    """How a run trains.
-
-    durations: its lengths; schedule: learning rate by step; step: compiled; shapes: of the state; init_state: makes
-    the first state.
-    """
+    """How a run trains."""
 
     durations: Durations
-    schedule: Callable
-    step: Callable
+    schedule: Callable  # number of a step -> learning rate
+    step: Callable  # compiled; gives the memory of its state to the result
     shapes: state.State
     init_state: Callable[[], state.State]
 
 
 def make_training(config: ConfigDict, parts: Components, batches: pipeline.Batches) -> Training:
-    """Makes optimiser and train step.
-
-    Args:
-        config: configuration of the run.
-        parts: from `build_components`.
-        batches: from `train_batches`.
-
-    Returns:
-        What trains; the step gives the memory of its state to the result.
-    """
+    """Makes optimiser, train step and first state for batches of `train_batches`."""
     mesh, preprocess, task, model = parts
     run = durations(batches.count, batches.batch_size, **config.run)
     tx, schedule = optimizer.make(run.total, run.warmup, getattr(model, "layer_order", ()), **config.optimizer)
@@ -186,20 +148,10 @@ def make_training(config: ConfigDict, parts: Components, batches: pipeline.Batch
 
 
 def make_evaluator(config: ConfigDict, parts: Components, batches: pipeline.Batches) -> Evaluator:
-    """Makes what scores a split.
+    """Makes what scores variables on batches of `eval_batches`."""
 
-    Args:
-        config: configuration of the run.
-        parts: from `build_components`.
-        batches: from `eval_batches`.
+    def make(axis):
+        return step.make_eval_step(parts.model, parts.task, parts.preprocess, axis)
 
-    Returns:
-        Variables -> the task's figures.
-    """
-    mode = config.parallel.mode
-    compiled = compilation.compile_eval(
-        lambda axis: step.make_eval_step(parts.model, parts.task, parts.preprocess, axis),
-        parts.mesh,
-        mode,
-    )
-    return Evaluator(compiled, parts.task, batches, parts.mesh, mode)
+    compiled = compilation.compile_eval(make, parts.mesh, config.parallel.mode)
+    return Evaluator(compiled, parts.task, batches, parts.mesh, config.parallel.mode)

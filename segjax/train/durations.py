@@ -16,15 +16,7 @@ class Durations(NamedTuple):
     log_every: int
 
     def due(self, what: Literal["eval", "checkpoint", "log"], step: int) -> bool:
-        """Says whether something happens after `step` steps; everything happens after the last.
-
-        Args:
-            what: "eval", "checkpoint" or "log".
-            step: number of finished steps.
-
-        Returns:
-            Whether it is due.
-        """
+        """Whether something happens after `step` steps; everything happens after the last."""
         every = getattr(self, f"{what}_every")
         return step == self.total or (every > 0 and step % every == 0)
 
@@ -42,14 +34,11 @@ def durations(
     ] = 0.0,
     log_every: Annotated[int, Key("steps between lines of the log, whatever the unit", "[1, inf)")] = 10,
 ) -> Durations:
-    """Converts the section `run` of the configuration to steps.
+    """Converts the section `run` of the configuration to steps, rounded up.
 
     Args:
         steps_per_epoch: steps that see each sample once on average.
         batch_size: samples a step.
-
-    Returns:
-        Everything in steps, rounded up.
 
     Raises:
         UserError: a run without steps.

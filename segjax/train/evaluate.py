@@ -14,27 +14,16 @@ from segjax.tasks import Task
 
 
 class Evaluator(NamedTuple):
-    """Scores variables on the batches of a split.
+    """Scores variables on the batches of a split."""
 
-    step: compiled step of `step.make_eval_step`; task: how images are scored; batches: from `pipeline.eval_batches`;
-    mesh: the devices; mode: how the step was compiled.
-    """
-
-    step: Callable
+    step: Callable  # of `step.make_eval_step`, compiled
     task: Task
-    batches: Batches
+    batches: Batches  # of `pipeline.eval_batches`
     mesh: Mesh
-    mode: parallel.Mode
+    mode: parallel.Mode  # in which the step was compiled
 
     def __call__(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """Runs over the split and scores its images.
-
-        Args:
-            variables: what the model is applied with.
-
-        Returns:
-            The task's summary.
-        """
+        """Runs over the split; returns the task's summary."""
         score, pending = self.task.new_metric(), None
         for batch in self.batches.batches(0, int(self.batches.count)):
             measured, _ = self._run(variables, batch)
@@ -47,14 +36,10 @@ class Evaluator(NamedTuple):
         return self.task.summary(score)
 
     def segments(self, variables: dict[str, Any], indices: Sequence[int]) -> Iterator[tuple[int, Segments]]:
-        """Predicts some images of the split by the same program; only on a single host.
-
-        Args:
-            variables: what the model is applied with.
-            indices: of the images in the source.
+        """Predicts some images of the split by the same program, on a single host.
 
         Yields:
-            Index and segments of each image [y, x, ...], without padding, in the order of the batches.
+            Index in the source and segments [y, x, ...] of each image, without padding, in the order of the batches.
         """
         size = self.batches.batch_size
         for number in sorted({self.batches.arrange().rows.index(i) // size for i in indices}):

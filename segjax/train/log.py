@@ -24,8 +24,6 @@ PLAIN_SECONDS = 5.0  # between lines of progress where there is no terminal
 class Log:
     """The log of a run; a context manager that closes the bar and the writers, also on an error.
 
-    The keyword arguments `wandb` and `tensorboard` are the keys of the section `log`.
-
     Args:
         workdir: local folder of the run; made if need be.
         total_steps: length of the run.
@@ -71,13 +69,9 @@ class Log:
         self.close(failed=kind is not None)
 
     def write(self, step: int, split: str, scalars: Mapping[str, Any]) -> None:
-        """Records figures of a step.
+        """Records what was measured on a split after a step.
 
-        Args:
-            step: number of finished steps.
-            split: what they were measured on, such as "train".
-            scalars: numbers by name; a nested dict is kept in the file and becomes "outer/inner" elsewhere. What is
-                not finite becomes null.
+        A nested dict is kept in the file and becomes "outer/inner" elsewhere. What is not finite becomes null.
         """
         if not self.enabled:
             return
@@ -92,11 +86,7 @@ class Log:
             self._run.log(figures, step=step)
 
     def truncate(self, step: int) -> None:
-        """Forgets what was recorded after a step, and a line that a crash tore: the run resumes there.
-
-        Args:
-            step: number of finished steps of the checkpoint; 0 forgets everything after the start.
-        """
+        """Forgets what was recorded after a step, and a line that a crash tore: the run resumes there."""
         self._resumed = step
         if not self.enabled or not self.path.exists():
             return
@@ -106,13 +96,7 @@ class Log:
         new.replace(self.path)
 
     def progress(self, step: int, loss: float, images_per_second: float) -> None:
-        """Shows how far the run is: a bar on a terminal, now and then a line elsewhere.
-
-        Args:
-            step: number of finished steps.
-            loss: the last one.
-            images_per_second: over all devices.
-        """
+        """Shows how far the run is: a bar on a terminal, now and then a line elsewhere."""
         if not self.enabled:
             return
         now = time.monotonic()
@@ -128,20 +112,12 @@ class Log:
             self.message(f"step {step}/{self.total_steps}  {figures}")
 
     def message(self, text: str) -> None:
-        """Prints a line to stderr, above the bar.
-
-        Args:
-            text: the line, or several.
-        """
+        """Prints text to stderr, above the bar."""
         if self.enabled:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self, failed: bool = False) -> None:
-        """Closes the bar and the writers.
-
-        Args:
-            failed: mark the W&B run as failed.
-        """
+        """Closes the bar and the writers; W&B is told whether the run failed."""
         if self._bar is not None:
             self._bar.stop()
         if "_board" in vars(self) and self._board is not None:

@@ -26,7 +26,7 @@ from segjax.train.components import (
     train_batches,
 )
 from segjax.train.log import Log
-from segjax.train.state import start_from
+from segjax.train.pretrained import start_from
 
 
 def train_and_evaluate(
@@ -85,8 +85,10 @@ def train_and_evaluate(
         if start:
             state = checkpoints.restore(start, training.shapes, mesh, config.parallel.fsdp)
             origin = f"resumed at step {start}" + (", so init.weights is not read" if config.init.weights else "")
-        else:
+        elif config.init.weights:
             state, origin = start_from(training.init_state(), parts.model, parts.preprocess, **config.init)
+        else:
+            state, origin = training.init_state(), "from scratch"
         workdir.record(path, config, parts.task.spec)
         log.truncate(start)
         log.message(describe(mesh, mode, train, test_source, state.params, origin, changed))
@@ -129,25 +131,14 @@ def train_and_evaluate(
 
 
 def first_step(began: float) -> str:
-    """How long the start took, and what the cache of programs had to do with it."""
-    programs = compilation.cache_counts()
-    return (
-        f"first step after {time.monotonic() - began:.1f} s "
-        f"({programs.misses} programs compiled for the cache, {programs.hits} from it)"
-    )
+    """How long the start took, and how much of it the cache of programs saved."""
+    hits, misses = compilation.cache_counts()
+    seconds = time.monotonic() - began
+    return f"first step after {seconds:.1f} s ({misses} programs compiled for the cache, {hits} from it)"
 
 
 def check_finite(loss: float, at: int, path: str) -> None:
-    """Stops a run whose loss is not a number, before that state is saved.
-
-    Args:
-        loss: of the last step.
-        at: its number.
-        path: the workdir.
-
-    Raises:
-        UserError: the loss is infinite or not a number.
-    """
+    """Stops a run whose loss is infinite or not a number, before that state is saved."""
     if not math.isfinite(loss):
         raise UserError(
             f"The loss is {loss} at step {at}. Lower optimizer.learning_rate, lengthen run.warmup or set "
@@ -160,10 +151,12 @@ def describe(mesh, mode, train, test_source, params, origin, changed) -> str:
     device = mesh.devices.flat[0]
     count = sum(x.size for x in jax.tree.leaves(params))
     devices = " x ".join(f"{name} {n}" for name, n in mesh.shape.items())
-    lines = [
-        f"{mode} on {mesh.devices.size} x {device.device_kind} ({devices}, hosts: {jax.process_count()})",
-        f"{len(train.source)} training and {len(test_source)} test images, {len(train.spec.classes)} classes, "
-        f"{count:,} parameters",
-        origin,
-    ]
-    return "\n".join(lines + [f"changed since the last run here: {line}" for line in changed])
+    images = f"{len(train.source)} training and {len(test_source)} test images, {len(train.spec.classes)} classes"
+    return "\n".join(
+        [
+            f"{mode} on {mesh.devices.size} x {device.device_kind} ({devices}, hosts: {jax.process_count()})",
+            f"{images}, {count:,} parameters",
+            origin,
+            *(f"changed since the last run here: {line}" for line in changed),
+        ]
+    )

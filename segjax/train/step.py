@@ -51,17 +51,14 @@ def coloured(
     amplitudes: dict[str, float],
     window: tuple[float, float] | None = None,
 ) -> Float[Array, "b h w c"]:
-    """Draws and applies the changes of colour of a training batch.
+    """Changes the colours of a training batch, each image by what is drawn from (seed, position); in stored units.
 
     Args:
-        image: as stored [b, h, w, c].
-        position: global sample numbers [b]; an image's changes are a function of (seed, position).
+        image: as stored.
+        position: global sample numbers.
         seed: of the run.
         amplitudes: keyword arguments of `augment.colour`.
         window: values that are 0 and 1 for the changes, to which pixels are clipped; None is 0..255 for uint8.
-
-    Returns:
-        Pixels in stored units, float32 [b, h, w, c].
 
     Raises:
         UserError: images of another dtype than uint8 without a window.
@@ -80,16 +77,7 @@ def coloured(
 
 
 def sample_keys(seed: int, position: Int[Array, "b"], *purpose: int) -> jax.Array:
-    """Random keys of the samples of a batch: functions of (seed, purpose, position), whatever device has them.
-
-    Args:
-        seed: of the run.
-        position: global sample numbers [b].
-        *purpose: numbers that tell one use of the keys from another.
-
-    Returns:
-        A key a sample [b].
-    """
+    """A random key a sample [b]: a function of (seed, purpose, position), whatever device has the sample."""
     # Threefry whatever the default: other generators' draws under vmap depend on the rest of the batch.
     key = jax.random.key(seed, impl="threefry2x32")
     for number in purpose:
@@ -149,14 +137,8 @@ def make_train_step(
             return merge(trainable, held) if frozen else trainable
 
         def loss_fn(trainable):
-            outputs, updated = model.apply(
-                {"params": whole(all_of(trainable)), "batch_stats": state.batch_stats},
-                image,
-                train=True,
-                mutable=["batch_stats"],
-                rngs=rngs,
-                **more,
-            )
+            variables = {"params": whole(all_of(trainable)), "batch_stats": state.batch_stats}
+            outputs, updated = model.apply(variables, image, train=True, mutable=["batch_stats"], rngs=rngs, **more)
             loss, terms = objective.loss(outputs, batch, keys, progress, axis_name)
             return loss, (terms, updated.get("batch_stats", {}))
 
@@ -182,11 +164,6 @@ def make_maps_step(
 ) -> Callable[[dict[str, Any], jax.Array, Geometry], Maps]:
     """Makes the function from images to the maps that predictions are made of; it is not compiled yet.
 
-    Args:
-        model: maps normalised images to outputs.
-        objective: turns outputs into maps.
-        preprocess: how pixels become inputs.
-
     Returns:
         (variables, images [b, h, w, c] as stored, geometry) -> maps, which may be averaged before they are decided.
     """
@@ -203,11 +180,6 @@ def make_predict_step(
 ) -> Callable[[dict[str, Any], jax.Array, Geometry], Segments]:
     """Makes the prediction of images, a pure function that is not compiled yet.
 
-    Args:
-        model: maps normalised images to outputs.
-        task: decides on maps.
-        preprocess: how pixels become inputs.
-
     Returns:
         (variables, images [b, h, w, c] as stored, geometry) -> segments with probabilities.
     """
@@ -218,13 +190,7 @@ def make_predict_step(
 def make_eval_step(
     model: nn.Module, task: Task, preprocess: Preprocess, axis_name: str | None = None
 ) -> Callable[[dict[str, Any], dict[str, jax.Array]], tuple[Any, Segments]]:
-    """Makes the evaluation step, a pure function that is not compiled yet.
-
-    Args:
-        model: maps normalised images to outputs.
-        task: the measure.
-        preprocess: how pixels become inputs.
-        axis_name: pmap axis; None where arrays are global (jit).
+    """Makes the evaluation step, a pure function that is not compiled yet; `axis_name` as in `make_train_step`.
 
     Returns:
         (variables, batch) -> what the task measures of every image of the global batch, arrays [b, ...], and this

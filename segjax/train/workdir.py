@@ -1,9 +1,11 @@
 """A workdir's config.json: what was trained there, and whether a run may go on with it."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,19 +21,23 @@ from segjax.spec import DatasetSpec, channel_names
 FIXED = ("model", "objective", "task", "preprocess", "spec")
 
 
-def compare(workdir: str, config: ConfigDict, spec: DatasetSpec) -> list[str]:
-    """Compares a configuration with that of the last run in a workdir.
+@contextlib.contextmanager
+def writing(workdir: str) -> Iterator[None]:
+    """Makes a UserError of an operating system's error within."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
 
-    Args:
-        workdir: folder of the run; it need not exist.
-        config: configuration of the run; `resume.allow_changed` accepts any difference.
-        spec: the data set as the task reads it.
+
+def compare(workdir: str, config: ConfigDict, spec: DatasetSpec) -> list[str]:
+    """Compares a configuration, and the data set as its task reads it, with those of the last run in a workdir.
 
     Returns:
         The keys that differ, as "key: old -> new".
 
     Raises:
-        UserError: model, objective, task, preprocessing or classes differ.
+        UserError: model, objective, task, preprocessing or classes differ, and `resume.allow_changed` is not set.
     """
     saved = _read_json(workdir)
     if saved is None:
@@ -50,19 +56,14 @@ def compare(workdir: str, config: ConfigDict, spec: DatasetSpec) -> list[str]:
 def prepare(workdir: str) -> None:
     """Makes the folder, and checks that all hosts see it: where they do not, the first checkpoint would wait for ever.
 
-    Args:
-        workdir: folder of the run.
-
     Raises:
         UserError: the folder cannot be written, or hosts see different folders.
     """
     if "://" in str(workdir):
         raise UserError(f"The workdir {workdir} is an address: mount the bucket, and give the folder where it appears.")
     folder = pathlib.Path(workdir)
-    try:
+    with writing(workdir):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
     if jax.process_count() == 1:
         return
     number = multihost_utils.broadcast_one_to_all(np.int32(time.time_ns() % 2**31))
@@ -82,39 +83,17 @@ def prepare(workdir: str) -> None:
 
 
 def record(workdir: str, config: ConfigDict, spec: DatasetSpec) -> None:
-    """Writes the configuration of a run to its workdir, all of it or nothing.
-
-    Args:
-        workdir: folder of the run.
-        config: configuration of the run.
-        spec: the data set as the task reads it.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Writes configuration and data set to the workdir, all of them or nothing; raises a UserError where it cannot."""
     if jax.process_index() > 0:
         return
-    folder = pathlib.Path(workdir)
-    try:
-        part = folder / "config.json.part"
+    part = pathlib.Path(workdir) / "config.json.part"
+    with writing(workdir):
         part.write_text(json.dumps(_as_saved(config, spec), indent=2) + "\n")
-        part.replace(folder / "config.json")
-    except OSError as error:
-        raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
+        part.replace(part.with_suffix(""))
 
 
 def read_config(workdir: str) -> tuple[ConfigDict, DatasetSpec]:
-    """Reads the configuration of a workdir.
-
-    Args:
-        workdir: folder of a run.
-
-    Returns:
-        The configuration, and the data set as the task reads it.
-
-    Raises:
-        UserError: no run there.
-    """
+    """Configuration of the run in a workdir, and the data set as its task reads it; a UserError where there is none."""
     saved = _read_json(workdir)
     if saved is None:
         raise UserError(f"There is no run in {workdir}: config.json is missing. Train one with `segjax train`.")

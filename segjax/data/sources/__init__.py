@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from segjax import checks
-from segjax.checks import UserError, choose
+from segjax.checks import check_section, choose
 from segjax.data.sources.arrays import arrays
 from segjax.data.sources.brain import brain
 from segjax.data.sources.coco import coco_instances, coco_panoptic
@@ -49,8 +48,5 @@ def create(split: str, *, name: str, channels: int = 3, **kwargs) -> Any:
         (128, 128, 3)
     """
     make = choose("source.name", name, SOURCES)
-    checks.check_section("source", make, kwargs)
-    for key, setting in checks.keys_of(make).items():
-        if setting.required and kwargs.get(key) is None:
-            raise UserError(f"The source {name!r} needs source.{key}.")
+    check_section("source", make, kwargs, complete=True)
     return make(split, channels=channels, **kwargs)

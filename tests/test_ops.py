@@ -13,8 +13,8 @@ from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from segjax.nn.kernels import convolution, max_pool, mean_pool, resample
+from segjax.nn.kernels.formulations import Window
 from segjax.nn.kernels.paired import paired
-from segjax.nn.kernels.windows import Window
 from segjax.nn.layers import UpConv2x2
 
 # What `convolution` is to be, and the kind of formulation: (maps, features, kernel, stride, dilation, groups, padding).

@@ -8,7 +8,7 @@ of the maps and the gradient of the kernel. Convolutions and pooling have gradie
 """
 
 import functools
-import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,47 +16,72 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from segjax.nn.kernels.depthwise import depthwise
+from segjax.nn.kernels.formulations import Pads, Passes, Window, enabled, plain
+from segjax.nn.kernels.lines import row_by_row
+from segjax.nn.kernels.overlaps import overlaps, share
 from segjax.nn.kernels.paired import paired
-from segjax.nn.kernels.passes import Passes, by_vjp, plain
-from segjax.nn.kernels.windows import Pads, Window, filled, line_views
 from segjax.parallel import by_platform, shards
 from segjax.space import shift_rows
 
 
 def convolution(
-    x: Float[Array, "b h w c"],
-    kernel: Float[Array, "kh kw i f"],
-    stride: int = 1,
-    dilation: int = 1,
+    x: Float[Array, "b *space c"],
+    kernel: Float[Array, "*size i f"],
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
     groups: int = 1,
-    padding: Pads = (0, 0),
-) -> Float[Array, "b y x f"]:
-    """Convolution of maps with a kernel.
+    padding: Pads | Sequence[Pads] = (0, 0),
+) -> Float[Array, "b *out f"]:
+    """Convolution of maps of any number of space axes with a kernel.
 
     Args:
-        x: maps [b, h, w, c].
-        kernel: rows, columns, c / groups, channels of the result.
-        stride: of the result.
-        dilation: distance between the kernel's elements, in pixels.
+        x: maps [b, *space, c].
+        kernel: its size along each axis, c / groups, channels of the result.
+        stride: of the result, along all axes or each.
+        dilation: distance between the kernel's elements, in pixels, along all axes or each.
         groups: of channels that are convolved apart.
-        padding: zeros before and after, both axes.
+        padding: zeros before and after, along all axes or each.
 
     Returns:
-        Maps [b, y, x, f] of the dtype of x.
+        Maps [b, *out, f] of the dtype of x.
 
     Example:
         >>> convolution(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), padding=(1, 1))[0, 1].ravel()
         Array([6., 9., 6.], dtype=float32)
     """
-    reach = dilation * (kernel.shape[0] - 1)
-    if shards() > 1 and stride == 1 and reach == sum(padding) and max(padding) > -(-x.shape[1] // shards()):
+    axes = x.ndim - 2
+    strides, dilations = ((n,) * axes if isinstance(n, int) else tuple(n) for n in (stride, dilation))
+    pads = (tuple(padding),) * axes if isinstance(padding[0], int) else tuple(map(tuple, padding))
+    square = axes == 2 and all(len({*each}) == 1 for each in (strides, dilations, pads, kernel.shape[:2]))
+    if enabled() and square:
+        return _square(x, kernel, groups, Window(kernel.shape[0], strides[0], dilations[0], pads[0]))
+    letters = "ZYX"[-axes:] if axes <= 3 else "".join(map(str, range(axes)))
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        pads,
+        rhs_dilation=dilations,
+        dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+        feature_group_count=groups,
+    )
+
+
+def _square(x, kernel, groups, window):
+    """`convolution` of images with the same window along both axes."""
+    size, stride, dilation, padding = window
+    if (
+        shards() > 1
+        and stride == 1
+        and dilation * (size - 1) == sum(padding)
+        and max(padding) > -(-x.shape[1] // shards())
+    ):
         # Wider than a device's share of the rows, as an atrous pyramid's rates can be: the kernel's rows one by one.
-        columns = Window(kernel.shape[1], 1, dilation, padding)
-        of_row = plain(groups, columns, rows=Window(1, 1, 1, (0, 0))).forward
-        shifts = (i * dilation - padding[0] for i in range(kernel.shape[0]))
+        of_row = plain(groups, window, rows=Window(1, 1, 1, (0, 0))).forward
+        shifts = (i * dilation - padding[0] for i in range(size))
         terms = [of_row(shift_rows(x, by), kernel[i : i + 1]) for i, by in enumerate(shifts) if abs(by) < x.shape[1]]
         return sum(terms[1:], terms[0])
-    return _convolution(x, kernel, groups, Window(kernel.shape[0], stride, dilation, padding))
+    return _convolution(x, kernel, groups, window)
 
 
 def _on_cpu(x, kernel, groups, window):
@@ -69,10 +94,10 @@ def _on_cpu(x, kernel, groups, window):
         passes = _pointwise(window)
     elif 1 < groups == c == f:
         passes = depthwise(window)
-    elif groups == 1 and window.stride == 1 and _share(x.shape, window) < 0.8:
-        passes = _overlaps(window)
+    elif groups == 1 and window.stride == 1 and share(x.shape, window) < 0.8:
+        passes = overlaps(window)
     elif groups == 1 and window.size <= 3 and window.result(x.shape[2]) >= 256:
-        passes = xla._replace(dk=_row_by_row(window))
+        passes = xla._replace(dk=row_by_row(window))
     else:
         return xla
     if x.dtype in (jnp.bfloat16, jnp.float16):
@@ -138,72 +163,3 @@ def _pointwise(window):
         return lax.optimization_barrier(jnp.einsum("bhwf,bhwi->fi", g, x)).T[None, None]
 
     return Passes(forward, dx, dk)
-
-
-def _row_by_row(window):
-    """Gradient of the kernel of a wide map: one matrix product a row of the result.
-
-    A row's patches fit into the cache; XLA transposes all maps and convolves with a kernel of the size of the maps.
-    Kernels of 3x3, 32 -> 32 channels at 256x512, 64 -> 64 at 128x256, 3 -> 16 with stride 2 at 256x512::
-
-        PyTorch    46    50   0.6
-        XLA       163    89   8.1
-        here       70    63   2.0
-
-    and on two cores, 2026-11-24, 304 -> 256 at 64x256 in 305 where XLA takes 1107. From 256 columns on this is faster
-    for every number of channels but the 3 of an image (17 for 14); with fewer it is for some only (128 -> 128 at
-    64x128: 35 for 34; 64 -> 64 at 44x56: 5.0 for 4.1). A 7x7 kernel of stride 2 on 3 channels (28 for 18) gains
-    nothing.
-    """
-
-    def dk(x, kernel, g):
-        def add(row, total):
-            line = lax.dynamic_slice_in_dim(g, row, 1, 1)[:, 0]
-            patches = jnp.concatenate(list(line_views(x, row, window)), -1)
-            return total + jnp.einsum("bnf,bni->bfi", line, patches)
-
-        b, rows, _, f = g.shape
-        count = len(window.taps(x.shape[1])[0]) * len(window.taps(x.shape[2])[0])
-        # Images are summed last, so that a batch over several devices is reduced once.
-        total = lax.fori_loop(0, rows, add, jnp.zeros((b, f, count * x.shape[-1]), g.dtype))
-        return filled(total.sum(0).T, x, kernel, window)
-
-    return dk
-
-
-def _share(shape, window):
-    """Share of the products of a convolution of stride 1 whose pixel is not padding."""
-
-    def met(source):
-        return sum(count for *_, count in window.spans(source)) / (window.size * window.result(source))
-
-    return met(shape[1]) * met(shape[2])
-
-
-def _overlaps(window):
-    """A widely dilated kernel on small maps, mostly on padding: one matrix product an element, of the pixels it meets.
-
-    3x3, 2048 -> 256 channels, batch 1: dilation 6, 12 and 18 at 16x32, 36 at 32x64::
-
-        PyTorch   32 34 48     21 22 123     14 15 93      41  46 354
-        XLA       54 62 55     59 61  60     83 62 63     466 227 511
-        here      48 34 51     21 21  30     10 10 17      40  41  66
-    """
-
-    def forward(x, kernel):
-        b, h, w, _ = x.shape
-        y = jnp.zeros((b, window.result(h), window.result(w), kernel.shape[-1]), x.dtype)
-        for (i, top, row, m), (j, left, column, n) in itertools.product(window.spans(h), window.spans(w)):
-            part = jnp.einsum("bhwi,if->bhwf", x[:, row : row + m, column : column + n], kernel[i, j])
-            y += jnp.pad(part, ((0, 0), (top, y.shape[1] - top - m), (left, y.shape[2] - left - n), (0, 0)))
-        return y
-
-    def dk(x, kernel, g):
-        # JAX would pad each element's gradient to the whole kernel, and add those up.
-        elements = [
-            jnp.einsum("bhwi,bhwf->if", x[:, row : row + m, column : column + n], g[:, top : top + m, left : left + n])
-            for (_, top, row, m), (_, left, column, n) in itertools.product(*map(window.spans, x.shape[1:3]))
-        ]
-        return filled(jnp.stack(elements), x, kernel, window) if elements else jnp.zeros_like(kernel)
-
-    return by_vjp(forward)._replace(dk=dk)

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jax import lax
 
-from segjax.nn.kernels.passes import Passes
-from segjax.nn.kernels.windows import Window, filled, line_views, transposed, views
+from segjax.nn.kernels.formulations import Passes, Window, transposed, views
+from segjax.nn.kernels.lines import filled, line_views
 
 
 def depthwise(window: Window) -> Passes:

@@ -2,8 +2,7 @@
 
 import jax.numpy as jnp
 
-from segjax.nn.kernels.passes import Passes, by_vjp, plain
-from segjax.nn.kernels.windows import Window
+from segjax.nn.kernels.formulations import Passes, Window, by_vjp, plain
 
 
 def paired(window: Window) -> Passes:

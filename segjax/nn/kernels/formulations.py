@@ -1,5 +1,7 @@
-"""The pixels that each element of a sliding window meets, for what is a sum or a maximum over them."""
+"""What a formulation is made of: the switch, the windows of a kernel, the three passes of a convolution."""
 
+import contextlib
+import contextvars
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -9,6 +11,31 @@ import jax.numpy as jnp
 from jax import lax
 
 Pads = tuple[int, int]
+_ON = contextvars.ContextVar("kernels", default=True)
+
+
+@contextlib.contextmanager
+def disabled() -> Iterator[None]:
+    """Within this context programs are traced with plain `lax` operations only.
+
+    A function that was traced before keeps its formulations: make a new one to trace it again.
+
+    Example:
+        >>> from segjax.nn.kernels import max_pool
+        >>> with disabled():
+        ...     print(jax.make_jaxpr(lambda x: max_pool(x, 2, 2))(jnp.zeros((1, 2, 2, 1))).eqns[0].primitive)
+        reduce_window_max
+    """
+    token = _ON.set(False)
+    try:
+        yield
+    finally:
+        _ON.reset(token)
+
+
+def enabled() -> bool:
+    """Whether programs that are traced here take the fast formulations."""
+    return _ON.get()
 
 
 class Window(NamedTuple):
@@ -22,28 +49,6 @@ class Window(NamedTuple):
     def result(self, source: int) -> int:
         """Rows of the result from rows of the maps."""
         return (source + sum(self.padding) - self.dilation * (self.size - 1) - 1) // self.stride + 1
-
-    def spans(self, source: int) -> list[tuple[int, int, int, int]]:
-        """The overlap of the maps with the result for each row of a kernel of stride 1.
-
-        Args:
-            source: rows of the maps.
-
-        Returns:
-            (row of the kernel, first row of the result, first row of the maps, number of rows); rows of the kernel that
-            meet padding only are left out.
-
-        Example:
-            >>> Window(3, 1, 2, (2, 2)).spans(5)  # the first row of the kernel lies two rows above
-            [(0, 2, 0, 3), (1, 0, 0, 5), (2, 0, 2, 3)]
-        """
-        spans = []
-        for i in range(self.size):
-            first = i * self.dilation - self.padding[0]
-            start, stop = max(0, -first), min(self.result(source), source - first)
-            if start < stop:
-                spans.append((i, start, start + first, stop - start))
-        return spans
 
     def taps(self, source: int) -> tuple[list[tuple[int, int]], tuple[int, int, int]]:
         """Where each row of the kernel begins: row r of the result meets row first + r * stride of the padded maps.
@@ -99,26 +104,6 @@ def views(x: jax.Array, window: Window, value: float = 0.0) -> Iterator[tuple[tu
         yield (i, j), x[:, top : top + (y - 1) * stride + 1 : stride, left : left + (n - 1) * stride + 1 : stride]
 
 
-def line_views(x: jax.Array, row: jax.Array, window: Window) -> Iterator[jax.Array]:
-    """The pixels [b, x, c] of `views` for one row of the result."""
-    stride, h, n = window.stride, x.shape[1], window.result(x.shape[2])
-    (rows, (above, _, _)), (columns, beside) = window.taps(h), window.taps(x.shape[2])
-    for _, top in rows:
-        source = row * stride + top - above
-        line = lax.dynamic_slice_in_dim(x, jnp.clip(source, 0, h - 1), 1, 1)[:, 0]
-        line = jnp.where((source >= 0) & (source < h), line, 0)
-        line = lax.pad(line, jnp.zeros((), x.dtype), ((0, 0, 0), beside, (0, 0, 0)))
-        for _, left in columns:
-            yield line[:, left : left + (n - 1) * stride + 1 : stride]
-
-
-def filled(dk: jax.Array, x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Gradient of a kernel from that of its elements in the order of `views`."""
-    rows, columns = (window.taps(n)[0] for n in x.shape[1:3])
-    edges = [(taps[0][0], window.size - 1 - taps[-1][0]) for taps in (rows, columns)]
-    return jnp.pad(dk.reshape(len(rows), len(columns), *kernel.shape[2:]), (*edges, (0, 0), (0, 0)))
-
-
 def transposed(
     shape: tuple[int, ...], window: Window, maps: Sequence[tuple[jax.Array, float | int]], term: Callable
 ) -> jax.Array:
@@ -146,3 +131,38 @@ def transposed(
     phases = lax.optimization_barrier(phases)
     lines = [jnp.stack(phases[k : k + stride], 3) for k in range(0, stride * stride, stride)]
     return jnp.stack(lines, 2).reshape(b, m * stride, n * stride, c)[:, :h, :w]
+
+
+class Passes(NamedTuple):
+    """A formulation: the result from (x, kernel), the gradients of both from (x, kernel, gradient of the result)."""
+
+    forward: Callable
+    dx: Callable
+    dk: Callable
+
+
+def by_vjp(forward: Callable) -> Passes:
+    """Formulation whose gradients are what JAX makes of the forward pass."""
+    return Passes(
+        forward,
+        lambda x, kernel, g: jax.vjp(lambda x: forward(x, kernel), x)[1](g)[0],
+        lambda x, kernel, g: jax.vjp(lambda kernel: forward(x, kernel), kernel)[1](g)[0],
+    )
+
+
+def plain(groups: int, window: Window, rows: Window | None = None) -> Passes:
+    """XLA's convolution; `rows` where the kernel's rows lie otherwise than its columns."""
+    rows = rows or window
+
+    def forward(x, kernel):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (rows.stride, window.stride),
+            (rows.padding, window.padding),
+            rhs_dilation=(rows.dilation, window.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    return by_vjp(forward)

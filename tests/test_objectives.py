@@ -16,7 +16,8 @@ from segjax.data.sources.shapes import SPEC, shapes
 from segjax.models.network import Network
 from segjax.nn.layers import Conv, ConvNorm
 from segjax.objectives import Decoded, Maps, Objective
-from segjax.objectives.maps import mean, mirror, resize, to_output
+from segjax.objectives.averaging import mean, mirror, resize
+from segjax.objectives.maps import to_output
 from segjax.report import instances
 from segjax.spec import DatasetSpec, Geometry, Preprocess
 from segjax.tasks import instance, panoptic

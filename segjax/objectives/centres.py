@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from segjax import losses
 from segjax.checks import Key, UserError
 from segjax.objectives import grouping, targets
-from segjax.objectives.maps import Maps, resize, to_output
+from segjax.objectives.averaging import resize
+from segjax.objectives.maps import Maps, to_output
 from segjax.objectives.objective import Decoded, Objective
 from segjax.spec import DatasetSpec, valid_pixels
 

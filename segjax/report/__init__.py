@@ -2,6 +2,6 @@
 
 from segjax.report import pictures, saved
 from segjax.report.notebook import show, strips
-from segjax.report.page import curves, read_log, table, write
+from segjax.report.page import curves, print_table, read_log, table, write
 
-__all__ = ["curves", "pictures", "read_log", "saved", "show", "strips", "table", "write"]
+__all__ = ["curves", "pictures", "print_table", "read_log", "saved", "show", "strips", "table", "write"]

@@ -56,11 +56,7 @@ def create(
     Raises:
         UserError: a data set without things, no loss, or an even window.
     """
-    if not spec.things:
-        raise UserError(
-            f"Objects need classes that are things, and of {', '.join(spec.classes)} none is one. Set source.things, "
-            "or use task.name='semantic'."
-        )
+    spec.require_things()
     if cross_entropy + centre == 0:
         raise UserError("objective.cross_entropy and objective.centre are both 0: give one of them a weight.")
     if nms_kernel % 2 == 0:

@@ -72,10 +72,8 @@ def create(
             values = losses.binary_cross_entropy(logits, target, label_smoothing=label_smoothing)
             probabilities = jax.nn.sigmoid(logits)
         if mode == "multilabel":
-            per_class = jnp.array(class_weights or (1.0,) * classes, jnp.float32).reshape(
-                (1,) * (label.ndim - 1) + (-1,)
-            )
-            weights = jnp.where(valid, per_class, 0.0)
+            per_class = jnp.array(class_weights or (1.0,) * classes, jnp.float32)
+            weights = jnp.where(valid, jnp.broadcast_to(per_class, label.shape), 0.0)
         else:
             weights = losses.pixel_weights(label, valid, class_weights) if class_weights else valid
             values, valid = values.reshape(valid.shape), valid[..., None]

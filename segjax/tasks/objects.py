@@ -47,11 +47,7 @@ def make(
     Raises:
         UserError: a data set without things or of many classes a pixel.
     """
-    if not spec.things:
-        raise UserError(
-            f"Objects need classes that are things, and of {', '.join(spec.classes)} none is one. Set source.things, "
-            "or use task.name='semantic'."
-        )
+    spec.require_things()
     if spec.mode == "multilabel":
         raise UserError("Objects need masks of one class a pixel: leave {class} out of source.masks.")
     limit = min(1 << 16, (2**31 - 1) // (max(spec.ignore, len(spec.classes)) + 1))  # ids are int32

@@ -5,7 +5,8 @@ pixels weigh nothing and a batch spread over devices gives the loss of the whole
 mean of means.
 """
 
-from segjax.losses.pixels import binary_cross_entropy, cross_entropy, pixel_weights, split_ignore, weighted_mean
+from segjax.losses.binary import binary_cross_entropy
+from segjax.losses.pixels import cross_entropy, pixel_weights, split_ignore, weighted_mean
 from segjax.losses.regions import dice, hardest
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The loss of each pixel, its weight, and the weighted mean."""
+"""Softmax cross-entropy of each pixel, the weight of each, and the weighted mean of any losses."""
 
 from collections.abc import Sequence
 
@@ -55,35 +55,6 @@ def cross_entropy(
     if label_smoothing:
         picked = (1 - label_smoothing) * picked + label_smoothing * logits.mean(axis=-1)
     return jnp.log(jnp.exp(logits).sum(axis=-1)) - picked
-
-
-def binary_cross_entropy(
-    logits: Float[Array, "*shape"],
-    target: Bool[Array, "*shape"] | Float[Array, "*shape"],
-    *,
-    label_smoothing: float = 0.0,
-) -> Float32[Array, "*shape"]:
-    """Sigmoid cross-entropy of each element.
-
-    With `p = sigmoid(logits)` and `t = (1 - s) target + s / 2`: `-t log p - (1 - t) log(1 - p)`. This equals
-    `cross_entropy` of the two classes `(0, logits)` with the same smoothing `s`.
-
-    Args:
-        logits: unnormalised scores, any shape and float dtype.
-        target: truth, or probability of truth, of the same shape.
-        label_smoothing: share of the target spread evenly over "yes" and "no".
-
-    Returns:
-        Loss of each element, in nats.
-
-    Example:
-        >>> binary_cross_entropy(jnp.array([0.0, 90.0]), jnp.array([True, True])).round(3).tolist()
-        [0.6930000185966492, 0.0]
-    """
-    logits, target = logits.astype(jnp.float32), target.astype(jnp.float32)
-    target = (1 - label_smoothing) * target + label_smoothing / 2
-    # Two softplus terms rather than softplus(x) - t x: the loss of confident, correct pixels keeps its digits.
-    return target * jax.nn.softplus(-logits) + (1 - target) * jax.nn.softplus(logits)
 
 
 def pixel_weights(

@@ -150,7 +150,7 @@ def summary(state: State, names: Sequence[str], *, absent: Literal["skip", "zero
     Returns:
         A dict that `json.dumps` takes:
 
-        - `mIoU`, `mean_dice`, `mean_accuracy`: means of IoU, Dice and recall, mIoU over `classes_averaged` classes.
+        - `mIoU`, `mean_dice`, `mean_accuracy`: means over classes of IoU (of `classes_averaged`), Dice and recall.
         - `pixel_accuracy`: share of the labelled pixels that are right.
         - `frequency_weighted_IoU`: mean of IoU weighted by the classes' true pixels.
         - `mean_image_IoU`: mean over images of the image's own mean IoU over the classes in its truth or prediction,

@@ -172,14 +172,6 @@ class DatasetSpec:
             )
         return dataclasses.replace(self, mode=mode)
 
-    def require_things(self) -> None:
-        """Raises a UserError where no class is a thing: objects are of things."""
-        if not self.things:
-            raise UserError(
-                f"Objects need classes that are things, and of {', '.join(self.classes)} none is one. Set "
-                "source.things, or use task.name='semantic'."
-            )
-
     @property
     def num_logits(self) -> int:
         """Number of logits a pixel: one in binary mode, one a class otherwise."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, Shaped, UInt8
+from jaxtyping import Float, Integer, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from segjax.report.instances import CONTOUR, contours, named, shaded, unmatched
@@ -43,7 +43,7 @@ def colourise(
         picture = colours[np.where(label < len(colours), label, 0)]
     if instance is not None:
         picture = shaded(picture, instance)
-    return _hatch(picture.astype(np.uint8), _ignored(label, spec))
+    return _hatched(picture.astype(np.uint8), label, spec)
 
 
 def overlay(
@@ -124,7 +124,7 @@ def errors(
     picture[wrong] = WRONG
     if true is not None and instance is not None:
         picture[unmatched(true, instance, known & ~wrong, known)] = UNMATCHED
-    return _hatch(picture, _ignored(truth, spec))
+    return _hatched(picture, truth, spec)
 
 
 def panels(pictures: Sequence[UInt8[np.ndarray, "y x 3"]], captions: Sequence[str]) -> Image.Image:
@@ -166,15 +166,10 @@ def _rgb(image):
     return np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float64)
 
 
-def _ignored(label: Shaped[np.ndarray, "y x *k"], spec: DatasetSpec) -> Bool[np.ndarray, "y x"]:
-    """Pixels without any label."""
-    if label.dtype == bool:
-        return np.zeros(label.shape[:2], bool)
-    return (label == spec.ignore).all(-1) if label.ndim == 3 else label == spec.ignore
-
-
-def _hatch(picture, where):
-    """Diagonal stripes over some pixels."""
+def _hatched(picture, label, spec):
+    """The picture with diagonal stripes over pixels without any label; predictions of many classes are bool."""
+    where = (label == spec.ignore) & (label.dtype != bool)
+    where = where if where.ndim == 2 else where.all(-1)
     rows, columns = np.indices(where.shape)
     stripes = ((rows + columns) // 3 % 2 == 0)[..., None]
     return np.where(where[..., None], np.where(stripes, IGNORED, (150, 150, 150)), picture).astype(np.uint8)

@@ -23,10 +23,7 @@ from segjax.spec import DatasetSpec, Segments
 from segjax.train.evaluate import Evaluator
 
 _TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
+    loader=jinja2.PackageLoader("segjax.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
 MEANS = {"IoU": "mIoU", "Dice": "mean_dice", "Precision": "mean_precision", "Recall": "mean_accuracy"}
 HEADINGS = ("PQ", "SQ", "RQ", "AP", *MEANS)  # the first four are the names of their means too

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segjax.metrics import confusion
+from segjax.metrics import confusion, multilabel
 
 NAMES = ("road", "car", "tree")
 EMPTY = np.zeros((3, 3), np.int32)
@@ -75,7 +75,7 @@ def test_exact_up_to_and_beyond_the_integers_of_float32(y):
 def test_multilabel_is_brute_force():
     rng = np.random.default_rng(3)
     prediction, target, valid = rng.random((3, 2, 37, 53, 4)) < np.array([0.3, 0.6, 0.8]).reshape(3, 1, 1, 1, 1)
-    counts = jax.jit(confusion.multilabel_confusion)(*device(prediction, target, valid))
+    counts = jax.jit(multilabel.multilabel_confusion)(*device(prediction, target, valid))
     assert counts.dtype == jnp.int32
     for k in range(4):
         one = (prediction[..., k].astype(int), target[..., k].astype(int), valid[..., k])

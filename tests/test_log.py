@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from segjax.checks import UserError
-from segjax.metrics.table import table
+from segjax.report import print_table
 from segjax.train import log as logs
 from segjax.train.log import Log
 
@@ -162,7 +162,7 @@ def test_clock(seconds, text):
 
 def test_table_shows_every_figure_without_colours():
     text = io.StringIO()
-    table(SUMMARY, Console(file=text, width=80))
+    print_table(SUMMARY, Console(file=text, width=80))
     rows = [line.split() for line in text.getvalue().splitlines() if line.strip(" ─")]
     assert rows == [
         ["Class", "IoU", "Dice", "Precision", "Recall"],
@@ -178,7 +178,7 @@ def test_table_fits_a_narrow_console_without_losing_numbers():
     text = io.StringIO()
     name = "averyveryverylongclassname" * 3
     summary = {key: {name: 0.5} for key in SUMMARY if key.endswith("per_class")}
-    table(summary, Console(file=text, width=60))
+    print_table(summary, Console(file=text, width=60))
     assert max(map(len, text.getvalue().splitlines())) <= 60
     assert text.getvalue().count("0.5000") == 4 and "…" not in text.getvalue()
 
@@ -187,7 +187,7 @@ def test_table_of_objects_has_the_columns_that_are_there():
     found = {"AP": 0.25, "mIoU": 0.5, "ap_per_class": {"car": 0.25}, "iou_per_class": {"road": 0.75, "car": 0.25}}
     found |= {"PQ": None, "pq_per_class": {"road": None, "car": 0.5}}
     text = io.StringIO()
-    table(found, Console(file=text, width=80))
+    print_table(found, Console(file=text, width=80))
     rows = [words for line in text.getvalue().splitlines() if len(words := line.split()) == 4]
     assert rows == [
         ["Class", "PQ", "AP", "IoU"],
@@ -199,12 +199,12 @@ def test_table_of_objects_has_the_columns_that_are_there():
 
 @pytest.mark.parametrize("summary", [{}, {"mIoU": 0.5}])
 def test_table_of_nothing_is_nothing(summary, capfd):
-    table(summary)
+    print_table(summary)
     assert capfd.readouterr() == ("", "")
 
 
 def test_table_goes_to_stderr(tmp_path, capfd, no_terminal):
-    table(SUMMARY)
+    print_table(SUMMARY)
     out, err = capfd.readouterr()
     assert out == "" and err.count("road") == 1 and "\x1b" not in err
 

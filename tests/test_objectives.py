@@ -16,7 +16,8 @@ from segjax.data.sources.shapes import SPEC, shapes
 from segjax.models.network import Network
 from segjax.nn.layers import Conv, ConvNorm
 from segjax.objectives import Decoded, Maps, Objective
-from segjax.objectives.maps import mean, mirror, resize, to_output
+from segjax.objectives.averaging import mean, mirror, resize
+from segjax.objectives.maps import to_output, to_size
 from segjax.report import instances
 from segjax.spec import DatasetSpec, Geometry, Preprocess
 from segjax.tasks import instance, panoptic
@@ -100,6 +101,13 @@ def test_mode_of_task_and_labels_agree():
     spec = DatasetSpec(("a", "b"))
     with pytest.raises(UserError, match=r"task.mode='binary'.*multiclass"):
         tasks.create("semantic", spec, objectives.create("pixels", spec), mode="binary")
+
+
+def test_maps_of_the_right_size_are_left_alone():
+    maps = jnp.ones((1, 2, 3, 1), jnp.bfloat16)
+    assert to_size(maps, (2, 3)) is maps and to_size(maps, (4, 3)).dtype == maps.dtype
+    with pytest.raises(UserError, match=r"0x3 pixels cannot be enlarged"):
+        to_size(maps[:, :0], (0, 3))
 
 
 # Draws and progress ---------------------------------------------------------------------------------------------------

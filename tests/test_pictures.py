@@ -12,7 +12,7 @@ from segjax.checks import UserError
 from segjax.config import base
 from segjax.data.reading import CorruptImage
 from segjax.data.sources.arrays import arrays
-from segjax.report import instances, pictures
+from segjax.report import instances, pictures, saved
 from segjax.spec import DatasetSpec
 from segjax.train import loop
 
@@ -53,13 +53,13 @@ def test_masks_hold_indices(tmp_path, mode, dtype):
     classes = 300 if mode == "I;16" else 3
     spec = DatasetSpec(tuple(map(str, range(classes))), ignore=65535 if classes > 255 else 255)
     label = np.random.default_rng(0).integers(0, classes, (9, 7)).astype(dtype)
-    ((suffix, mask),) = pictures.masks(label, spec)
+    ((suffix, mask),) = saved.masks(label, spec)
     mask.save(tmp_path / "mask.png")
     with Image.open(tmp_path / "mask.png") as read:
         assert suffix == "" and read.mode == mode
         np.testing.assert_array_equal(np.array(read), label)
     several = np.random.default_rng(0).random((9, 7, 2)) > 0.5
-    for k, (suffix, mask) in enumerate(pictures.masks(several, MULTI)):
+    for k, (suffix, mask) in enumerate(saved.masks(several, MULTI)):
         assert suffix == f".{MULTI.classes[k]}"
         np.testing.assert_array_equal(np.array(mask), several[..., k])
 

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from segjax import losses
-from segjax.metrics import confusion
+from segjax.metrics import confusion, multilabel
 from segjax.nn.layers import Conv, ConvNorm, Style
 from segjax.nn.resize import resize
 
@@ -53,7 +53,7 @@ def test_counts_of_volumes():
     np.testing.assert_array_equal(found, expected)
     there, truth = logits > 0, label[..., None] == np.arange(K)
     every = np.broadcast_to(valid[..., None], there.shape)
-    found = confusion.multilabel_confusion(*map(jnp.asarray, (there, truth, every)))
+    found = multilabel.multilabel_confusion(*map(jnp.asarray, (there, truth, every)))
     np.testing.assert_array_equal(found[:, :, 1, 1], (there & truth & every).sum((1, 2, 3)))
     np.testing.assert_array_equal(found.sum((-1, -2)), every.sum((1, 2, 3)))
 

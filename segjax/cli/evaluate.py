@@ -5,9 +5,9 @@ from typing import Any
 import jax
 from absl import flags
 
+from segjax import report
 from segjax.cli.hosts import define_hosts, join_hosts
 from segjax.cli.setup import define_cache, define_config
-from segjax.metrics.table import table
 from segjax.train import compilation
 from segjax.train.restore import evaluate_workdir
 
@@ -33,5 +33,5 @@ def main(values: flags.FlagValues) -> dict[str, Any] | None:
     join_hosts(values)
     compilation.switch_cache(values.cache, values.workdir)
     summary = evaluate_workdir(values.workdir, values.split, values.config)
-    table(summary)
+    report.print_table(summary)
     return summary if jax.process_index() == 0 else None

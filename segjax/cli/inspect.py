@@ -18,7 +18,7 @@ from segjax.cli.setup import define_config
 from segjax.data import audit
 from segjax.data.loader import Loading
 from segjax.data.pipeline import train_batches
-from segjax.report import instances, pictures
+from segjax.report import instances, pictures, saved
 from segjax.spec import Preprocess
 from segjax.train.components import open_source, read_labels
 from segjax.train.step import coloured
@@ -95,7 +95,7 @@ def contact_sheet(config: Any, source: Any, count: int) -> Image.Image:
             captions.append("offsets")
             parts.append(instances.directions(targets["offset"][i], instance > 0))
         rows.append(pictures.panels(parts, captions))
-    return pictures.contact_sheet(rows)
+    return saved.contact_sheet(rows)
 
 
 def _weights(found: audit.Audit) -> dict[str, list[float]]:

@@ -15,7 +15,7 @@ from segjax import infer, rle
 from segjax.checks import UserError
 from segjax.cli.setup import define_cache
 from segjax.data import coco, files, reading
-from segjax.report import instances, pictures
+from segjax.report import instances, pictures, saved
 from segjax.spec import encode
 from segjax.train import compilation
 
@@ -76,7 +76,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
             log.warning("Skipped: %s", error)
             continue
         found = predict(image)
-        masks = pictures.masks(found["label"], predict.spec) if listed is None else [("", listed.add(path, found))]
+        masks = saved.masks(found["label"], predict.spec) if listed is None else [("", listed.add(path, found))]
         for suffix, mask in masks:
             mask.save(output / f"{path.stem}{pictures.file_name(suffix)}.png", pnginfo=_mark())
         if values.overlays:

@@ -33,6 +33,7 @@ def main(values: flags.FlagValues) -> dict[str, Any] | None:
     alone = jax.process_count() == 1
     pictures = functools.partial(report.write, values.workdir, pictures_of=values.pictures)
     summary = train_and_evaluate(values.config, values.workdir, report=pictures if alone else None)
+    report.print_table(summary)
     if alone:
         log.info("Pictures: %s", pathlib.Path(values.workdir) / "report" / "index.html")
     else:

@@ -1,7 +1,8 @@
 """Figures that say how good predictions are."""
 
 from segjax.metrics import boundary, instance, panoptic
-from segjax.metrics.confusion import State, confusion_matrix, merge, multilabel_confusion, new_state, summary, update
+from segjax.metrics.confusion import State, confusion_matrix, merge, new_state, summary, update
+from segjax.metrics.multilabel import multilabel_confusion
 from segjax.metrics.panoptic import panoptic_quality
 
 __all__ = [

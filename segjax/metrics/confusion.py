@@ -25,9 +25,9 @@ def confusion_matrix(
     """Counts of (truth, prediction) pairs, one matrix an image.
 
     The matrix is a product of one-hot maps, `M = onehot(label)^T onehot(prediction)`, which suits a matrix unit where
-    a scatter does not. It is exact: the factors are 0 and 1, which bfloat16 holds, and the products are accumulated
-    in float32, which counts exactly up to 2^24. Larger images are multiplied slice by slice of their first
-    axis, and the slices added in int32; maps may have up to three space axes.
+    a scatter does not. It is exact: the factors are 0 and 1, which bfloat16 holds, and float32 counts exactly up to
+    2^24. Larger images are multiplied slice by slice of their first axis, and the slices added in int32. Up to three
+    space axes.
 
     Args:
         prediction: predicted class of each pixel, in [0, classes).
@@ -50,32 +50,6 @@ def confusion_matrix(
     product = f"b{space}i,b{space}j->b{'' if whole else space[0]}ij"
     counts = jnp.einsum(product, truth, predicted, preferred_element_type=jnp.float32).astype(jnp.int32)
     return counts if counts.ndim == 3 else counts.sum(axis=1)
-
-
-def multilabel_confusion(
-    prediction: Bool[Array, "b *space k"], target: Bool[Array, "b *space k"], valid: Bool[Array, "b *space k"]
-) -> Int32[Array, "b k 2 2"]:
-    """Counts of (truth, prediction) pairs of each class on its own, for classes that may overlap.
-
-    Args:
-        prediction: True where the class is predicted.
-        target: True where the class is.
-        valid: True where the class is labelled; other elements are not counted.
-
-    Returns:
-        Pixel counts `[[true negatives, false positives], [false negatives, true positives]]` of each class.
-
-    Example:
-        >>> prediction, target = jnp.array([[[[True], [True]]]]), jnp.array([[[[True], [False]]]])
-        >>> multilabel_confusion(prediction, target, jnp.ones((1, 1, 2, 1), bool)).tolist()
-        [[[[0, 1], [0, 1]]]]
-    """
-
-    def count(truth, predicted):
-        return (valid & truth & predicted).sum(axis=tuple(range(1, valid.ndim - 1)), dtype=jnp.int32)
-
-    rows = [jnp.stack([count(truth, ~prediction), count(truth, prediction)], axis=-1) for truth in (~target, target)]
-    return jnp.stack(rows, axis=-2)
 
 
 class State(NamedTuple):
@@ -117,8 +91,7 @@ def update(state: State, matrices: Int32[Array, "b ..."] | Integer[np.ndarray, "
 
     Args:
         state: what has been counted so far.
-        matrices: one matrix an image, [b, k, k] or [b, k, 2, 2]. Those that are all 0 (rows that pad a batch, images
-            without truth) change nothing.
+        matrices: one an image, [b, k, k] or [b, k, 2, 2]; all 0 (padding, no truth) changes nothing.
 
     Returns:
         The state with the batch counted.
@@ -148,8 +121,7 @@ def merge(a: State, b: State) -> State:
     """The state of the images of both, which must share none.
 
     Args:
-        a: one state.
-        b: another, of the same shape.
+        a, b: states of one shape.
 
     Returns:
         Their sum.
@@ -178,13 +150,11 @@ def summary(state: State, names: Sequence[str], *, absent: Literal["skip", "zero
     Returns:
         A dict that `json.dumps` takes:
 
-        - `mIoU`, `mean_dice`, `mean_accuracy`: means over classes of IoU, Dice and recall.
-        - `classes_averaged`: how many classes mIoU is the mean of.
+        - `mIoU`, `mean_dice`, `mean_accuracy`: means over classes of IoU (of `classes_averaged`), Dice and recall.
         - `pixel_accuracy`: share of the labelled pixels that are right.
         - `frequency_weighted_IoU`: mean of IoU weighted by the classes' true pixels.
-        - `mean_image_IoU`: mean over images of the image's own mean IoU over the classes in its truth or
-          prediction, whatever `absent` is. Every image weighs the same, so it is not mIoU, where every pixel of a
-          class does.
+        - `mean_image_IoU`: mean over images of the image's own mean IoU over the classes in its truth or prediction,
+          whatever `absent` is. Every image weighs the same; in mIoU every pixel of a class does.
         - `iou_per_class`, `dice_per_class`, `precision_per_class`, `recall_per_class`: by name.
         - `images`: those with a labelled pixel. `pixels`: labelled ones (multi-label: summed over classes).
 
@@ -207,10 +177,8 @@ def summary(state: State, names: Sequence[str], *, absent: Literal["skip", "zero
         kept = kept[~np.isnan(kept)]
         return _plain(_ratio(kept.sum(), kept.size)), kept.size
 
-    def per_class(figure):
-        return dict(zip(names, map(_plain, figure), strict=True))
-
     mean_iou, classes_averaged = over_classes(iou)
+    per_class = {"iou": iou, "dice": dice, "precision": precision, "recall": recall}
     return {
         "mIoU": mean_iou,
         "mean_dice": over_classes(dice)[0],
@@ -218,10 +186,7 @@ def summary(state: State, names: Sequence[str], *, absent: Literal["skip", "zero
         "mean_accuracy": over_classes(recall)[0],
         "frequency_weighted_IoU": _plain(_ratio(np.nansum(truth * iou), truth.sum())),
         "mean_image_IoU": _plain(_ratio(state.image_iou, state.scored)),
-        "iou_per_class": per_class(iou),
-        "dice_per_class": per_class(dice),
-        "precision_per_class": per_class(precision),
-        "recall_per_class": per_class(recall),
+        **{f"{key}_per_class": dict(zip(names, map(_plain, x), strict=True)) for key, x in per_class.items()},
         "classes_averaged": classes_averaged,
         "images": state.images,
         "pixels": pixels,

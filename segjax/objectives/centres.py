@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from segjax import losses
 from segjax.checks import Key, UserError
 from segjax.objectives import grouping, targets
-from segjax.objectives.maps import Maps, resize, to_output
-from segjax.objectives.objective import Decoded, Objective
+from segjax.objectives.averaging import resize
+from segjax.objectives.maps import Maps, to_output
+from segjax.objectives.objective import Decoded, Objective, require_things
 from segjax.spec import DatasetSpec, valid_pixels
 
 
@@ -55,11 +56,7 @@ def create(
     Raises:
         UserError: a data set without things, no loss, or an even window.
     """
-    if not spec.things:
-        raise UserError(
-            f"Objects need classes that are things, and of {', '.join(spec.classes)} none is one. Set source.things, "
-            "or use task.name='semantic'."
-        )
+    require_things(spec)
     if cross_entropy + centre == 0:
         raise UserError("objective.cross_entropy and objective.centre are both 0: give one of them a weight.")
     if nms_kernel % 2 == 0:

@@ -3,14 +3,15 @@
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Float, Float32
 
-from segjax.checks import UserError
-from segjax.nn import resize as sample
+from segjax.nn.resize import fit, resize
 from segjax.spec import Geometry
 
 
@@ -30,80 +31,9 @@ class Maps:
     fixed: dict[str, Any] = struct.field(default_factory=dict)
 
 
-def mirror(maps: Maps, axis: int) -> Maps:
-    """Mirrors maps along their rows or columns.
-
-    Args:
-        maps: of mirrored images, for instance.
-        axis: 1 turns rows around, 2 columns.
-
-    Returns:
-        The maps of the images turned back.
-
-    Raises:
-        UserError: maps that cannot be mirrored, by name.
-
-    Example:
-        >>> maps = Maps({"logits": jnp.array([[[1.0, 2.0]]])}, {"offset": jnp.array([[[[0.0, 3.0], [0.0, 1.0]]]])})
-        >>> flipped = mirror(maps, axis=2)
-        >>> flipped.scalars["logits"].tolist(), flipped.vectors["offset"][..., 1].tolist()
-        ([[[2.0, 1.0]]], [[[-1.0, -3.0]]])
-    """
-    _check_free(maps)
-    sign = jnp.array([-1.0 if axis == 1 else 1.0, -1.0 if axis == 2 else 1.0], jnp.float32).reshape(1, 1, 1, 2)
-    return Maps(
-        {name: jnp.flip(x, axis) for name, x in maps.scalars.items()},
-        {name: jnp.flip(x, axis) * sign.astype(x.dtype) for name, x in maps.vectors.items()},
-    )
-
-
-def mean(parts: Sequence[Maps]) -> Maps:
-    """Averages maps of the same images.
-
-    Args:
-        parts: maps of one size, with the same names.
-
-    Returns:
-        Their mean, float32.
-
-    Raises:
-        UserError: maps that may not be averaged, by name.
-
-    Example:
-        >>> low, high = (Maps({"logits": jnp.full((1, 1, 1, 2), value)}) for value in (0.0, 1.0))
-        >>> mean([low, high]).scalars["logits"]
-        Array([[[[0.5, 0.5]]]], dtype=float32)
-    """
-    for each in parts:
-        _check_free(each)
-
-    def average(kind):
-        names = getattr(parts[0], kind)
-        return {n: sum(getattr(each, kind)[n].astype(jnp.float32) for each in parts) / len(parts) for n in names}
-
-    return Maps(average("scalars"), average("vectors"))
-
-
-def resize(maps: Maps, size: tuple[int, int]) -> Maps:
-    """Brings maps to another size, such as that of maps that they are averaged with.
-
-    Args:
-        maps: of one size.
-        size: rows and columns of the result.
-
-    Returns:
-        The maps, float32, vectors in pixels of the result.
-
-    Raises:
-        UserError: maps that cannot be resized, by name.
-
-    Example:
-        >>> maps = Maps({"centre": jnp.ones((1, 2, 2))}, {"offset": jnp.ones((1, 2, 2, 2))})
-        >>> resize(maps, (2, 6)).vectors["offset"][0, 0, 0].tolist()
-        [1.0, 3.0]
-    """
-    _check_free(maps)
-    return _at_once(maps, _pitch(size, maps), functools.partial(sample.resize, size=size))
+def to_size(x: Float[Array, "b *space k"], size: tuple[int, ...]) -> Float[Array, "b *out k"]:
+    """Resizes maps that do not have this size already; raises a UserError for maps without pixels."""
+    return x if x.size and x.shape[1:-1] == size else resize(x, size)
 
 
 def to_output(maps: Maps, geometry: Geometry) -> Maps:
@@ -118,35 +48,25 @@ def to_output(maps: Maps, geometry: Geometry) -> Maps:
     """
     size = geometry.output_size
     if not geometry.resized:
-        return _at_once(maps, _pitch(size, maps), functools.partial(sample.resize, size=size))
-    scale = geometry.native_size.astype(jnp.float32) * _pitch(geometry.padded_size, maps)
+        return resample(maps, pixels_covered(size, maps), functools.partial(to_size, size=size))
+    scale = geometry.native_size.astype(jnp.float32) * pixels_covered(geometry.padded_size, maps)
     content = jnp.concatenate([geometry.valid_size, geometry.native_size], 1)
-    fit = functools.partial(sample.fit, content=content, canvas=geometry.padded_size, size=size)
-    return _at_once(maps, scale / geometry.valid_size.astype(jnp.float32), fit)
+    function = functools.partial(fit, content=content, canvas=geometry.padded_size, size=size)
+    return resample(maps, scale / geometry.valid_size.astype(jnp.float32), function)
 
 
-def _pitch(size, maps):
-    """Rows and columns of an area of some size that a pixel of the maps covers, float32 [1, 2]."""
-    h, w = (
-        max(n, 1) for n in next(iter({**maps.scalars, **maps.vectors}.values())).shape[1:3]
-    )  # `sample` names maps of nothing
+def pixels_covered(size: tuple[int, int], maps: Maps) -> Float32[Array, "1 2"]:
+    """Rows and columns of an area of some size that a pixel of the maps covers."""
+    first = next(iter({**maps.scalars, **maps.vectors}.values()))
+    h, w = (max(n, 1) for n in first.shape[1:3])  # what maps without pixels mean, `resize` says
     return jnp.array([[size[0] / h, size[1] / w]], jnp.float32)
 
 
-def _at_once(maps, scale, resample):
-    """Resamples all maps as one, vectors times `scale` [b or 1, 2]."""
-    vectors = {name: x * scale[:, None, None] for name, x in maps.vectors.items()}
-    parts = [
-        x.reshape(*x.shape[:3], math.prod(x.shape[3:])).astype(jnp.float32)
-        for x in {**maps.scalars, **vectors}.values()
-    ]
+def resample(maps: Maps, scale: Float[Array, "#b 2"], function: Callable[[jax.Array], jax.Array]) -> Maps:
+    """Applies a function to all maps at once, float32 [b, h, w, k], vectors multiplied by `scale`."""
+    named = {**maps.scalars, **{name: x * scale[:, None, None] for name, x in maps.vectors.items()}}
+    parts = [x.reshape(*x.shape[:3], math.prod(x.shape[3:])).astype(jnp.float32) for x in named.values()]
     ends = list(itertools.accumulate(x.shape[-1] for x in parts))
-    found = jnp.split(resample(jnp.concatenate(parts, -1)), ends[:-1], axis=-1)
-    named = {**maps.scalars, **maps.vectors}.items()
-    found = {name: y.reshape(*y.shape[:3], *x.shape[3:]) for (name, x), y in zip(named, found, strict=True)}
+    found = jnp.split(function(jnp.concatenate(parts, -1)), ends[:-1], axis=-1)
+    found = {name: y.reshape(*y.shape[:3], *x.shape[3:]) for (name, x), y in zip(named.items(), found, strict=True)}
     return Maps({name: found[name] for name in maps.scalars}, {name: found[name] for name in maps.vectors})
-
-
-def _check_free(maps):
-    if maps.fixed:
-        raise UserError(f"The maps {', '.join(maps.fixed)} may not be averaged, mirrored or resized.")

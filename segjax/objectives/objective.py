@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from segjax.checks import UserError
+from segjax.spec import DatasetSpec
+
 
 class Objective(NamedTuple):
     """What a network learns, as a tuple of pure functions.
@@ -47,3 +50,12 @@ class Decoded(NamedTuple):
     classes: Any = None
     score: Any = None
     shown: Any = None
+
+
+def require_things(spec: DatasetSpec) -> None:
+    """Raises a UserError where no class is a thing, for objectives and tasks of objects."""
+    if not spec.things:
+        raise UserError(
+            f"Objects need classes that are things, and of {', '.join(spec.classes)} none is one. Set source.things, "
+            "or use task.name='semantic'."
+        )

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 from segjax import losses
 from segjax.checks import Key, UserError
-from segjax.nn.resize import resize
-from segjax.objectives.maps import Maps, to_output
+from segjax.objectives.maps import Maps, to_output, to_size
 from segjax.objectives.objective import Decoded, Objective
 from segjax.spec import DatasetSpec
 
@@ -64,7 +63,7 @@ def create(
 
     def loss_of(logits, batch, axis_name):
         label, valid = losses.split_ignore(batch["label"], spec.ignore)
-        logits = resize(logits, label.shape[1 : logits.ndim - 1])
+        logits = to_size(logits, label.shape[1 : logits.ndim - 1])
         if mode == "multiclass":
             values = losses.cross_entropy(logits, label, label_smoothing=label_smoothing)
             probabilities, target = jax.nn.softmax(logits), jax.nn.one_hot(label, classes, dtype=bool)
@@ -73,10 +72,8 @@ def create(
             values = losses.binary_cross_entropy(logits, target, label_smoothing=label_smoothing)
             probabilities = jax.nn.sigmoid(logits)
         if mode == "multilabel":
-            per_class = jnp.array(class_weights or (1.0,) * classes, jnp.float32).reshape(
-                (1,) * (label.ndim - 1) + (-1,)
-            )
-            weights = jnp.where(valid, per_class, 0.0)
+            per_class = jnp.array(class_weights or (1.0,) * classes, jnp.float32)
+            weights = jnp.where(valid, jnp.broadcast_to(per_class, label.shape), 0.0)
         else:
             weights = losses.pixel_weights(label, valid, class_weights) if class_weights else valid
             values, valid = values.reshape(valid.shape), valid[..., None]

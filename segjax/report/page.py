@@ -1,37 +1,41 @@
-"""What a run looks like, as a page: curves, the table of classes, and pictures of test images."""
+"""What a run looks like, as a page: curves, the table of classes (also on the console), and pictures of test images."""
 
+import contextlib
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jinja2
 import numpy as np
+import rich.box
+import rich.table
 from PIL import Image
+from rich.console import Console
+from rich.text import Text
 
 from segjax.checks import UserError
 from segjax.data.reading import CorruptImage
-from segjax.metrics.table import by_class
 from segjax.report import instances, pictures
 from segjax.spec import DatasetSpec, Segments
 from segjax.train.evaluate import Evaluator
 
 _TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
+    loader=jinja2.PackageLoader("segjax.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
+MEANS = {"IoU": "mIoU", "Dice": "mean_dice", "Precision": "mean_precision", "Recall": "mean_accuracy"}
+HEADINGS = ("PQ", "SQ", "RQ", "AP", *MEANS)  # the first four are the names of their means too
 
 
 class Html(str):
     """HTML text that a notebook shows as such."""
 
-    def _repr_html_(self) -> str:
-        return str(self)
-
     def __html__(self) -> str:
         return str(self)
+
+    _repr_html_ = __html__
 
 
 def read_log(workdir: str) -> list[dict[str, Any]]:
@@ -61,17 +65,12 @@ def curves(workdir: str) -> Html:
     Returns:
         A chart for the training loss and one for each figure of the evaluations that was taken more than once.
     """
-    lines = read_log(workdir)
-    wanted = [
-        ("train", "loss"),
-        ("train", "learning_rate"),
-        *(("test", figure) for figure in ("PQ", "AP", "mIoU", "mean_dice")),
-    ]
-    charts = []
-    for split, key in wanted:
+    lines, charts = read_log(workdir), []
+    for title in ("train loss", "train learning_rate", "test PQ", "test AP", "test mIoU", "test mean_dice"):
+        split, key = title.split()
         points = [(x["step"], x[key]) for x in lines if x["split"] == split and x.get(key) is not None]
         if len(points) > 1:
-            charts.append(_chart(f"{split} {key}", np.array(points, np.float64)))
+            charts.append(_chart(title, np.array(points, np.float64)))
     return Html(_TEMPLATES.get_template("curves.html").render(charts=charts))
 
 
@@ -81,6 +80,25 @@ def _chart(title, points):
     y = 150 * (high - points[:, 1]) / ((high - low) or 1.0)
     path = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
     return {"title": title, "low": low, "high": high, "first": int(first), "last": int(last), "points": path}
+
+
+def by_class(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings, and rows of names and figures, the means in the last one; no rows where no class has figures.
+
+    Example:
+        >>> by_class({"iou_per_class": {"cat": 0.5, "sky": 0.9}, "ap_per_class": {"cat": 0.25}, "mIoU": 0.7})
+        (['class', 'AP', 'IoU'], [['cat', '0.2500', '0.5000'], ['sky', '-', '0.9000'], ['mean', '-', '0.7000']])
+    """
+
+    def cell(value):
+        return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+    headings = [heading for heading in HEADINGS if f"{heading.lower()}_per_class" in summary]
+    figures = [summary[f"{heading.lower()}_per_class"] for heading in headings]
+    names = max(figures, key=len, default={})
+    rows = [[name, *(cell(each.get(name)) for each in figures)] for name in names]
+    means = ["mean", *(cell(summary.get(MEANS.get(heading, heading))) for heading in headings)]
+    return ["class", *headings], [*rows, means] if rows else []
 
 
 def table(summary: dict[str, Any]) -> Html:
@@ -97,15 +115,22 @@ def table(summary: dict[str, Any]) -> Html:
     return Html(_TEMPLATES.get_template("table.html").render(headings=headings, rows=rows, figures=plain))
 
 
+def print_table(summary: dict[str, Any], console: Console | None = None) -> None:
+    """Prints the figures of each class and their means, on stderr of process 0 where no console is given."""
+    headings, rows = by_class(summary)
+    if not rows or (console is None and jax.process_index() > 0):
+        return
+    grid = rich.table.Table(box=rich.box.SIMPLE, show_footer=True)
+    grid.add_column("Class", "mean", overflow="fold")
+    for heading, mean in zip(headings[1:], rows[-1][1:], strict=True):
+        grid.add_column(heading, mean, justify="right", no_wrap=True)
+    for name, *figures in rows[:-1]:
+        grid.add_row(Text(name), *figures)
+    (console or Console(stderr=True)).print(grid)
+
+
 def spread(length: int, count: int) -> list[int]:
-    """Indices spread evenly over a sequence.
-
-    Args:
-        length: of the sequence.
-        count: how many, at most.
-
-    Returns:
-        The indices, ascending.
+    """At most `count` indices spread evenly over a sequence, ascending.
 
     Example:
         >>> spread(10, 3)
@@ -117,17 +142,9 @@ def spread(length: int, count: int) -> list[int]:
 def picture(
     sample: dict[str, Any], found: Segments, spec: DatasetSpec, window: Sequence[float] | None = None
 ) -> Image.Image:
-    """Sets an image beside its ground truth, the prediction and its errors.
+    """Sets an image beside its ground truth, the prediction and its errors, and what is shown of the maps.
 
-    Args:
-        sample: "image", "label" and perhaps "instance", as a source reads them.
-        found: what was predicted for it.
-        spec: the classes.
-        window: values of the image that are shown black and white.
-
-    Returns:
-        The picture; where objects are told apart with their contours, and with the centres and offsets that led to
-        them.
+    `sample` is what a source reads; `window` are the values of the image that are shown black and white.
     """
     image, truth = pictures.displayed(sample["image"], window), sample["label"]
     true, instance = (None, None) if found.instance is None else (sample["instance"], found.instance)
@@ -151,11 +168,9 @@ def write(
 ) -> None:
     """Writes report/: a picture for each of some test images, the legend, and index.html.
 
-    Source and compiled program are those of the evaluation.
-
     Args:
         workdir: folder of the run.
-        evaluator: what scored the test split.
+        evaluator: what scored the test split; its source and compiled program are used.
         variables: those that were scored.
         summary: figures of the evaluation.
         pictures_of: how many test images, at most.
@@ -167,10 +182,8 @@ def write(
     pictures.legend(spec).save(folder / "legend.png")
     images = {}
     for i, found in evaluator.segments(variables, spread(len(source), pictures_of)):
-        try:
+        with contextlib.suppress(CorruptImage):  # evaluation has named it
             images[i] = picture(source.read(i), found, spec, window)
-        except CorruptImage:  # evaluation has named it
-            continue
     files = []
     for number, i in enumerate(sorted(images)):
         file = f"{number}_{pictures.file_name(source.name(i))}.png"  # the number keeps apart names that become one

@@ -1,11 +1,11 @@
-"""Labels and objects as pictures: colours, overlays, error maps, contact sheets."""
+"""Labels and objects as pictures: colours, overlays, error maps, panels. A picture is uint8 [y, x, 3]."""
 
 import math
 import re
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, Shaped, UInt8
+from jaxtyping import Float, Integer, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from segjax.report.instances import CONTOUR, contours, named, shaded, unmatched
@@ -29,7 +29,7 @@ def colourise(
         instance: number of the object of each pixel, 0 for none: each object has a shade of its class's colour.
 
     Returns:
-        uint8 [y, x, 3].
+        The picture.
 
     Example:
         >>> colourise(np.array([[0, 1]]), DatasetSpec(("road", "car"))).tolist()
@@ -38,13 +38,12 @@ def colourise(
     colours = np.array(spec.colours, np.float64)
     if label.ndim == 3:
         there = label == 1
-        count = np.maximum(there.sum(-1, keepdims=True), 1)
-        picture = np.einsum("yxk,kc->yxc", there, colours) / count
+        picture = np.einsum("yxk,kc->yxc", there, colours) / np.maximum(there.sum(-1, keepdims=True), 1)
     else:
         picture = colours[np.where(label < len(colours), label, 0)]
     if instance is not None:
         picture = shaded(picture, instance)
-    return _hatch(picture.astype(np.uint8), _ignored(label, spec))
+    return _hatched(picture.astype(np.uint8), label, spec)
 
 
 def overlay(
@@ -58,23 +57,20 @@ def overlay(
     """Lays a label's colours over its image, and draws the contours of objects.
 
     Args:
-        image: uint8 [y, x, 1 or 3].
-        label: as in `colourise`.
-        spec: the colours.
+        image: grey or colour.
+        label, spec, instance: as in `colourise`.
         share: of the colours in the mixture.
-        instance: as in `colourise`.
         score: of objects 1 .. n, written on them after the name of their class.
 
     Returns:
-        uint8 [y, x, 3].
+        The picture.
     """
     mixed = _rgb(image) * (1 - share) + colourise(label, spec, instance).astype(np.float64) * share
     picture = np.round(mixed).astype(np.uint8)
-    if instance is not None:
-        picture[contours(instance)] = CONTOUR
-    if instance is not None and score is not None:
-        picture = named(picture, label, spec, instance, score)
-    return picture
+    if instance is None:
+        return picture
+    picture[contours(instance)] = CONTOUR
+    return picture if score is None else named(picture, label, spec, instance, score)
 
 
 def displayed(image: Shaped[np.ndarray, "y x c"], window: Sequence[float] | None = None) -> UInt8[np.ndarray, "y x d"]:
@@ -113,37 +109,26 @@ def errors(
     `IoU <= 0.5` with each object of its class in the ground truth, as in panoptic quality. Crowds are no objects.
 
     Args:
-        image: uint8 [y, x, 1 or 3].
-        truth: as in `colourise`.
-        prediction: the same form.
-        spec: the ignore value.
+        image: grey or colour.
+        truth, prediction, spec: as the label in `colourise`.
         true: numbers of the objects in the ground truth, 0 for none.
         instance: of the predicted ones.
 
     Returns:
-        uint8 [y, x, 3].
+        The picture.
     """
-    wrong = (truth == 1) != (prediction == 1) if truth.ndim == 3 else truth != prediction
-    wrong &= truth != spec.ignore
-    wrong = wrong.any(-1) if wrong.ndim == 3 else wrong
+    known = truth != spec.ignore
+    differ = truth != prediction if truth.ndim == 2 else (truth == 1) != (prediction == 1)
+    wrong = known & differ if truth.ndim == 2 else (known & differ).any(-1)
     picture = (_rgb(image) // 2 + 60).astype(np.uint8)
     picture[wrong] = WRONG
     if true is not None and instance is not None:
-        known = truth != spec.ignore
         picture[unmatched(true, instance, known & ~wrong, known)] = UNMATCHED
-    return _hatch(picture, _ignored(truth, spec))
+    return _hatched(picture, truth, spec)
 
 
 def panels(pictures: Sequence[UInt8[np.ndarray, "y x 3"]], captions: Sequence[str]) -> Image.Image:
-    """Sets pictures of one size side by side, each under its caption; small ones are enlarged by a whole factor.
-
-    Args:
-        pictures: uint8 [y, x, 3] each.
-        captions: a word or two each.
-
-    Returns:
-        The sheet.
-    """
+    """Sets pictures of one size side by side, each under its caption; small ones are enlarged by a whole factor."""
     height, width = pictures[0].shape[:2]
     factor = max(1, min(math.ceil(LEAST / width), 4 * LEAST // height))
     height, width, gap, head = factor * height, factor * width, 4, 16
@@ -153,24 +138,6 @@ def panels(pictures: Sequence[UInt8[np.ndarray, "y x 3"]], captions: Sequence[st
         panel.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST), (0, head))
         ImageDraw.Draw(panel).text((2, 2), caption, fill="black")
         sheet.paste(panel, (i * (width + gap), 0))
-    return sheet
-
-
-def contact_sheet(rows: Sequence[Image.Image]) -> Image.Image:
-    """Stacks pictures.
-
-    Args:
-        rows: pictures of any sizes.
-
-    Returns:
-        The sheet.
-    """
-    gap = 6
-    sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height + gap for r in rows) - gap), "white")
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height + gap
     return sheet
 
 
@@ -185,30 +152,8 @@ def legend(spec: DatasetSpec) -> Image.Image:
     return sheet
 
 
-def masks(label: Shaped[np.ndarray, "y x *k"], spec: DatasetSpec) -> list[tuple[str, Image.Image]]:
-    """Masks to write to disk: palette pictures whose values are class indices.
-
-    Args:
-        label: as in `colourise`.
-        spec: the colours.
-
-    Returns:
-        [("", mask)]; in multi-label mode one 0/1 mask a class, [(".name", mask), ...].
-    """
-    if label.ndim == 3:
-        pair = [(0, 0, 0), (255, 255, 255)]
-        return [(f".{name}", _palette(label[..., k], pair)) for k, name in enumerate(spec.classes)]
-    return [("", _palette(label, spec.colours))]
-
-
 def file_name(text: str) -> str:
-    """Makes a name fit to be (part of) a file's name and of a relative URL.
-
-    Args:
-        text: name of a sample or a class.
-
-    Returns:
-        Its letters, digits, dots and dashes; "_" for the rest.
+    """Makes a name fit to be (part of) a file's name and of a relative URL: other characters become "_".
 
     Example:
         >>> file_name("seq 01/0016:E5")
@@ -217,28 +162,14 @@ def file_name(text: str) -> str:
     return re.sub(r"[^\w.-]", "_", text)[-100:]
 
 
-def _palette(label, colours):
-    """A palette picture; 16-bit grey where an index does not fit a palette."""
-    if len(colours) > 256:
-        return Image.fromarray(label.astype(np.uint16))
-    picture = Image.fromarray(label.astype(np.uint8))
-    picture.putpalette([value for colour in colours for value in colour])
-    return picture
-
-
 def _rgb(image):
     return np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float64)
 
 
-def _ignored(label: Shaped[np.ndarray, "y x *k"], spec: DatasetSpec) -> Bool[np.ndarray, "y x"]:
-    """Pixels without any label."""
-    if label.dtype == bool:
-        return np.zeros(label.shape[:2], bool)
-    return (label == spec.ignore).all(-1) if label.ndim == 3 else label == spec.ignore
-
-
-def _hatch(picture, where):
-    """Diagonal stripes over some pixels."""
+def _hatched(picture, label, spec):
+    """The picture with diagonal stripes over pixels without any label; predictions of many classes are bool."""
+    where = (label == spec.ignore) & (label.dtype != bool)
+    where = where if where.ndim == 2 else where.all(-1)
     rows, columns = np.indices(where.shape)
     stripes = ((rows + columns) // 3 % 2 == 0)[..., None]
     return np.where(where[..., None], np.where(stripes, IGNORED, (150, 150, 150)), picture).astype(np.uint8)

@@ -12,6 +12,7 @@ from segjax import losses, space
 from segjax.checks import UserError
 from segjax.metrics import confusion
 from segjax.objectives import Decoded, Objective
+from segjax.objectives.objective import require_things
 from segjax.spec import DatasetSpec, Segments, valid_pixels
 from segjax.tasks.task import Task
 
@@ -47,11 +48,7 @@ def make(
     Raises:
         UserError: a data set without things or of many classes a pixel.
     """
-    if not spec.things:
-        raise UserError(
-            f"Objects need classes that are things, and of {', '.join(spec.classes)} none is one. Set source.things, "
-            "or use task.name='semantic'."
-        )
+    require_things(spec)
     if spec.mode == "multilabel":
         raise UserError("Objects need masks of one class a pixel: leave {class} out of source.masks.")
     limit = min(1 << 16, (2**31 - 1) // (max(spec.ignore, len(spec.classes)) + 1))  # ids are int32

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from segjax import losses
 from segjax.checks import Key, UserError
-from segjax.metrics import confusion
+from segjax.metrics import confusion, multilabel
 from segjax.objectives import Objective
 from segjax.spec import DatasetSpec, Segments
 from segjax.tasks.task import Task
@@ -56,7 +56,7 @@ def create(
         label, valid = losses.split_ignore(batch["label"], spec.ignore)
         segments = decide(maps, geometry)
         if mode == "multilabel":
-            return confusion.multilabel_confusion(segments.label, label == 1, valid), segments
+            return multilabel.multilabel_confusion(segments.label, label == 1, valid), segments
         return confusion.confusion_matrix(segments.label, label, valid, classes), segments
 
     return Task(

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from segjax import config as configuration
 from segjax import parallel
 from segjax.checks import UserError
-from segjax.metrics.table import table
 from segjax.objectives import Objective
 from segjax.train import compilation, workdir
 from segjax.train.checkpoint import Checkpoints
@@ -124,7 +123,6 @@ def train_and_evaluate(
         variables = state.variables(config.ema.evaluate)
         # Only a run that was cut short after its last evaluation ends with a checkpoint without figures.
         summary = checkpoints.summary(chosen) or evaluator(variables)
-        table(summary)
         if report:
             report(evaluator, variables, summary)
     return summary | {"step": chosen, "seconds": round(time.monotonic() - began, 1)}

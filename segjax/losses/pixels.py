@@ -1,0 +1,116 @@
+"""Softmax cross-entropy of each pixel, the weight of each, and the weighted mean of any losses."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int32, UInt
+
+
+def split_ignore(label: UInt[Array, "*shape"], ignore: int) -> tuple[Int32[Array, "*shape"], Bool[Array, "*shape"]]:
+    """Splits a label map as stored into classes that are safe to look up and a mask of where they are labelled.
+
+    Args:
+        label: class indices, or 0 and 1 per class in multi-label sets; unsigned, any shape.
+        ignore: value that marks unlabelled pixels.
+
+    Returns:
+        The label as int32, 0 where it was `ignore`, and a bool mask of the same shape, True where it is labelled.
+
+    Example:
+        >>> label, valid = split_ignore(jnp.array([3, 255], jnp.uint8), ignore=255)
+        >>> label.tolist(), valid.tolist()
+        ([3, 0], [True, False])
+    """
+    label = label.astype(jnp.int32)
+    valid = label != ignore
+    return jnp.where(valid, label, 0), valid
+
+
+def cross_entropy(
+    logits: Float[Array, "*space k"], label: Int32[Array, "*space"], *, label_smoothing: float = 0.0
+) -> Float32[Array, "*space"]:
+    """Softmax cross-entropy of each pixel, or voxel.
+
+    With `p = softmax(logits)`, class `y` and smoothing `s`: `-(1 - s) log p[y] - s mean_k(log p[k])`.
+
+    Args:
+        logits: unnormalised scores [*space, k], one channel a class; any float dtype.
+        label: class index of each pixel [*space], in [0, k).
+        label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016, section 7).
+
+    Returns:
+        Loss of each pixel, in nats.
+
+    Example:
+        >>> cross_entropy(jnp.zeros((2, 4)), jnp.zeros(2, jnp.int32)).round(3).tolist()
+        [1.3860000371932983, 1.3860000371932983]
+    """
+    # Not from jax.nn.log_softmax, whose result would lie in memory for two uses: the largest map of a training step.
+    logits = logits.astype(jnp.float32)
+    logits -= jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    # Picked by comparison: a gather along the minor axis is slow on TPU and its gradient is a scatter.
+    is_truth = jax.nn.one_hot(label, logits.shape[-1], dtype=jnp.bool_)
+    picked = jnp.where(is_truth, logits, 0.0).sum(axis=-1)
+    if label_smoothing:
+        picked = (1 - label_smoothing) * picked + label_smoothing * logits.mean(axis=-1)
+    return jnp.log(jnp.exp(logits).sum(axis=-1)) - picked
+
+
+def pixel_weights(
+    label: Int32[Array, "*space"], valid: Bool[Array, "*space"], class_weights: Sequence[float | int]
+) -> Float32[Array, "*space"]:
+    """Weight of each pixel: that of its class, 0 where nothing is labelled.
+
+    `weighted_mean(cross_entropy(...), pixel_weights(...))` is torch's `CrossEntropyLoss(weight, ignore_index)`: the
+    divisor is the sum of the weights, not the number of pixels.
+
+    Args:
+        label: class index of each pixel, in [0, k).
+        valid: True where it is labelled.
+        class_weights: weight of each of the k classes, not negative.
+
+    Returns:
+        Weight of each pixel.
+
+    Example:
+        >>> label, valid = split_ignore(jnp.array([[[0, 1, 255]]], jnp.uint8), ignore=255)
+        >>> pixel_weights(label, valid, (1.0, 5.0)).tolist()
+        [[[1.0, 5.0, 0.0]]]
+    """
+    weights = jnp.asarray(class_weights, jnp.float32)
+    is_class = jax.nn.one_hot(label, len(class_weights), dtype=jnp.bool_) & valid[..., None]
+    return jnp.where(is_class, weights.reshape((1,) * label.ndim + (-1,)), 0.0).sum(axis=-1)
+
+
+def weighted_mean(
+    values: Float[Array, "*shape"],
+    weights: Float[Array, "*shape"] | Bool[Array, "*shape"],
+    axis_name: str | None = None,
+) -> Float32[Array, ""]:
+    """Mean of the values by weight: `sum(values weights) / sum(weights)`, 0 where all weights are 0.
+
+    Values of weight 0 have no effect on the mean or its gradient, NaN and infinity included.
+
+    With `axis_name` the divisor is summed over that axis and the numerator is not, which gives the device's SHARE of
+    the global mean: the sum of the shares over devices is the mean over all their values. So `psum` the shares to
+    report the loss and `psum` (not `pmean`) the gradients of the shares to train.
+
+    Args:
+        values: what to average, any shape.
+        weights: weight of each value, not negative, of the same shape; bool counts as 0 and 1.
+        axis_name: name of the mapped axis (of `jax.pmap` or `jax.vmap`) over which the batch is spread, if any.
+
+    Returns:
+        The mean, or this device's share of it.
+
+    Example:
+        >>> weighted_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False])).item()
+        2.0
+    """
+    weights = weights.astype(jnp.float32)
+    values = jnp.where(weights > 0, values.astype(jnp.float32), 0.0)
+    total = weights.sum()
+    if axis_name is not None:
+        total = jax.lax.psum(total, axis_name)
+    return (values * weights).sum() / jnp.where(total > 0, total, 1.0)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from segjax.nn.kernels.depthwise import depthwise
 from segjax.nn.kernels.formulations import Pads, Passes, Window, enabled, plain
 from segjax.nn.kernels.lines import row_by_row
-from segjax.nn.kernels.overlaps import overlaps, share
+from segjax.nn.kernels.overlaps import overlaps
 from segjax.nn.kernels.paired import paired
 from segjax.parallel import by_platform, shards
 from segjax.space import shift_rows
@@ -94,7 +94,7 @@ def _on_cpu(x, kernel, groups, window):
         passes = _pointwise(window)
     elif 1 < groups == c == f:
         passes = depthwise(window)
-    elif groups == 1 and window.stride == 1 and share(x.shape, window) < 0.8:
+    elif groups == 1 and window.stride == 1 and _share(x.shape, window) < 0.8:
         passes = overlaps(window)
     elif groups == 1 and window.size <= 3 and window.result(x.shape[2]) >= 256:
         passes = xla._replace(dk=row_by_row(window))
@@ -104,6 +104,15 @@ def _on_cpu(x, kernel, groups, window):
         # The sums over a kernel and over pixels need more digits than the maps have.
         return Passes(*(_in_float32(f) for f in passes))
     return passes
+
+
+def _share(shape, window):
+    """Share of the products of a convolution of stride 1 whose pixel is not padding."""
+
+    def met(source):
+        return sum(count for *_, count in window.spans(source)) / (window.size * window.result(source))
+
+    return met(shape[1]) * met(shape[2])
 
 
 def _in_float32(f):

@@ -50,6 +50,28 @@ class Window(NamedTuple):
         """Rows of the result from rows of the maps."""
         return (source + sum(self.padding) - self.dilation * (self.size - 1) - 1) // self.stride + 1
 
+    def spans(self, source: int) -> list[tuple[int, int, int, int]]:
+        """The overlap of the maps with the result for each row of a kernel of stride 1.
+
+        Args:
+            source: rows of the maps.
+
+        Returns:
+            (row of the kernel, first row of the result, first row of the maps, number of rows); rows of the kernel that
+            meet padding only are left out.
+
+        Example:
+            >>> Window(3, 1, 2, (2, 2)).spans(5)  # the first row of the kernel lies two rows above
+            [(0, 2, 0, 3), (1, 0, 0, 5), (2, 0, 2, 3)]
+        """
+        found = []
+        for i in range(self.size):
+            first = i * self.dilation - self.padding[0]
+            start, stop = max(0, -first), min(self.result(source), source - first)
+            if start < stop:
+                found.append((i, start, start + first, stop - start))
+        return found
+
     def taps(self, source: int) -> tuple[list[tuple[int, int]], tuple[int, int, int]]:
         """Where each row of the kernel begins: row r of the result meets row first + r * stride of the padded maps.
 

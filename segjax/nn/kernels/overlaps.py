@@ -8,38 +8,6 @@ from segjax.nn.kernels.formulations import Passes, Window, by_vjp
 from segjax.nn.kernels.lines import filled
 
 
-def spans(window: Window, source: int) -> list[tuple[int, int, int, int]]:
-    """The overlap of the maps with the result for each row of a kernel of stride 1.
-
-    Args:
-        source: rows of the maps.
-
-    Returns:
-        (row of the kernel, first row of the result, first row of the maps, number of rows); rows of the kernel that
-        meet padding only are left out.
-
-    Example:
-        >>> spans(Window(3, 1, 2, (2, 2)), 5)  # the first row of the kernel lies two rows above
-        [(0, 2, 0, 3), (1, 0, 0, 5), (2, 0, 2, 3)]
-    """
-    found = []
-    for i in range(window.size):
-        first = i * window.dilation - window.padding[0]
-        start, stop = max(0, -first), min(window.result(source), source - first)
-        if start < stop:
-            found.append((i, start, start + first, stop - start))
-    return found
-
-
-def share(shape: tuple[int, ...], window: Window) -> float:
-    """Share of the products of a convolution of stride 1 whose pixel is not padding."""
-
-    def met(source):
-        return sum(count for *_, count in spans(window, source)) / (window.size * window.result(source))
-
-    return met(shape[1]) * met(shape[2])
-
-
 def overlaps(window: Window) -> Passes:
     """A widely dilated kernel on small maps, mostly on padding: one matrix product an element, of the pixels it meets.
 
@@ -53,7 +21,7 @@ def overlaps(window: Window) -> Passes:
     def forward(x, kernel):
         b, h, w, _ = x.shape
         y = jnp.zeros((b, window.result(h), window.result(w), kernel.shape[-1]), x.dtype)
-        for (i, top, row, m), (j, left, column, n) in itertools.product(spans(window, h), spans(window, w)):
+        for (i, top, row, m), (j, left, column, n) in itertools.product(window.spans(h), window.spans(w)):
             part = jnp.einsum("bhwi,if->bhwf", x[:, row : row + m, column : column + n], kernel[i, j])
             y += jnp.pad(part, ((0, 0), (top, y.shape[1] - top - m), (left, y.shape[2] - left - n), (0, 0)))
         return y
@@ -62,7 +30,7 @@ def overlaps(window: Window) -> Passes:
         # JAX would pad each element's gradient to the whole kernel, and add those up.
         elements = [
             jnp.einsum("bhwi,bhwf->if", x[:, row : row + m, column : column + n], g[:, top : top + m, left : left + n])
-            for (_, top, row, m), (_, left, column, n) in itertools.product(*(spans(window, n) for n in x.shape[1:3]))
+            for (_, top, row, m), (_, left, column, n) in itertools.product(*map(window.spans, x.shape[1:3]))
         ]
         return filled(jnp.stack(elements), x, kernel, window) if elements else jnp.zeros_like(kernel)
 

@@ -9,6 +9,7 @@ values and `segjax config` follow from it.
 """
 
 import collections
+import contextlib
 import difflib
 import functools
 import inspect
@@ -17,7 +18,7 @@ import numbers
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 
@@ -47,6 +48,15 @@ def check_keys(given: Any, known: Any, section: str) -> None:
             near = difflib.get_close_matches(key, list(known), n=1)
             hint = f" Did you mean {section}.{near[0]}?" if near else f" Known: {', '.join(known)}."
             raise UserError(f"There is no configuration key {section}.{key}.{hint}")
+
+
+@contextlib.contextmanager
+def writing(workdir: str) -> Iterator[None]:
+    """Makes a UserError of what the operating system says against writing to a workdir."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
 
 
 class Key(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, NamedTuple
 from ml_collections import ConfigDict
 
 from segjax import augment, checks, parallel
-from segjax.checks import Key, check_keys, choose
+from segjax.checks import Key, choose
 from segjax.data import loader, pipeline
 from segjax.data.sources import SOURCES
 from segjax.models import MODELS
@@ -141,53 +141,3 @@ def to_dict(config: ConfigDict | dict) -> dict[str, Any]:
         return value
 
     return plain(config)
-
-
-def from_dict(saved: dict[str, Any]) -> ConfigDict:
-    """Rebuilds a configuration that `to_dict` made; keys that are newer have their defaults.
-
-    Raises:
-        UserError: a key that no longer exists.
-    """
-
-    def tuples(value):
-        if isinstance(value, list):
-            return tuple(tuples(v) for v in value)
-        return {k: tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-    saved = _from_older(tuples(saved))
-    names = {section: saved[section]["name"] for section in NAMED}
-    config = base(**names)
-    for section, values in saved.items():
-        check_keys([section], config, "config")
-        if isinstance(values, dict):
-            check_keys(values, config[section], section)
-            for key, value in values.items():
-                with config[section].ignore_type():
-                    config[section][key] = ConfigDict(value) if isinstance(value, dict) else value
-        else:
-            config[section] = values
-    return config
-
-
-def _from_older(saved: dict[str, Any]) -> dict[str, Any]:
-    """Moves the keys of version 0.1 to where they are today.
-
-    What is learned was part of the task, whose divisor of ids limited the objects of an image. Images of more than 8
-    bits were mapped from `source.window` to 0..255 when they were read, and mean and deviation were of that.
-    """
-    if "objective" in saved:
-        return saved
-    task, source, preprocess = (dict(saved[name]) for name in ("task", "source", "preprocess"))
-    name = RECIPES[task["name"]]["objective"]["name"]
-    learned = checks.keys_of(OBJECTIVES[name])
-    objective = {"name": name} | {key: task.pop(key) for key in list(task) if key in learned}
-    if "max_objects" in learned:
-        objective["max_objects"] = task["divisor"] - 1
-    if (window := source.pop("window", None)) is not None:
-        low, high = window
-        level = (high - low) / 255
-        preprocess["window"] = (float(low), float(high))
-        preprocess["mean"] = tuple(low + level * value for value in preprocess["mean"])
-        preprocess["std"] = tuple(level * value for value in preprocess["std"])
-    return saved | {"task": task, "objective": objective, "source": source, "preprocess": preprocess}

@@ -30,8 +30,7 @@ def make_mesh(
 ) -> Mesh:
     """Lays the devices out: images of a batch along one axis, rows of an image along the other.
 
-    The keyword arguments are the keys of the section `parallel`; `mode` and `fsdp` (see `state_sharding`) do not change
-    the mesh.
+    `mode` and `fsdp` (see `state_sharding`) do not change the mesh.
 
     Args:
         found: devices to choose from, which need not be attached; None is all that are.
@@ -70,44 +69,30 @@ def make_mesh(
 
 
 def check_batch(mesh: Mesh, batch_size: int, key: str) -> None:
-    """Raises a UserError where a batch cannot be divided evenly over the devices.
-
-    Args:
-        mesh: the devices.
-        batch_size: images a step, over all hosts.
-        key: configuration key of the batch size, for the message.
-
-    Raises:
-        UserError: not divisible; names the nearest sizes that are.
-    """
-    count = mesh.shape[DATA]
-    if batch_size % count:
-        below, above = batch_size // count * count, (batch_size // count + 1) * count
-        sizes = f"{below} or {above}" if below else str(above)
+    """Raises a UserError where the images of a step, over all hosts, cannot be divided evenly over the devices."""
+    if sizes := _nearest(batch_size, mesh.shape[DATA]):
         raise UserError(
-            f"{key}={batch_size} cannot be divided over {count} devices: use {sizes}, or set parallel.devices."
+            f"{key}={batch_size} cannot be divided over {mesh.shape[DATA]} devices: use {sizes}, or set "
+            "parallel.devices."
         )
 
 
 def check_rows(mesh: Mesh, rows: int, context: int) -> None:
     """Raises a UserError where the rows of training crops cannot be divided evenly over the devices.
 
-    Args:
-        mesh: the devices.
-        rows: of a crop.
-        context: pixels of image around it.
-
-    Raises:
-        UserError: not divisible; names the nearest numbers that are. Or a context, within which rows of the image
-            and of its label lie on different devices.
+    With a context of pixels around the label, rows of the image and of its label would lie on different devices.
     """
     count = mesh.shape[SPACE]
     if count > 1 and context:
         raise UserError(f"parallel.space={count} divides images without preprocess.context only, not {context}.")
-    if rows % count:
-        below, above = rows // count * count, (rows // count + 1) * count
-        sizes = f"{below} or {above}" if below else str(above)
+    if sizes := _nearest(rows, count):
         raise UserError(f"data.crop: {rows} rows cannot be divided over parallel.space={count} devices: use {sizes}.")
+
+
+def _nearest(number, count):
+    """The nearest numbers that `count` divides, in words; "" where it divides this one."""
+    below = number // count * count
+    return "" if below == number else f"{below} or {below + count}" if below else str(count)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -116,16 +101,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batched(mesh: Mesh, key: str = "", rows: int = 0) -> NamedSharding:
-    """The sharding of an array of a batch.
+    """The sharding of an array of a batch: images along the mesh's first axis, rows of `MAPS` along its second.
 
-    Args:
-        mesh: the devices.
-        key: of the array in the batch.
-        rows: of its maps, if it holds maps.
-
-    Returns:
-        Images divided along the mesh's first axis, and rows of the maps of `MAPS` along its second; rows that do not
-        come out even are held whole, and divided within the step.
+    Rows that do not come out even are held whole, and divided within the step.
     """
     even = key in MAPS and rows % mesh.shape[SPACE] == 0
     return NamedSharding(mesh, P(DATA, SPACE) if even else P(DATA))
@@ -138,17 +116,10 @@ def divided(mesh: Mesh, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def state_sharding(mesh: Mesh, state: Any, fsdp: bool) -> Any:
-    """Where the arrays of a state lie.
+    """Where the arrays of a state lie, as a tree of shardings.
 
-    Args:
-        mesh: the devices.
-        state: arrays, or their shapes.
-        fsdp: divide parameters, and their moments and averages with them, over all devices instead of holding them
-            whole ("fully sharded data parallel"): each along its longest axis that comes out even. Arrays of less
-            than 1024 elements stay whole.
-
-    Returns:
-        The same tree of shardings.
+    With `fsdp` ("fully sharded data parallel") parameters, moments and averages are divided over all devices, each along
+    its longest axis that comes out even. Arrays of less than 1024 elements stay whole.
     """
     count = mesh.devices.size
 
@@ -189,15 +160,7 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], mode: Mode) -> dict[str,
 
 
 def as_global(mesh: Mesh, tree: Any) -> Any:
-    """Makes global arrays of pmap's results, which every device holds whole but which know their own host only.
-
-    Args:
-        mesh: the devices.
-        tree: arrays over the mesh, or that every device of it holds.
-
-    Returns:
-        The same buffers as arrays over the mesh.
-    """
+    """The same buffers as arrays over the mesh: pmap's results, which every device holds, know their own host only."""
     place = replicated(mesh)
 
     def convert(x):
@@ -214,10 +177,7 @@ def hosts() -> tuple[int, int]:
 
 
 def shards() -> int:
-    """Number of devices that the rows of each map are divided over where this is called, at trace time.
-
-    Returns:
-        1 outside of steps, and where rows are whole.
+    """Number of devices that the rows of maps are divided over where this is called, at trace time; 1 outside of steps.
 
     Example:
         >>> shards()

@@ -11,13 +11,14 @@ from segjax import checks, models, objectives, tasks
 from segjax import config as configuration
 from segjax.checks import UserError
 from segjax.cli import main
-from segjax.config import base, check, from_dict, to_dict
+from segjax.config import base, check, to_dict
 from segjax.data import sources
 from segjax.spec import DatasetSpec
 from segjax.train import workdir
 from segjax.train.durations import durations
 from segjax.train.loop import train_and_evaluate
 from segjax.train.restore import evaluate_workdir, restore
+from segjax.train.saved import from_dict
 
 DATA = pathlib.Path(__file__).parent / "data"
 FUNCTIONS = {

@@ -9,7 +9,7 @@ from PIL import Image
 
 from segjax import infer
 from segjax.checks import UserError
-from segjax.config import base, from_dict, to_dict
+from segjax.config import base, to_dict
 from segjax.data.loader import Loading
 from segjax.data.pipeline import eval_batches, train_batches
 from segjax.data.sources.arrays import arrays
@@ -17,6 +17,7 @@ from segjax.data.sources.folder import folder
 from segjax.spec import Preprocess, channel_names
 from segjax.train.loop import train_and_evaluate
 from segjax.train.restore import evaluate_workdir
+from segjax.train.saved import from_dict
 from segjax.train.step import coloured, normalise
 
 KINDS = {

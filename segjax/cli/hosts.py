@@ -1,15 +1,14 @@
 """Several hosts that make one run: who they are."""
 
 import os
-import urllib.request
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 from absl import flags
 
 from segjax.checks import UserError
-from segjax.cli.join import check_port, join
+from segjax.cli.join import Cluster, check_port, join
+from segjax.cli.tpu_slice import metadata, tpu_slice
 
 
 def define_hosts(values: flags.FlagValues) -> None:
@@ -20,14 +19,6 @@ def define_hosts(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("hosts", None, "Number of hosts, with --coordinator.", 1, flag_values=values)
     flags.DEFINE_integer("host", None, "Index of this host, with --coordinator.", 0, flag_values=values)
     flags.DEFINE_integer("join_timeout", 50, "Seconds to wait for the other hosts.", 1, flag_values=values)
-
-
-class Cluster(NamedTuple):
-    """Several processes that make one run: their number, the index of this one, and where they are, in words."""
-
-    hosts: int
-    host: int
-    where: str
 
 
 def join_hosts(values: flags.FlagValues) -> None:
@@ -64,7 +55,7 @@ def find_cluster(environment: Mapping[str, str], tpu: bool, metadata: Callable[[
     Args:
         environment: of the process.
         tpu: whether JAX is to use TPUs.
-        metadata: see the function of this name.
+        metadata: attribute of the machine by its key, see `segjax.cli.tpu_slice.metadata`.
 
     Returns:
         The cluster; None where this is the only process.
@@ -84,42 +75,5 @@ def find_cluster(environment: Mapping[str, str], tpu: bool, metadata: Callable[[
         where = f"Slurm job {environment['SLURM_JOB_ID']} on {environment['SLURM_STEP_NODELIST']}"
         found = Cluster(int(tasks), int(environment["SLURM_PROCID"]), where)
     elif tpu:
-        found = _tpu_slice(environment, metadata)
+        found = tpu_slice(environment, metadata)
     return found if found and found.hosts > 1 else None
-
-
-def _tpu_slice(environment, metadata):
-    """The workers of a Cloud TPU slice, or of several; on Kubernetes the environment holds what the server knows."""
-    workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
-    worker = environment.get("TPU_WORKER_ID")
-    slices, this = environment.get("MEGASCALE_NUM_SLICES"), environment.get("MEGASCALE_SLICE_ID")
-    if workers is None:
-        if "TPU_SKIP_MDS_QUERY" in environment:
-            return None
-        workers, worker = metadata("worker-network-endpoints"), metadata("agent-worker-number")
-        if workers is None or worker is None:
-            return None
-        pairs = dict(line.split(":", 1) for line in (metadata("tpu-env") or "").splitlines() if ":" in line)
-        slices = slices or pairs.get("MEGASCALE_NUM_SLICES", "").strip(" '")
-        this = this or pairs.get("MEGASCALE_SLICE_ID", "").strip(" '")
-    names = [name.split(":")[2] if name.count(":") == 2 else name for name in workers.split(",")]  # name:id:address
-    count = len(names)
-    return Cluster(
-        count * int(slices or 1), int(worker or 0) + count * int(this or 0), f"Cloud TPU workers {', '.join(names)}"
-    )
-
-
-def metadata(key: str) -> str | None:
-    """An attribute of the machine, from Google Cloud's metadata server; None where there is none, or no such server.
-
-    The server answers within its machines in milliseconds.
-    """
-    server = os.environ.get("GCE_METADATA_IP", "169.254.169.254")
-    url = f"http://{server}/computeMetadata/v1/instance/attributes/{key}"
-    request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=3) as answer:
-            return answer.read().decode()
-    except OSError:
-        return None

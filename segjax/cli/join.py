@@ -4,7 +4,7 @@ import logging
 import signal
 import socket
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -15,12 +15,20 @@ log = logging.getLogger("segjax")
 HEARTBEAT_SECONDS = 60  # without a sign of life from a host; then JAX ends the others (its own default is 100)
 
 
-def join(given: tuple[Any, ...], cluster: Any, timeout: int) -> None:
+class Cluster(NamedTuple):
+    """Several processes that make one run: their number, the index of this one, and where they are, in words."""
+
+    hosts: int
+    host: int
+    where: str
+
+
+def join(given: tuple[Any, ...], cluster: Cluster | None, timeout: int) -> None:
     """Starts `jax.distributed`, in a thread: where a host is missing JAX does not raise but ends the process.
 
     Args:
         given: coordinator, number of hosts and index of this one; () where JAX finds them itself.
-        cluster: the same in words, a `segjax.cli.hosts.Cluster`; None where it is not known.
+        cluster: the same for messages; None where it is not known.
         timeout: seconds to wait for the other hosts.
 
     Raises:

@@ -8,7 +8,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from segjax.checks import Key, UserError
-from segjax.models.network import HEAD, Network, auxiliary
+from segjax.models.auxiliary import auxiliary
+from segjax.models.network import HEAD, Network
 from segjax.nn import backbones
 from segjax.nn.aspp import ASPP, SeparableConv
 from segjax.nn.layers import Conv, ConvNorm

@@ -7,9 +7,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from segjax import parallel
-from segjax.checks import Key, UserError, check_choice
+from segjax.checks import Key, UserError, check_choice, writing
 from segjax.train.state import State
-from segjax.train.workdir import writing
 
 
 class Checkpoints:

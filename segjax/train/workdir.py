@@ -1,11 +1,9 @@
 """A workdir's config.json: what was trained there, and whether a run may go on with it."""
 
-import contextlib
 import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,20 +12,12 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from segjax import config as configuration
-from segjax.checks import UserError
-from segjax.spec import DatasetSpec, channel_names
+from segjax.checks import UserError, writing
+from segjax.spec import DatasetSpec
+from segjax.train.saved import parse
 
 # Sections that must agree: a checkpoint of another network, of other labels or of other inputs does not fit.
 FIXED = ("model", "objective", "task", "preprocess", "spec")
-
-
-@contextlib.contextmanager
-def writing(workdir: str) -> Iterator[None]:
-    """Makes a UserError of an operating system's error within."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
 
 
 def compare(workdir: str, config: ConfigDict, spec: DatasetSpec) -> list[str]:
@@ -42,7 +32,7 @@ def compare(workdir: str, config: ConfigDict, spec: DatasetSpec) -> list[str]:
     saved = _read_json(workdir)
     if saved is None:
         return []
-    old_config, old_spec = _parse(saved)
+    old_config, old_spec = parse(saved)
     changed = _differences(_as_saved(old_config, old_spec), _as_saved(config, spec))
     fixed = [line for line in changed if line.startswith(tuple(f"{section}." for section in FIXED))]
     if fixed and not config.resume.allow_changed:
@@ -97,26 +87,11 @@ def read_config(workdir: str) -> tuple[ConfigDict, DatasetSpec]:
     saved = _read_json(workdir)
     if saved is None:
         raise UserError(f"There is no run in {workdir}: config.json is missing. Train one with `segjax train`.")
-    return _parse(saved)
+    return parse(saved)
 
 
 def _as_saved(config: ConfigDict, spec: DatasetSpec) -> dict[str, Any]:
     return configuration.to_dict(config) | {"spec": configuration.to_dict(dataclasses.asdict(spec))}
-
-
-def _parse(saved: dict[str, Any]) -> tuple[ConfigDict, DatasetSpec]:
-    """Configuration and data set of a config.json; keys that are newer than it have their defaults."""
-    config = configuration.from_dict({section: values for section, values in saved.items() if section != "spec"})
-    facts = saved["spec"]
-    if "image_channels" not in facts:  # version 0.1: 8 bits, or more within a window
-        depth = "uint8" if config.preprocess.window is None else "uint16"
-        facts = facts | {"image_channels": channel_names(len(config.preprocess.mean)), "image_dtype": depth}
-    spec = {key: tuple(map(_tuple, value)) if isinstance(value, list) else value for key, value in facts.items()}
-    return config, DatasetSpec(**spec)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _read_json(workdir: str) -> dict[str, Any] | None:

@@ -1,0 +1,44 @@
+"""The workers of a Cloud TPU slice, by the environment or by Google Cloud's metadata server."""
+
+import os
+import urllib.request
+from collections.abc import Callable, Mapping
+
+from segjax.cli.join import Cluster
+
+
+def tpu_slice(environment: Mapping[str, str], metadata: Callable[[str], str | None]) -> Cluster | None:
+    """The workers of a Cloud TPU slice, or of several; on Kubernetes the environment holds what the server knows."""
+    workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
+    worker = environment.get("TPU_WORKER_ID")
+    slices, this = environment.get("MEGASCALE_NUM_SLICES"), environment.get("MEGASCALE_SLICE_ID")
+    if workers is None:
+        if "TPU_SKIP_MDS_QUERY" in environment:
+            return None
+        workers, worker = metadata("worker-network-endpoints"), metadata("agent-worker-number")
+        if workers is None or worker is None:
+            return None
+        pairs = dict(line.split(":", 1) for line in (metadata("tpu-env") or "").splitlines() if ":" in line)
+        slices = slices or pairs.get("MEGASCALE_NUM_SLICES", "").strip(" '")
+        this = this or pairs.get("MEGASCALE_SLICE_ID", "").strip(" '")
+    names = [name.split(":")[2] if name.count(":") == 2 else name for name in workers.split(",")]  # name:id:address
+    count = len(names)
+    return Cluster(
+        count * int(slices or 1), int(worker or 0) + count * int(this or 0), f"Cloud TPU workers {', '.join(names)}"
+    )
+
+
+def metadata(key: str) -> str | None:
+    """An attribute of the machine, from Google Cloud's metadata server; None where there is none, or no such server.
+
+    The server answers within its machines in milliseconds.
+    """
+    server = os.environ.get("GCE_METADATA_IP", "169.254.169.254")
+    url = f"http://{server}/computeMetadata/v1/instance/attributes/{key}"
+    request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=3) as answer:
+            return answer.read().decode()
+    except OSError:
+        return None

@@ -5,6 +5,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped, UInt16
 
+from segjax.checks import UserError
+from segjax.spec import Preprocess
+
+
+def check(share: float, max_objects: int, preprocess: Preprocess) -> None:
+    """Raises a UserError if there are no instance maps to paste by, or more image than label."""
+    if not max_objects or preprocess.context:
+        raise UserError(
+            f"data.paste={share} moves objects into crops: it needs task.name='panoptic' or 'instance', and no "
+            "preprocess.context."
+        )
+
 
 def generator(seed: int, position: int) -> tuple[np.random.Generator, int]:
     """Random numbers of the sample at a position, and the key of the other image's crop."""

@@ -18,24 +18,19 @@ from segjax.data import copy_paste, geometry
 from segjax.spec import DatasetSpec, Preprocess
 
 LOADERS = ("auto", "tf.data", "threads")
-
-
-class Canvas(NamedTuple):
-    """Rows and columns of the padded inputs and labels; `exact` where one input pixel is one label pixel."""
-
-    inputs: tuple[int, int]
-    labels: tuple[int, int]
-    exact: bool
+Batch = dict[str, np.ndarray]
 
 
 class Layout(NamedTuple):
     """What batches look like.
 
+    inputs, labels: rows and columns of the padded inputs, without context, and labels.
     whole: evaluation of whole images, whose place on the canvas goes along.
     instances: instance maps go along.
     """
 
-    canvas: Canvas
+    inputs: tuple[int, int]
+    labels: tuple[int, int]
     spec: DatasetSpec
     preprocess: Preprocess
     whole: bool
@@ -44,18 +39,16 @@ class Layout(NamedTuple):
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Shape and dtype of each array of a row."""
-        spec, labels = self.spec, self.canvas.labels
-        height, width = (n + 2 * self.preprocess.context for n in self.canvas.inputs)
+        spec = self.spec
+        height, width = (n + 2 * self.preprocess.context for n in self.inputs)
         arrays = {
             "image": ((height, width, len(spec.image_channels)), np.dtype(spec.image_dtype).type),
-            "label": ((*labels, *spec.layers), spec.label_dtype),
-            "instance": (labels, np.uint16),
+            "label": ((*self.labels, *spec.layers), spec.label_dtype),
             "index": ((), np.int32),
             "position": ((), np.int32),
-            "content": ((4,), np.int32),
         }
-        left_out = {"instance": not self.instances, "content": not self.whole}
-        return {key: array for key, array in arrays.items() if not left_out.get(key)}
+        arrays |= {"instance": (self.labels, np.uint16)} if self.instances else {}
+        return arrays | ({"content": ((4,), np.int32)} if self.whole else {})
 
 
 class Scene(NamedTuple):
@@ -95,9 +88,7 @@ class Loading(NamedTuple):
     max_corrupt: Annotated[float, Key("share of a split that may be unreadable before the run stops", "[0, 1]")] = 0.02
 
 
-def run(
-    loading: Loading, sample: Callable[[int], Sample], count: int, rows: int, layout: Layout
-) -> Iterator[dict[str, np.ndarray]]:
+def run(loading: Loading, sample: Callable[[int], Sample], count: int, rows: int, layout: Layout) -> Iterator[Batch]:
     """Yields batches of `rows` of the samples 0 .. count - 1, the same for both loaders, bit for bit.
 
     `sample` gives sample i and is called from several threads; what it raises is raised here. A UserError says that the
@@ -111,8 +102,7 @@ def run(
             "`pip install tensorflow-cpu`, or use --config.loading.loader=threads: the batches are the same."
         )
     check_choice("loading.loader", kind, LOADERS)
-    use_tf = kind == "tf.data" or (kind == "auto" and found)
-    batches = (_tf_batches if use_tf else _thread_batches)(sample, count, rows, layout, workers)
+    batches = (_tf_batches if kind != "threads" and found else _thread_batches)(sample, count, rows, layout, workers)
     _unfinished.add(batches)
     return batches
 
@@ -138,15 +128,14 @@ def _warped(sample: Sample, layout: Layout) -> dict[str, Any]:
 
 
 def _warped_scene(scene, layout):
-    canvas, margin = layout.canvas, layout.preprocess.context
-    height, width = canvas.inputs
-    at = geometry.positions(scene.warp, canvas.inputs, margin)
+    margin, (height, width) = layout.preprocess.context, layout.inputs
+    at = geometry.positions(scene.warp, layout.inputs, margin)
     row = {"image": geometry.sample_image(scene.image, at, layout.preprocess)}
-    if canvas.exact:
-        at = tuple(a[margin : margin + height, margin : margin + width] for a in at)
-    else:
+    if layout.whole and layout.preprocess.resize is not None:
         # The label stays at its own size: scores are of its pixels.
-        at = geometry.positions(geometry.Warp(np.eye(2, 3, dtype=np.float32)), canvas.labels, 0)
+        at = geometry.positions(geometry.Warp(np.eye(2, 3, dtype=np.float32)), layout.labels, 0)
+    else:
+        at = tuple(a[margin : margin + height, margin : margin + width] for a in at)
     row["label"] = geometry.sample_label(scene.label, at, layout.spec.ignore)
     if layout.instances:
         row["instance"] = geometry.sample_label(scene.instance, at, 0)

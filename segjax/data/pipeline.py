@@ -17,7 +17,7 @@ import numpy as np
 
 from segjax.checks import Key, UserError
 from segjax.data import copy_paste, geometry, loader
-from segjax.data.loader import Canvas, Layout, Loading, Sample, Scene
+from segjax.data.loader import Batch, Layout, Loading, Sample, Scene
 from segjax.data.reading import SAMPLE, CorruptImage
 from segjax.spec import DatasetSpec, Preprocess
 
@@ -75,7 +75,7 @@ class Batches:
         arrays = self.arrange().layouts[-1][1].arrays
         return {key: ((self.batch_size, *shape), dtype) for key, (shape, dtype) in arrays.items()}
 
-    def batches(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yields this host's rows of the batches start .. stop - 1, dicts of arrays as in `segjax.spec`.
 
         Opening at `start` takes no longer than at 0. A UserError says what is wrong with a sample, or that too many
@@ -120,12 +120,8 @@ def train_batches(
     rotate: Annotated[float, Key("largest rotation to either side, in degrees")] = 0.0,
     flip_horizontal: Annotated[bool, Key("mirror left and right in half of the samples")] = True,
     flip_vertical: Annotated[bool, Key("mirror top and bottom in half of the samples")] = False,
-    elastic: Annotated[
-        float, Key("standard deviation of the displacements, in network pixels (U-Net paper: 10)", "[0, inf)")
-    ] = 0.0,
-    elastic_grid: Annotated[
-        int, Key("displacements a side, interpolated bicubically (U-Net paper: 3)", "[2, inf)")
-    ] = 3,
+    elastic: Annotated[float, Key("deviation of displacements in network pixels (U-Net paper: 10)", "[0, inf)")] = 0.0,
+    elastic_grid: Annotated[int, Key("displacements a side, bicubic in between (U-Net paper: 3)", "[2, inf)")] = 3,
     rare: Annotated[float, Key("share of crops around a pixel of a random class of the image", "[0, 1]")] = 0.0,
     paste: Annotated[float, Key("share of crops into which objects of another image are pasted", "[0, 1]")] = 0.0,
 ) -> Batches:
@@ -153,11 +149,8 @@ def train_batches(
         tuple(crop), tuple(scale), rotate, flip_horizontal, flip_vertical, elastic, elastic_grid, rare
     )
     _check_crop(drawing, source, preprocess)
-    if paste and (not max_objects or preprocess.context):
-        raise UserError(
-            f"data.paste={paste} moves objects into crops: it needs task.name='panoptic' or 'instance', and no "
-            "preprocess.context."
-        )
+    if paste:
+        copy_paste.check(paste, max_objects, preprocess)
     corrupt: dict[str, str] = {}
     if max_objects:
         _read(source, 0, max_objects, corrupt)  # a source without instance maps is known before a network is made
@@ -179,8 +172,7 @@ def train_batches(
                 return made._replace(pasted=other, numbers=numbers)
         return made
 
-    canvas = Canvas(drawing.crop, drawing.crop, True)
-    layout = Layout(canvas, source.spec, preprocess, whole=False, instances=max_objects > 0)
+    layout = Layout(drawing.crop, drawing.crop, source.spec, preprocess, whole=False, instances=max_objects > 0)
     arrangement = Arrangement(len(source) / batch_size, [(0, layout)])
     _check_hosts(batch_size, process, "data.batch_size")
     return Batches(source, preprocess, batch_size, sample, lambda: arrangement, process, loading, corrupt)
@@ -209,11 +201,11 @@ def eval_batches(
 ) -> Batches:
     """Batches of whole images, each once, labels at their own size.
 
-    Images are sorted by size into `buckets` groups of equal number; a group is padded to its largest image, so
-    that a step is compiled once a group. Padded pixels and rows are labelled `ignore`, and weigh nothing; what a
-    network makes of the pixels beside them depends a little on the padding, so that predictions of single images
-    may differ there. Sizes are read from the heads of the files, in the readers' threads, before the first batch. The
-    keyword arguments are the keys of the section `eval`.
+    Images are sorted by size into `buckets` groups of equal number; a group is padded to its largest image, so that a
+    step is compiled once a group. Padded pixels and rows are labelled `ignore`, and weigh nothing; what a network makes
+    of the pixels beside them depends a little on the padding, so that predictions of single images may differ there.
+    Sizes are read from the heads of the files, in the readers' threads, before the first batch. The keyword arguments
+    are the keys of the section `eval`.
 
     Args:
         source: samples by index.
@@ -239,12 +231,12 @@ def eval_batches(
         rows: list[int] = []
         layouts: list[tuple[int, Layout]] = []
         for group in np.array_split(order, min(buckets, len(source))):
-            labels = sizes[group].max(0).tolist()
+            labels = tuple(sizes[group].max(0).tolist())
             inputs = np.max([geometry.resized((y, x), preprocess.resize) for y, x in sizes[group].tolist()], axis=0)
-            canvas = Canvas(tuple(inputs.tolist()), tuple(labels), preprocess.resize is None)
-            if not layouts or layouts[-1][1].canvas != canvas:
+            layout = Layout(tuple(inputs.tolist()), labels, spec, preprocess, True, instances)
+            if not layouts or layouts[-1][1] != layout:
                 rows += [-1] * (-len(rows) % batch_size)
-                layouts.append((len(rows) // batch_size, Layout(canvas, spec, preprocess, True, instances)))
+                layouts.append((len(rows) // batch_size, layout))
             rows += group.tolist()
         rows += [-1] * (-len(rows) % batch_size)
         return Arrangement(len(rows) // batch_size, layouts, rows)
@@ -310,10 +302,6 @@ def shuffled(position: int, count: int, seed: int) -> int:
 
     A Feistel network over the next power of four, walked until it lands below `count`: constant time and memory for any
     position, and the same numbers on every version of every library.
-
-    Example:
-        >>> sorted(shuffled(p, 5, seed=3) for p in range(5, 10))
-        [0, 1, 2, 3, 4]
     """
     epoch, index = divmod(position, count)
     half = max(1, ((count - 1).bit_length() + 1) // 2)

@@ -118,8 +118,8 @@ def divided(mesh: Mesh, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def state_sharding(mesh: Mesh, state: Any, fsdp: bool) -> Any:
     """Where the arrays of a state lie, as a tree of shardings.
 
-    With `fsdp` ("fully sharded data parallel") parameters, moments and averages are divided over all devices, each along
-    its longest axis that comes out even. Arrays of less than 1024 elements stay whole.
+    With `fsdp` ("fully sharded data parallel") parameters, moments and averages are divided over all devices, each
+    along its longest axis that comes out even. Arrays of less than 1024 elements stay whole.
     """
     count = mesh.devices.size
 

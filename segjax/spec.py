@@ -1,7 +1,7 @@
 """The contract every room shares: what a data set is, what a batch holds, what a model returns.
 
-Axis letters: b batch, h w pixels of the network's input, y x pixels of the label, c image channels,
-k classes. Images are NHWC; coordinates and sizes are always (y, x).
+Axis letters: b batch, h w pixels of the network's input, y x pixels of the label, c image channels, k classes. Images
+are NHWC; coordinates and sizes are always (y, x).
 
 A batch is a dict of arrays:
 
@@ -18,25 +18,24 @@ A batch is a dict of arrays:
     content   int32  [b, 4]         (evaluation only) rows and columns of the input and of the label that hold the
                                     image; the rest is padding
 
-h, w equal y, x in training; with `Preprocess.context` = m the image is larger than its label by m
-pixels on each side.
+h, w equal y, x in training; with `Preprocess.context` = m the image is larger than its label by m pixels a side.
 
 A model maps (images, train) to a dict of outputs, each covering the label's area at its own stride:
 
     logits    float32 [b, h', w', k]   one channel a class; a single channel in binary mode
     centre    float32 [b, h', w']      how much a pixel is the centre of an object: 1 there, falling to 0
     offset    float32 [b, h', w', 2]   (dy, dx) from a pixel to its object's centre, in pixels of this map
-
-A panoptic map holds class and object of each pixel in one number, `class * divisor + instance`: see `encode`.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Bool
 
 from segjax import checks
 from segjax.checks import Key, UserError, check_choice
@@ -47,12 +46,6 @@ Colour = tuple[int, int, int]
 
 def voc_colours(count: int) -> tuple[Colour, ...]:
     """The PASCAL VOC colour map: the bits of the index spread over the high bits of red, green and blue.
-
-    Args:
-        count: number of colours.
-
-    Returns:
-        `count` RGB triples, 0..255; the first is black.
 
     Example:
         >>> voc_colours(3)
@@ -65,41 +58,6 @@ def voc_colours(count: int) -> tuple[Colour, ...]:
     return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(count))
 
 
-def encode(label: Any, instance: Any, divisor: int) -> Any:
-    """Panoptic map of class and object: `class * divisor + instance`.
-
-    Args:
-        label: class indices [...], of numpy or JAX.
-        instance: numbers of the objects [...], 0 .. divisor - 1.
-        divisor: more than there are objects in an image.
-
-    Returns:
-        int32 [...].
-
-    Example:
-        >>> encode(np.array([3, 3, 255]), np.array([0, 12, 0]), 1000).tolist()
-        [3000, 3012, 255000]
-    """
-    return label.astype(np.int32) * np.int32(divisor) + instance.astype(np.int32)
-
-
-def decode(panoptic: Any, divisor: int) -> tuple[Any, Any]:
-    """Class and object of a panoptic map.
-
-    Args:
-        panoptic: `class * divisor + instance`, integers [...], of numpy or JAX.
-        divisor: that of the map.
-
-    Returns:
-        Class indices and numbers of the objects, of the map's dtype and shape.
-
-    Example:
-        >>> [x.tolist() for x in decode(np.array([3000, 3012]), 1000)]
-        [[3, 3], [0, 12]]
-    """
-    return panoptic // divisor, panoptic % divisor
-
-
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
     """Facts about a data set's labels, shared by source, task, model and pictures.
@@ -109,8 +67,8 @@ class DatasetSpec:
         colours: an RGB triple (0..255) for each class; the PASCAL VOC map when left out.
         things: indices of the classes that are countable objects.
         ignore: label value of unlabelled pixels.
-        mode: how labels are read: "multiclass" (one class a pixel), "binary" (two classes, one logit)
-            or "multilabel" (any number of classes a pixel).
+        mode: of labels: "multiclass" (one class a pixel), "binary" (two classes, one logit) or "multilabel" (any
+            number of classes a pixel).
         image_channels: names of the images' channels.
         image_dtype: of the images as stored: "uint8", "uint16" or "float32".
 
@@ -152,12 +110,6 @@ class DatasetSpec:
     def in_mode(self, mode: Mode) -> "DatasetSpec":
         """The data set as a semantic task reads it; model and objective are made for this description.
 
-        Args:
-            mode: of the task.
-
-        Returns:
-            The description in that mode.
-
         Raises:
             UserError: labels of another kind, or binary without exactly two classes.
 
@@ -166,10 +118,8 @@ class DatasetSpec:
             1
         """
         if (self.mode == "multilabel") != (mode == "multilabel"):
-            raise UserError(
-                f"task.mode={mode!r} does not fit the data set, whose labels are {self.mode}: set "
-                f"task.mode={self.mode!r}."
-            )
+            fault = f"task.mode={mode!r} does not fit the data set, whose labels are {self.mode}"
+            raise UserError(f"{fault}: set task.mode={self.mode!r}.")
         return dataclasses.replace(self, mode=mode)
 
     @property
@@ -189,13 +139,7 @@ class DatasetSpec:
 
 
 def channel_names(count: int) -> tuple[str, ...]:
-    """Names the channels of images.
-
-    Args:
-        count: number of channels.
-
-    Returns:
-        Names for `DatasetSpec.image_channels`.
+    """Names of the channels of images, for `DatasetSpec.image_channels`.
 
     Example:
         >>> channel_names(1), channel_names(2)
@@ -218,11 +162,7 @@ class Preprocess:
     mean: Annotated[
         tuple[float, ...], Key("of each channel, in stored units; one value makes 8-bit and 16-bit images grey")
     ] = (127.5, 127.5, 127.5)
-    std: Annotated[tuple[float, ...], Key("standard deviation of each channel, in stored units", "(0, inf)")] = (
-        64.0,
-        64.0,
-        64.0,
-    )
+    std: Annotated[tuple[float, ...], Key("standard deviations, in stored units", "(0, inf)")] = (64.0, 64.0, 64.0)
     window: Annotated[
         tuple[float, float] | None,
         Key("(low, high) stored values that pixels are clipped to and colours change within; None: 0..255 in 8 bits"),
@@ -269,18 +209,12 @@ class Geometry:
     resized: bool = struct.field(pytree_node=False, default=True)
 
 
-def valid_pixels(geometry: Geometry) -> Any:
-    """Pixels of the result that belong to an image.
-
-    Args:
-        geometry: where the images lie.
-
-    Returns:
-        bool [b, y, x].
-    """
-    sizes = zip(geometry.output_size, geometry.native_size.T, strict=True)
-    rows, columns = (jnp.arange(n, dtype=jnp.int32)[None] < size[:, None] for n, size in sizes)
-    return rows[:, :, None] & columns[:, None, :]
+def valid_pixels(geometry: Geometry) -> Bool[Array, "b y x"]:
+    """Pixels of the result that belong to an image."""
+    height, width = geometry.output_size
+    _, y, x = jnp.ogrid[:1, :height, :width]
+    rows, columns = geometry.native_size.T[..., None, None]
+    return (y < rows) & (x < columns)
 
 
 @struct.dataclass
@@ -307,28 +241,10 @@ class Segments:
     maps: Any = None
 
     def image(self, i: int, size: Sequence[int]) -> "Segments":
-        """One image of the batch, cropped to its own size.
-
-        Args:
-            i: its place in the batch.
-            size: rows and columns of the image.
-
-        Returns:
-            The same fields without the axis b.
-        """
-
-        def pixels(x):
-            return None if x is None else x[i, : size[0], : size[1]]
-
-        def table(x):
-            return None if x is None else x[i]
-
-        return Segments(
-            label=pixels(self.label),
-            instance=pixels(self.instance),
-            score=table(self.score),
-            masks=None if self.masks is None else self.masks[i, :, : size[0], : size[1]],
-            classes=table(self.classes),
-            probability=pixels(self.probability),
-            maps=self.maps and {name: pixels(x) for name, x in self.maps.items()},
-        )
+        """Image i of the batch, cropped to its own rows and columns: the same fields without the axis b."""
+        rows, columns = size
+        one = jax.tree.map(lambda x: x[i], self)  # None is a tree without leaves
+        pixels = [one.label, one.instance, one.probability, one.maps]
+        label, instance, probability, maps = jax.tree.map(lambda x: x[:rows, :columns], pixels)
+        masks = None if one.masks is None else one.masks[:, :rows, :columns]
+        return one.replace(label=label, instance=instance, probability=probability, maps=maps, masks=masks)

@@ -16,7 +16,8 @@ from segjax.data import coco
 from segjax.data.audit import audit
 from segjax.data.reading import SizeMismatch
 from segjax.data.sources.coco import coco_instances, coco_panoptic
-from segjax.spec import DatasetSpec, encode
+from segjax.metrics.panoptic import encode
+from segjax.spec import DatasetSpec
 
 # What pycocotools 2.0.11 warns of when it decodes; segjax has a decoder of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

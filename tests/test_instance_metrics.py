@@ -11,7 +11,8 @@ from pycocotools.cocoeval import COCOeval
 
 from segjax.checks import UserError
 from segjax.metrics import instance
-from segjax.spec import DatasetSpec, decode
+from segjax.metrics.panoptic import decode
+from segjax.spec import DatasetSpec
 
 SPEC = DatasetSpec(("ground", "cat", "dog"), things=(1, 2))
 ONE = pytest.approx(1, abs=1e-12)  # pycocotools adds a rounding error to its divisors

@@ -16,7 +16,8 @@ from segjax.data.pipeline import eval_batches, train_batches
 from segjax.data.sources.arrays import arrays
 from segjax.data.sources.shapes import SPEC, shapes
 from segjax.metrics import instance, panoptic
-from segjax.spec import DatasetSpec, Geometry, Preprocess, encode
+from segjax.metrics.panoptic import encode
+from segjax.spec import DatasetSpec, Geometry, Preprocess
 from segjax.train import compilation, step
 from segjax.train.evaluate import Evaluator
 from segjax.train.loop import train_and_evaluate

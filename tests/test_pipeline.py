@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 
 from segjax.checks import UserError
-from segjax.data import geometry
+from segjax.data import elastic, geometry
 from segjax.data.loader import Loading
-from segjax.data.order import shuffled
-from segjax.data.pipeline import eval_batches, train_batches
+from segjax.data.pipeline import eval_batches, shuffled, train_batches
 from segjax.data.sources.arrays import arrays
 from segjax.data.sources.folder import folder
 from segjax.spec import Preprocess
@@ -192,7 +191,7 @@ def test_outside_is_mean_and_ignored_or_mirrored():
 
 def test_elastic_grid_is_interpolated_bicubically():
     """Weights sum to one, and away from the ends, where values are repeated, Keys' cubic reproduces a parabola."""
-    weights = geometry._bicubic(9, 64, 4)
+    weights = elastic._bicubic(9, 64, 4)
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
     at = np.clip((np.arange(-4, 68) + 0.5) / 64 * 8, 0, 8)
     inside = (at > 1) & (at < 7)

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from segjax.data.sources.shapes import shapes
-from segjax.metrics import panoptic_quality
+from segjax.metrics.panoptic import encode, panoptic_quality
 from segjax.objectives import grouping, targets
-from segjax.spec import encode
 from segjax.tasks.objects import vote
 
 THINGS, IGNORE, K = (2, 3), 255, 4

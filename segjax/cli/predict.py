@@ -15,8 +15,8 @@ from segjax import infer, rle
 from segjax.checks import UserError
 from segjax.cli.setup import define_cache
 from segjax.data import coco, files, reading
+from segjax.metrics.panoptic import encode
 from segjax.report import instances, pictures, saved
-from segjax.spec import encode
 from segjax.train import compilation
 
 log = logging.getLogger("segjax")

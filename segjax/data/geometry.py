@@ -1,6 +1,5 @@
 """Draws scale, rotation, flips, crop and elastic deformation, and applies them as one resampling."""
 
-import functools
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Integer, Shaped
 
 from segjax.checks import UserError
+from segjax.data import elastic
 from segjax.spec import Preprocess
 
 # Pixels that are resampled at a time: what lies in between then stays in a core's cache. Of 2^12 .. 2^17 the fastest.
@@ -25,7 +25,7 @@ class Warp(NamedTuple):
     """
 
     matrix: Float32[np.ndarray, "2 3"]
-    grid: Float32[np.ndarray, "g g 2"]
+    grid: Float32[np.ndarray, "g g 2"] = np.zeros((0, 0, 2), np.float32)
 
 
 class Geometry(NamedTuple):
@@ -42,14 +42,7 @@ class Geometry(NamedTuple):
 
 
 def resized(size: tuple[int, int], resize: float | tuple[int, int] | None) -> tuple[int, int]:
-    """Size of an image after `Preprocess.resize`.
-
-    Args:
-        size: rows and columns of the image.
-        resize: a factor, or rows and columns to fit into with the aspect ratio kept; None keeps the size.
-
-    Returns:
-        Rows and columns, at least 1.
+    """Rows and columns, at least 1, of an image after `Preprocess.resize`, which keeps the aspect ratio.
 
     Example:
         >>> resized((360, 480), (256, 256))
@@ -62,16 +55,7 @@ def resized(size: tuple[int, int], resize: float | tuple[int, int] | None) -> tu
 
 
 def check(geometry: Geometry, sizes: Iterable[tuple[int, int]], preprocess: Preprocess) -> None:
-    """Checks the settings against the images.
-
-    Args:
-        geometry: the settings.
-        sizes: rows and columns of the images.
-        preprocess: how images become inputs.
-
-    Raises:
-        UserError: a crop that is larger than every image, or a zoom whose range is turned around.
-    """
+    """Raises a UserError if no image (rows, columns) fills the crop, or the range of the zoom is turned around."""
     low, high = geometry.scale
     if low > high:
         raise UserError(f"data.scale={geometry.scale} must be (low, high) with low <= high.")
@@ -90,18 +74,7 @@ def check(geometry: Geometry, sizes: Iterable[tuple[int, int]], preprocess: Prep
 def draw(
     geometry: Geometry, label: Shaped[np.ndarray, "y x *k"], ignore: int, preprocess: Preprocess, key: tuple[int, int]
 ) -> Warp:
-    """Draws one training crop; the same key gives the same crop.
-
-    Args:
-        geometry: the settings.
-        label: the label as read; its size is the image's, and `rare` crops are sought in it.
-        ignore: label value without truth.
-        preprocess: how images become inputs.
-        key: (seed, global position of the sample).
-
-    Returns:
-        The warp to apply.
-    """
+    """Draws the warp of a training crop; the same key (seed, position of the sample) gives the same crop."""
     random = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))
     # All draws are made, in this order, whatever is switched on: settings do not shift each other's numbers.
     zoom, angle, flip_y, flip_x, top, left, rare, which, pixel = random.random(9)
@@ -129,18 +102,9 @@ def draw(
 
 
 def whole(size: tuple[int, int], preprocess: Preprocess) -> Warp:
-    """The warp of evaluation: the whole image, resized as `Preprocess.resize` says, at the top left.
-
-    Args:
-        size: rows and columns of the image.
-        preprocess: how images become inputs.
-
-    Returns:
-        The warp to apply.
-    """
+    """The warp of evaluation: the whole image, resized as `Preprocess.resize` says, at the top left."""
     factor = np.array(size) / np.array(resized(size, preprocess.resize))
-    matrix = _about(np.diag(factor), np.zeros(2), np.zeros(2))
-    return Warp(matrix, np.zeros((0, 0, 2), np.float32))
+    return Warp(_about(np.diag(factor), np.zeros(2), np.zeros(2)))
 
 
 def _about(matrix, canvas_point, image_point):
@@ -163,51 +127,12 @@ def _pixel_of_random_class(label, ignore, which, pixel):
     return np.array(np.unravel_index(hits[int(pixel * len(hits))], label.shape[:2]), np.float64)
 
 
-@functools.lru_cache(maxsize=32)
-def _bicubic(points: int, length: int, margin: int) -> np.ndarray:
-    """Weights [length + 2 margin, points] that interpolate `points` values spread over a canvas of `length`.
-
-    Keys' cubic with a = -1/2; beyond the first and last point the nearest value is repeated.
-    """
-    at = (np.arange(-margin, length + margin) + 0.5) / length * (points - 1)
-    at = np.clip(at, 0, points - 1)
-    base = np.minimum(np.floor(at), points - 2).astype(int)
-    t = at - base
-    weights = np.zeros((len(at), points))
-    cubic = [
-        ((-t + 2) * t - 1) * t / 2,
-        ((3 * t - 5) * t * t + 2) / 2,
-        ((-3 * t + 4) * t + 1) * t / 2,
-        (t - 1) * t * t / 2,
-    ]
-    for k, w in enumerate(cubic):
-        np.add.at(weights, (np.arange(len(at)), np.clip(base + k - 1, 0, points - 1)), w)
-    return weights.astype(np.float32)
-
-
 def positions(warp: Warp, size: tuple[int, int], margin: int) -> Positions:
-    """Image positions that the pixels of a canvas read.
-
-    Args:
-        warp: the warp.
-        size: rows and columns of the label canvas.
-        margin: pixels of canvas around it on each side.
-
-    Returns:
-        Two float32 arrays [rows + 2 margin, columns + 2 margin]: y and x in image pixels.
-    """
+    """Image positions y and x that the pixels of a label canvas of `size` and `margin` pixels around it read."""
     rows = np.arange(-margin, size[0] + margin, dtype=np.float32)[:, None]
     columns = np.arange(-margin, size[1] + margin, dtype=np.float32)[None, :]
-    if points := len(warp.grid):
-        down, across = (_bicubic(points, n, margin) for n in size)
-        shift_y, shift_x = (
-            # Sums of products instead of a matrix product: the same bits on every machine.
-            sum(
-                sum(down[:, i : i + 1] * warp.grid[i, j, axis] for i in range(points)) * across[:, j]
-                for j in range(points)
-            )
-            for axis in (0, 1)
-        )
+    if len(warp.grid):
+        shift_y, shift_x = elastic.displacement(warp.grid, size, margin)
         rows, columns = rows + shift_y, columns + shift_x
     matrix = warp.matrix
     return tuple(matrix[i, 0] * rows + (matrix[i, 1] * columns + matrix[i, 2]) for i in (0, 1))
@@ -216,16 +141,7 @@ def positions(warp: Warp, size: tuple[int, int], margin: int) -> Positions:
 def sample_image(
     image: Shaped[np.ndarray, "y x c"], at: Positions, preprocess: Preprocess
 ) -> Shaped[np.ndarray, "h w c"]:
-    """Bilinear samples of an image.
-
-    Args:
-        image: uint8, uint16 or float32 [y, x, c].
-        at: positions from `positions`, each [h, w].
-        preprocess: what lies outside: the mean pixel, or the mirror image.
-
-    Returns:
-        [h, w, c] of the same dtype; integers are rounded.
-    """
+    """Bilinear samples of an image, of its dtype, integers rounded; `preprocess` says what lies outside of it."""
     y, x = at
     size = image.shape[:2]
     if mirror := preprocess.outside == "mirror":
@@ -296,16 +212,7 @@ def _bordered(image):
 
 
 def sample_label(label: Integer[np.ndarray, "y x *k"], at: Positions, outside: int) -> Integer[np.ndarray, "h w *k"]:
-    """Nearest samples of a label or instance map: values never mix.
-
-    Args:
-        label: integer [y, x] or [y, x, k].
-        at: positions from `positions`, each [h, w].
-        outside: value of pixels outside the map.
-
-    Returns:
-        The same dtype, [h, w] or [h, w, k].
-    """
+    """Nearest samples of a label or instance map, whose values never mix; `outside` beyond its border."""
     y, x = at
     half, size, layers = np.float32(0.5), label.shape[:2], label.shape[2:]
     flat = label.reshape(-1, *layers)

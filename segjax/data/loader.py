@@ -3,7 +3,6 @@
 import atexit
 import collections
 import contextlib
-import functools
 import importlib.util
 import itertools
 import os
@@ -15,43 +14,47 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from segjax.checks import Key, UserError, check_choice
-from segjax.data import geometry
+from segjax.data import copy_paste, geometry
 from segjax.spec import DatasetSpec, Preprocess
 
 LOADERS = ("auto", "tf.data", "threads")
-
-
-class Canvas(NamedTuple):
-    """Rows and columns of the padded inputs and labels; `exact` where one input pixel is one label pixel."""
-
-    inputs: tuple[int, int]
-    labels: tuple[int, int]
-    exact: bool
+Batch = dict[str, np.ndarray]
 
 
 class Layout(NamedTuple):
     """What batches look like.
 
-    canvas: sizes.
-    spec: the labels.
-    preprocess: how images become inputs.
+    inputs, labels: rows and columns of the padded inputs, without context, and labels.
     whole: evaluation of whole images, whose place on the canvas goes along.
     instances: instance maps go along.
-    paste: objects of other images are pasted.
     """
 
-    canvas: Canvas
+    inputs: tuple[int, int]
+    labels: tuple[int, int]
     spec: DatasetSpec
     preprocess: Preprocess
     whole: bool
     instances: bool
-    paste: bool
+
+    @property
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of each array of a row."""
+        spec = self.spec
+        height, width = (n + 2 * self.preprocess.context for n in self.inputs)
+        arrays = {
+            "image": ((height, width, len(spec.image_channels)), np.dtype(spec.image_dtype).type),
+            "label": ((*self.labels, *spec.layers), spec.label_dtype),
+            "index": ((), np.int32),
+            "position": ((), np.int32),
+        }
+        arrays |= {"instance": (self.labels, np.uint16)} if self.instances else {}
+        return arrays | ({"content": ((4,), np.int32)} if self.whole else {})
 
 
 class Scene(NamedTuple):
     """An image as it is read, and the warp that was drawn for it.
 
-    image: as stored [y, x, c]; label: as the source gives it; instance: uint16 [y, x], a single 0 where none is wanted.
+    image: as stored [y, x, c]; label: as the source gives it; instance: uint16 [y, x] where it is wanted.
     """
 
     image: Any
@@ -63,17 +66,16 @@ class Scene(NamedTuple):
 class Sample(NamedTuple):
     """What is read and drawn for one row, before the warp.
 
-    scene: the image; pasted: another one, of whose objects some are pasted; numbers: uint16 [n], what the objects
-    0 .. n - 1 of that are called in the row, 0 for those that are not pasted; index: int32, -1 for padding; position:
-    int32 global sample number; content: int32 [4], see segjax.spec.
+    index: int32, -1 for padding; position: int32 global sample number; content: int32 [4], see segjax.spec.
+    pasted: another image, of whose objects some are pasted, under `numbers`, see `copy_paste.draw_numbers`.
     """
 
     scene: Scene
-    pasted: Scene
-    numbers: Any
     index: Any
     position: Any
-    content: Any
+    content: Any = None
+    pasted: Scene | None = None
+    numbers: Any = None
 
 
 class Loading(NamedTuple):
@@ -86,23 +88,11 @@ class Loading(NamedTuple):
     max_corrupt: Annotated[float, Key("share of a split that may be unreadable before the run stops", "[0, 1]")] = 0.02
 
 
-def run(
-    loading: Loading, sample: Callable[[int], Sample], count: int, rows: int, layout: Layout
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches of `rows` consecutive samples.
+def run(loading: Loading, sample: Callable[[int], Sample], count: int, rows: int, layout: Layout) -> Iterator[Batch]:
+    """Yields batches of `rows` of the samples 0 .. count - 1, the same for both loaders, bit for bit.
 
-    Args:
-        loading: how samples are read.
-        sample: gives sample i, for 0 <= i < count; called from several threads.
-        count: number of samples, a multiple of `rows`.
-        rows: samples a batch.
-        layout: what the batches look like.
-
-    Yields:
-        Batches as in `segjax.spec`; the same for both loaders, bit for bit.
-
-    Raises:
-        UserError: what `sample` raises, an unknown loader, or tf.data without TensorFlow.
+    `sample` gives sample i and is called from several threads; what it raises is raised here. A UserError says that the
+    loader is not known, or tf.data without TensorFlow.
     """
     found = importlib.util.find_spec("tensorflow") is not None
     kind, workers = loading.loader, loading.workers or os.cpu_count() or 1
@@ -112,54 +102,40 @@ def run(
             "`pip install tensorflow-cpu`, or use --config.loading.loader=threads: the batches are the same."
         )
     check_choice("loading.loader", kind, LOADERS)
-    use_tf = kind == "tf.data" or (kind == "auto" and found)
-    batches = (_tf_batches if use_tf else _thread_batches)(sample, count, rows, layout, workers)
-    _close_at_exit().add(batches)
+    batches = (_tf_batches if kind != "threads" and found else _thread_batches)(sample, count, rows, layout, workers)
+    _unfinished.add(batches)
     return batches
 
 
-@functools.cache
-def _close_at_exit() -> weakref.WeakSet:
-    """Pipelines to close while Python still runs.
+# Closed while Python still runs. A run that fails leaves its pipeline half read: if that is freed with the interpreter,
+# TensorFlow waits for a reader thread that waits for the interpreter's lock, and the process never ends.
+_unfinished: weakref.WeakSet = weakref.WeakSet()
 
-    A run that fails leaves its pipeline half read. If that is freed with the interpreter, TensorFlow waits for a
-    reader thread that waits for the interpreter's lock, and the process never ends.
-    """
-    open_pipelines: weakref.WeakSet = weakref.WeakSet()
 
-    @atexit.register
-    def close() -> None:
-        for batches in list(open_pipelines):
-            batches.close()
-
-    return open_pipelines
+@atexit.register
+def _close() -> None:
+    for batches in list(_unfinished):
+        batches.close()
 
 
 def _warped(sample: Sample, layout: Layout) -> dict[str, Any]:
     """The row of a batch that a sample makes."""
     row = _warped_scene(sample.scene, layout)
-    if layout.paste:
-        # An object covers what lies behind it, and so do the maps, from which all targets are made.
-        other = _warped_scene(sample.pasted, layout)
-        other["instance"] = sample.numbers.take(other["instance"])
-        pasted = other["instance"] > 0
-        for key, value in row.items():
-            value[pasted] = other[key][pasted]
+    if sample.pasted:
+        copy_paste.paste(row, _warped_scene(sample.pasted, layout), sample.numbers)
     row |= {"index": sample.index, "position": sample.position}
     return row | {"content": sample.content} if layout.whole else row
 
 
 def _warped_scene(scene, layout):
-    canvas, margin = layout.canvas, layout.preprocess.context
-    height, width = canvas.inputs
-    at = geometry.positions(scene.warp, canvas.inputs, margin)
+    margin, (height, width) = layout.preprocess.context, layout.inputs
+    at = geometry.positions(scene.warp, layout.inputs, margin)
     row = {"image": geometry.sample_image(scene.image, at, layout.preprocess)}
-    if canvas.exact:
-        at = tuple(a[margin : margin + height, margin : margin + width] for a in at)
-    else:
+    if layout.whole and layout.preprocess.resize is not None:
         # The label stays at its own size: scores are of its pixels.
-        identity = geometry.Warp(np.eye(2, 3, dtype=np.float32), np.zeros((0, 0, 2), np.float32))
-        at = geometry.positions(identity, canvas.labels, 0)
+        at = geometry.positions(geometry.Warp(np.eye(2, 3, dtype=np.float32)), layout.labels, 0)
+    else:
+        at = tuple(a[margin : margin + height, margin : margin + width] for a in at)
     row["label"] = geometry.sample_label(scene.label, at, layout.spec.ignore)
     if layout.instances:
         row["instance"] = geometry.sample_label(scene.instance, at, 0)
@@ -168,18 +144,15 @@ def _warped_scene(scene, layout):
 
 def _thread_batches(sample, count, rows, layout, workers):
     with ThreadPoolExecutor(workers) as pool:
-        rest = iter(range(count))
+        submitted = (pool.submit(lambda i: _warped(sample(i), layout), i) for i in range(count))
         # Two batches ahead, so that the consumer never waits for a whole one.
-        waiting = collections.deque(
-            pool.submit(lambda i: _warped(sample(i), layout), i) for i in itertools.islice(rest, 2 * rows)
-        )
+        waiting = collections.deque(itertools.islice(submitted, 2 * rows))
         try:
             while waiting:
                 ready = []
                 for _ in range(rows):
                     ready.append(waiting.popleft().result())
-                    for i in itertools.islice(rest, 1):
-                        waiting.append(pool.submit(lambda i: _warped(sample(i), layout), i))
+                    waiting.extend(itertools.islice(submitted, 1))
                 yield {k: np.stack([row[k] for row in ready]) for k in ready[0]}
         finally:
             for future in waiting:
@@ -193,10 +166,7 @@ def _tf_batches(sample, count, rows, layout, workers):
     with contextlib.suppress(RuntimeError):  # raised where the caller has already chosen TensorFlow's devices
         tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
     failures = []
-    kinds = {"image": tf.as_dtype(layout.spec.image_dtype), "label": tf.as_dtype(layout.spec.label_dtype)}
-    kinds |= {"instance": tf.uint16} if layout.instances else {}
-    kinds |= {"index": tf.int32, "position": tf.int32}
-    kinds |= {"content": tf.int32} if layout.whole else {}
+    kinds = {key: tf.as_dtype(dtype) for key, (_, dtype) in layout.arrays.items()}
 
     def read(i):
         try:

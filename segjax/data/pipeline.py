@@ -16,9 +16,8 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from segjax.checks import Key, UserError
-from segjax.data import geometry, loader
-from segjax.data.loader import Canvas, Layout, Loading, Sample, Scene
-from segjax.data.order import shuffled
+from segjax.data import copy_paste, geometry, loader
+from segjax.data.loader import Batch, Layout, Loading, Sample, Scene
 from segjax.data.reading import SAMPLE, CorruptImage
 from segjax.spec import DatasetSpec, Preprocess
 
@@ -45,13 +44,9 @@ class Batches:
     """Batches of one split; a batch is a pure function of its number.
 
     Attributes:
-        source: where samples come from.
-        preprocess: how images become inputs.
-        batch_size: rows of a batch over all hosts.
         sample: global position -> Sample.
         arrange: () -> Arrangement, called when it is first needed: in evaluation it reads the sizes of all images.
         process: index of this host, number of hosts.
-        loading: how samples are read.
         corrupt: name -> reason of the unreadable samples met so far.
     """
 
@@ -77,33 +72,14 @@ class Batches:
     @property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Shape and dtype of each array of the largest batch, the last, over all hosts."""
-        layout = self.arrange().layouts[-1][1]
-        canvas, spec = layout.canvas, layout.spec
-        height, width = (n + 2 * self.preprocess.context for n in canvas.inputs)
-        shapes = {
-            "image": ((height, width, len(spec.image_channels)), np.dtype(spec.image_dtype).type),
-            "label": ((*canvas.labels, *spec.layers), spec.label_dtype),
-            "index": ((), np.int32),
-            "position": ((), np.int32),
-        }
-        if layout.instances:
-            shapes["instance"] = (canvas.labels, np.uint16)
-        if layout.whole:
-            shapes["content"] = ((4,), np.int32)
-        return {key: ((self.batch_size, *shape), dtype) for key, (shape, dtype) in shapes.items()}
+        arrays = self.arrange().layouts[-1][1].arrays
+        return {key: ((self.batch_size, *shape), dtype) for key, (shape, dtype) in arrays.items()}
 
-    def batches(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yields this host's rows of the batches start .. stop - 1.
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yields this host's rows of the batches start .. stop - 1, dicts of arrays as in `segjax.spec`.
 
-        Args:
-            start: number of the first batch; opening there takes no longer than at 0.
-            stop: number after the last.
-
-        Yields:
-            A dict of arrays, see `segjax.spec`, with the rows of this host.
-
-        Raises:
-            UserError: whatever is wrong with a sample, or too many unreadable images.
+        Opening at `start` takes no longer than at 0. A UserError says what is wrong with a sample, or that too many
+        images cannot be read.
         """
         host, hosts = self.process
         rows, layouts = self.batch_size // hosts, self.arrange().layouts
@@ -139,23 +115,13 @@ def train_batches(
     max_objects: int = 0,
     *,
     batch_size: Annotated[int, Key("images a step, over all devices and hosts", "[1, inf)")] = 8,
-    crop: Annotated[tuple[int, int], Key("rows, columns of a crop, in network pixels", "[1, inf)")] = (
-        128,
-        128,
-    ),
-    scale: Annotated[tuple[float, float], Key("range of the zoom, drawn log-uniformly", "(0, inf)")] = (
-        1.0,
-        1.0,
-    ),
+    crop: Annotated[tuple[int, int], Key("rows, columns of a crop, in network pixels", "[1, inf)")] = (128, 128),
+    scale: Annotated[tuple[float, float], Key("range of the zoom, drawn log-uniformly", "(0, inf)")] = (1.0, 1.0),
     rotate: Annotated[float, Key("largest rotation to either side, in degrees")] = 0.0,
     flip_horizontal: Annotated[bool, Key("mirror left and right in half of the samples")] = True,
     flip_vertical: Annotated[bool, Key("mirror top and bottom in half of the samples")] = False,
-    elastic: Annotated[
-        float, Key("standard deviation of the displacements, in network pixels (U-Net paper: 10)", "[0, inf)")
-    ] = 0.0,
-    elastic_grid: Annotated[
-        int, Key("displacements a side, interpolated bicubically (U-Net paper: 3)", "[2, inf)")
-    ] = 3,
+    elastic: Annotated[float, Key("deviation of displacements in network pixels (U-Net paper: 10)", "[0, inf)")] = 0.0,
+    elastic_grid: Annotated[int, Key("displacements a side, bicubic in between (U-Net paper: 3)", "[2, inf)")] = 3,
     rare: Annotated[float, Key("share of crops around a pixel of a random class of the image", "[0, 1]")] = 0.0,
     paste: Annotated[float, Key("share of crops into which objects of another image are pasted", "[0, 1]")] = 0.0,
 ) -> Batches:
@@ -183,11 +149,8 @@ def train_batches(
         tuple(crop), tuple(scale), rotate, flip_horizontal, flip_vertical, elastic, elastic_grid, rare
     )
     _check_crop(drawing, source, preprocess)
-    if paste and (not max_objects or preprocess.context):
-        raise UserError(
-            f"data.paste={paste} moves objects into crops: it needs task.name='panoptic' or 'instance', and no "
-            "preprocess.context."
-        )
+    if paste:
+        copy_paste.check(paste, max_objects, preprocess)
     corrupt: dict[str, str] = {}
     if max_objects:
         _read(source, 0, max_objects, corrupt)  # a source without instance maps is known before a network is made
@@ -199,19 +162,17 @@ def train_batches(
 
     def sample(position: int) -> Sample:
         index = shuffled(position, len(source), seed)
-        first, pasted, numbers = scene(index, position), nothing, np.zeros(1, np.uint16)
-        if paste:
-            key = 2**64 - 1 - position  # no position: another draw than that of any image
-            random = np.random.Generator(np.random.Philox(key=np.array((seed, key), np.uint64)).jumped())
-            if random.random() < paste:
-                pasted = scene(int(random.integers(len(source))), key)
-                numbers = _pasted_numbers(random, first.instance, pasted.instance, max_objects)
         # Positions wrap after 2^31 samples: int32 is what every accelerator folds into a key.
-        return Sample(first, pasted, numbers, np.int32(index), np.int32(position % 2**31), np.zeros(4, np.int32))
+        made = Sample(scene(index, position), np.int32(index), np.int32(position % 2**31))
+        if paste:
+            random, key = copy_paste.generator(seed, position)
+            if random.random() < paste:
+                other = scene(int(random.integers(len(source))), key)
+                numbers = copy_paste.draw_numbers(random, made.scene.instance, other.instance, max_objects)
+                return made._replace(pasted=other, numbers=numbers)
+        return made
 
-    nothing = Scene(*_nothing(source.spec), geometry.draw(drawing, np.zeros((1, 1)), 1, preprocess, (0, 0)))
-    canvas = Canvas(drawing.crop, drawing.crop, True)
-    layout = Layout(canvas, source.spec, preprocess, False, max_objects > 0, paste > 0)
+    layout = Layout(drawing.crop, drawing.crop, source.spec, preprocess, whole=False, instances=max_objects > 0)
     arrangement = Arrangement(len(source) / batch_size, [(0, layout)])
     _check_hosts(batch_size, process, "data.batch_size")
     return Batches(source, preprocess, batch_size, sample, lambda: arrangement, process, loading, corrupt)
@@ -240,11 +201,11 @@ def eval_batches(
 ) -> Batches:
     """Batches of whole images, each once, labels at their own size.
 
-    Images are sorted by size into `buckets` groups of equal number; a group is padded to its largest image, so
-    that a step is compiled once a group. Padded pixels and rows are labelled `ignore`, and weigh nothing; what a
-    network makes of the pixels beside them depends a little on the padding, so that predictions of single images
-    may differ there. Sizes are read from the heads of the files, in the readers' threads, before the first batch. The
-    keyword arguments are the keys of the section `eval`.
+    Images are sorted by size into `buckets` groups of equal number; a group is padded to its largest image, so that a
+    step is compiled once a group. Padded pixels and rows are labelled `ignore`, and weigh nothing; what a network makes
+    of the pixels beside them depends a little on the padding, so that predictions of single images may differ there.
+    Sizes are read from the heads of the files, in the readers' threads, before the first batch. The keyword arguments
+    are the keys of the section `eval`.
 
     Args:
         source: samples by index.
@@ -270,18 +231,17 @@ def eval_batches(
         rows: list[int] = []
         layouts: list[tuple[int, Layout]] = []
         for group in np.array_split(order, min(buckets, len(source))):
-            labels = sizes[group].max(0).tolist()
+            labels = tuple(sizes[group].max(0).tolist())
             inputs = np.max([geometry.resized((y, x), preprocess.resize) for y, x in sizes[group].tolist()], axis=0)
-            canvas = Canvas(tuple(inputs.tolist()), tuple(labels), preprocess.resize is None)
-            if not layouts or layouts[-1][1].canvas != canvas:
+            layout = Layout(tuple(inputs.tolist()), labels, spec, preprocess, True, instances)
+            if not layouts or layouts[-1][1] != layout:
                 rows += [-1] * (-len(rows) % batch_size)
-                layouts.append((len(rows) // batch_size, Layout(canvas, spec, preprocess, True, instances, False)))
+                layouts.append((len(rows) // batch_size, layout))
             rows += group.tolist()
         rows += [-1] * (-len(rows) % batch_size)
         return Arrangement(len(rows) // batch_size, layouts, rows)
 
     corrupt: dict[str, str] = {}
-    nothing = Scene(*_nothing(spec), geometry.whole((1, 1), preprocess))
 
     def sample(position: int) -> Sample:
         index = arrange().rows[position]
@@ -289,7 +249,7 @@ def eval_batches(
         y, x = read[1].shape[:2]
         content = np.array([*geometry.resized((y, x), preprocess.resize), y, x], np.int32)
         scene = Scene(*read, geometry.whole((y, x), preprocess))
-        return Sample(scene, nothing, np.zeros(1, np.uint16), np.int32(index), np.int32(position), content)
+        return Sample(scene, np.int32(index), np.int32(position), content)
 
     return Batches(source, preprocess, batch_size, sample, arrange, process, loading, corrupt)
 
@@ -309,7 +269,7 @@ def _read(source, index, max_objects, corrupt):
             log.warning("Unreadable, and counted as unlabelled: %s", error)
         return _nothing(source.spec)
     if not max_objects:
-        return sample["image"], sample["label"], np.zeros((1, 1), np.uint16)
+        return sample["image"], sample["label"], None
     if "instance" not in sample:
         raise UserError(
             f"{source.name(index)} comes without an instance map, which this task needs: set source.instances, or use "
@@ -320,15 +280,6 @@ def _read(source, index, max_objects, corrupt):
             f"{source.name(index)} holds {most} objects, more than objective.max_objects={max_objects}: raise it."
         )
     return sample["image"], sample["label"], sample["instance"]
-
-
-def _pasted_numbers(random, instance, other, max_objects):
-    """New number of each object of another image, 0 for those that are left out; uint16 [n + 1]."""
-    used = int(instance.max())
-    numbers = np.zeros(int(other.max()) + 1, np.uint16)
-    chosen = np.flatnonzero(random.random(len(numbers) - 1) < 0.5)[: max_objects - used] + 1
-    numbers[chosen] = used + 1 + np.arange(len(chosen))
-    return numbers
 
 
 def _size(source, index):
@@ -344,3 +295,32 @@ def _nothing(spec):
     image = np.zeros((1, 1, len(spec.image_channels)), spec.image_dtype)
     label = np.full((1, 1, *spec.layers), spec.ignore, spec.label_dtype)
     return image, label, np.zeros((1, 1), np.uint16)
+
+
+def shuffled(position: int, count: int, seed: int) -> int:
+    """Index of the sample that stands at a global position; each epoch of `count` positions is a permutation.
+
+    A Feistel network over the next power of four, walked until it lands below `count`: constant time and memory for any
+    position, and the same numbers on every version of every library.
+    """
+    epoch, index = divmod(position, count)
+    half = max(1, ((count - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & mask
+        for turn in range(6):
+            left, right = right, left ^ (_hash(right, turn, epoch, seed) & mask)
+        index = left << half | right
+        if index < count:
+            return index
+
+
+def _hash(*words):
+    """Mixes integers to 32 bits with the finaliser of MurmurHash3 (Appleby, 2008)."""
+    h, mask = 0x9E3779B9, 0xFFFFFFFF
+    for word in words:
+        h ^= word & mask
+        h = (h ^ h >> 16) * 0x85EBCA6B & mask
+        h = (h ^ h >> 13) * 0xC2B2AE35 & mask
+        h ^= h >> 16
+    return h

@@ -1,4 +1,7 @@
-"""Panoptic quality (Kirillov et al. 2019, arXiv:1801.00868), by the rules of the COCO evaluation (panopticapi)."""
+"""Panoptic quality (Kirillov et al. 2019, arXiv:1801.00868), by the rules of the COCO evaluation (panopticapi).
+
+A panoptic map holds class and object of each pixel in one number, `class * divisor + instance`: see `encode`.
+"""
 
 import numbers
 from collections.abc import Collection, Sequence
@@ -10,6 +13,41 @@ from jaxtyping import Float64, Int64
 from segjax.checks import UserError
 from segjax.metrics.pairs import compact, count_pairs
 from segjax.spec import DatasetSpec
+
+
+def encode(label: Any, instance: Any, divisor: int) -> Any:
+    """Panoptic map of class and object: `class * divisor + instance`.
+
+    Args:
+        label: class indices [...], of numpy or JAX.
+        instance: numbers of the objects [...], 0 .. divisor - 1.
+        divisor: more than there are objects in an image.
+
+    Returns:
+        int32 [...].
+
+    Example:
+        >>> encode(np.array([3, 3, 255]), np.array([0, 12, 0]), 1000).tolist()
+        [3000, 3012, 255000]
+    """
+    return label.astype(np.int32) * np.int32(divisor) + instance.astype(np.int32)
+
+
+def decode(panoptic: Any, divisor: int) -> tuple[Any, Any]:
+    """Class and object of a panoptic map.
+
+    Args:
+        panoptic: `class * divisor + instance`, integers [...], of numpy or JAX.
+        divisor: that of the map.
+
+    Returns:
+        Class indices and numbers of the objects, of the map's dtype and shape.
+
+    Example:
+        >>> [x.tolist() for x in decode(np.array([3000, 3012]), 1000)]
+        [[3, 3], [0, 12]]
+    """
+    return panoptic // divisor, panoptic % divisor
 
 
 class State(NamedTuple):
@@ -187,7 +225,7 @@ def panoptic_quality(
         divisor: that of all maps.
         ignore: class of pixels without truth or prediction: those where `map // divisor == ignore`.
         crowd: ids of the crowds in the truth: one collection for all maps, or a list with one collection a map. No
-            crowds when left out. Maps that `segjax.spec.encode` made of a source's label and instance have the crowds
+            crowds when left out. Maps that `encode` made of a source's label and instance have the crowds
             `[thing * divisor for thing in spec.things]`.
 
     Returns:

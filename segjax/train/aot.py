@@ -229,8 +229,8 @@ def _predict(config: ConfigDict, parts: components.Components, variables: Any, t
     shared = parallel.make_mesh(here[: config.parallel.space], space=config.parallel.space)
     shape, dtype = test.shapes["image"]
     sizes = np.zeros((1, 2), np.int32)
-    canvas = test.arrange().layouts[-1][1].canvas
-    place = Geometry(sizes, sizes, canvas.inputs, canvas.labels, preprocess.resize is not None)
+    layout = test.arrange().layouts[-1][1]
+    place = Geometry(sizes, sizes, layout.inputs, layout.labels, preprocess.resize is not None)
     arguments = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.replicated(shared)),
         (variables, np.broadcast_to(dtype(0), (1, *shape[1:])), place),

@@ -15,8 +15,9 @@ import numpy as np
 
 from segjax import models, objectives, tasks
 from segjax.metrics import panoptic
+from segjax.metrics.panoptic import encode
 from segjax.objectives import Maps, targets
-from segjax.spec import DatasetSpec, Geometry, encode
+from segjax.spec import DatasetSpec, Geometry
 
 SPEC = DatasetSpec(tuple(f"class {k}" for k in range(19)), things=tuple(range(11, 19)))
 SIZE = (1024, 2048)

@@ -14,15 +14,7 @@ BLOCK = 32  # rows and columns of a block of one class, in pixels
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Images that are drawn when they are read; made by `noise`.
-
-    Attributes:
-        spec: facts about the labels.
-        split: name of the split.
-        channels: 1 or 3.
-        count: number of images.
-        shape: rows and columns.
-    """
+    """Images that are drawn when they are read; made by `noise`, whose arguments are the fields."""
 
     spec: DatasetSpec
     split: str

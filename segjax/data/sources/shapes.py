@@ -14,18 +14,11 @@ from segjax.spec import DatasetSpec, channel_names
 COUNTS = {"train": 4096, "validation": 512, "test": 512}
 STUFF = ("sky", "grass", "water")
 THINGS = ("disc", "box", "triangle", "star", "ring")
+STUFF_COLOURS = ((140, 190, 230), (90, 150, 60), (40, 90, 160))
+THING_COLOURS = ((230, 75, 60), (245, 170, 50), (165, 90, 190), (250, 225, 80), (240, 130, 180))
 SPEC = DatasetSpec(
     classes=STUFF + THINGS,
-    colours=(
-        (140, 190, 230),
-        (90, 150, 60),
-        (40, 90, 160),
-        (230, 75, 60),
-        (245, 170, 50),
-        (165, 90, 190),
-        (250, 225, 80),
-        (240, 130, 180),
-    ),
+    colours=STUFF_COLOURS + THING_COLOURS,
     things=tuple(range(len(STUFF), len(STUFF) + len(THINGS))),
 )
 # Low and high red, green and blue of each stuff, 0..1. The ranges overlap on purpose: texture tells stuff apart.
@@ -38,16 +31,7 @@ PAINT = {
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Scenes that are drawn when they are read; made by `shapes`.
-
-    Attributes:
-        split: name of the split.
-        channels: 1 or 3.
-        count: number of scenes.
-        shape: rows and columns.
-        seed: of all draws.
-        objects: least and greatest number of objects in a scene, hidden ones included.
-    """
+    """Scenes that are drawn when they are read; made by `shapes`, whose arguments are the fields."""
 
     split: str
     channels: int
@@ -73,14 +57,10 @@ class Shapes:
         return self.shape
 
     def read(self, i: int) -> dict[str, np.ndarray]:
-        """Draws scene i, from back to front.
+        """Draws scene i: "image" uint8 [y, x, c], "label" uint8 [y, x], "instance" uint16 [y, x].
 
-        Args:
-            i: scene; negative and out of range are errors.
-
-        Returns:
-            "image": uint8 [y, x, c]; "label": uint8 [y, x]; "instance": uint16 [y, x], 1.. for objects of which
-            something is visible, numbered from back to front, and 0 for stuff.
+        Objects of which something is visible are numbered 1.. from back to front; stuff is 0. An i that is negative or
+        out of range is an IndexError.
         """
         if not 0 <= i < self.count:
             raise IndexError(f"Scene {i} of {self.count}.")

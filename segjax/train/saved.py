@@ -4,8 +4,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from segjax import config as configuration
 from segjax.checks import check_keys, keys_of
-from segjax.config import NAMED, RECIPES, base
 from segjax.objectives import OBJECTIVES
 from segjax.spec import DatasetSpec, channel_names
 
@@ -38,8 +38,8 @@ def from_dict(saved: dict[str, Any]) -> ConfigDict:
         return {k: tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     saved = _from_older(tuples(saved))
-    names = {section: saved[section]["name"] for section in NAMED}
-    config = base(**names)
+    names = {section: saved[section]["name"] for section in configuration.NAMED}
+    config = configuration.base(**names)
     for section, values in saved.items():
         check_keys([section], config, "config")
         if isinstance(values, dict):
@@ -61,7 +61,7 @@ def _from_older(saved: dict[str, Any]) -> dict[str, Any]:
     if "objective" in saved:
         return saved
     task, source, preprocess = (dict(saved[name]) for name in ("task", "source", "preprocess"))
-    name = RECIPES[task["name"]]["objective"]["name"]
+    name = configuration.RECIPES[task["name"]]["objective"]["name"]
     learned = keys_of(OBJECTIVES[name])
     objective = {"name": name} | {key: task.pop(key) for key in list(task) if key in learned}
     if "max_objects" in learned:

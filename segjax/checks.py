@@ -99,13 +99,9 @@ def keys_of(function: Callable) -> Mapping[str, Setting]:
 
 
 def check_section(section: str, function: Callable, values: Mapping[str, Any], complete: bool = False) -> None:
-    """Checks the values of a section of the configuration.
+    """Checks the values of a section of the configuration, "" for keys outside of sections, against a signature.
 
-    Args:
-        section: its name, for the message; "" for keys outside of sections.
-        function: what the section configures.
-        values: of the keys that are set.
-        complete: keys without default must be among them.
+    With `complete`, keys without default must be among the values.
 
     Raises:
         UserError: an unknown key, a missing one, a value of another type, a number out of range or not finite.

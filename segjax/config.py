@@ -27,9 +27,7 @@ class Splits(NamedTuple):
 class Resume(NamedTuple):
     """What a workdir with checkpoints accepts."""
 
-    allow_changed: Annotated[bool, Key("go on although model, objective, task, preprocessing or classes changed")] = (
-        False
-    )
+    allow_changed: Annotated[bool, Key("go on although model, objective, task, inputs or classes changed")] = False
 
 
 def run(*, seed: Annotated[int, Key("of parameters, sample order, augmentation and dropout", "[0, inf)")] = 0):

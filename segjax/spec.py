@@ -159,10 +159,8 @@ class Preprocess:
         UserError: values that do not fit each other.
     """
 
-    mean: Annotated[
-        tuple[float, ...], Key("of each channel, in stored units; one value makes 8-bit and 16-bit images grey")
-    ] = (127.5, 127.5, 127.5)
-    std: Annotated[tuple[float, ...], Key("standard deviations, in stored units", "(0, inf)")] = (64.0, 64.0, 64.0)
+    mean: Annotated[tuple[float, ...], Key("of each channel, in stored units; one makes images grey")] = (127.5,) * 3
+    std: Annotated[tuple[float, ...], Key("standard deviations, in stored units", "(0, inf)")] = (64.0,) * 3
     window: Annotated[
         tuple[float, float] | None,
         Key("(low, high) stored values that pixels are clipped to and colours change within; None: 0..255 in 8 bits"),
@@ -171,12 +169,8 @@ class Preprocess:
         float | tuple[int, int] | None,
         Key("network pixels per image pixel, or (rows, columns) to fit into; None: as they are", "(0, inf)"),
     ] = None
-    context: Annotated[
-        int, Key("pixels of image beyond each side of the label (92: the U-Net paper's 572 -> 388)", "[0, inf)")
-    ] = 0
-    outside: Annotated[
-        str, Key("what lies beyond the image: its mean pixel or its mirror image", ("mean", "mirror"))
-    ] = "mean"
+    context: Annotated[int, Key("pixels of image around the label (92: the U-Net paper's 572 -> 388)", "[0, inf)")] = 0
+    outside: Annotated[str, Key("beyond the image: its mean pixel or mirror image", ("mean", "mirror"))] = "mean"
 
     def __post_init__(self):
         """Checks the values."""

@@ -29,16 +29,10 @@ VERBS = {
     "train": Verb("trains and evaluates; resumes from the workdir by itself", ("config", "workdir")),
     "evaluate": Verb("scores a workdir's checkpoint", ("workdir",)),
     "predict": Verb("images or a folder in, masks and overlays out", ("workdir", "input", "output")),
-    "compile": Verb(
-        "compiles the steps of a run, also for a TPU that is not there, and says what they cost", ("config",)
-    ),
-    "benchmark": Verb(
-        "times the same steps, and the input, on the devices here, and names the bottleneck", ("config",)
-    ),
+    "compile": Verb("says what the steps of a run cost, also on a TPU that is not there", ("config",)),
+    "benchmark": Verb("times the same steps, and the input, on the devices here; names the bottleneck", ("config",)),
     "inspect": Verb("audits a data set and shows what the pipeline feeds", ("config",)),
-    "config": Verb(
-        "prints the keys of a configuration with value, range and meaning: all, or those of [SECTION[.KEY]]"
-    ),
+    "config": Verb("prints the keys of a configuration, or [SECTION[.KEY]], with value, range and meaning"),
     "doctor": Verb("versions, devices, what is missing and the command that mends it"),
 }
 
@@ -70,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"segjax {importlib.metadata.version('segjax')}")
         return 0
     if verb in ("-h", "--help", "help"):
-        print("usage: segjax VERB [flags]     (segjax VERB --help lists the flags)\n")
-        print("\n".join(f"  {name:10}{each.text}" for name, each in VERBS.items()))
+        from segjax.cli import help
+
+        print(help.verbs())
         return 0
     _quiet()
     try:
@@ -138,7 +133,9 @@ def _parse(verb: str, argv: list[str]) -> flags.FlagValues | None:
     _module(verb).define_flags(values)
     flags.DEFINE_bool("verbose", False, "Print the traceback of an error.", flag_values=values)
     if {"-h", "--help"} & set(argv):
-        print(_help(verb, values))
+        from segjax.cli import help
+
+        print(help.flags_of(verb, values))
         return None
     try:
         if "config" in values:
@@ -162,18 +159,6 @@ def _parse(verb: str, argv: list[str]) -> flags.FlagValues | None:
             text += f"; it is {functools.reduce(operator.getitem, wrong[1].split('.'), values['config'].value)!r} now"
         raise flags.Error(f"{text} (`segjax {verb} --help` lists the flags)") from error
     return values
-
-
-def _help(verb: str, values: flags.FlagValues) -> str:
-    """A verb's flags, one a line."""
-    needed = "".join(f" --{name} {name.upper()}" for name in VERBS[verb].required)
-    lines = [f"segjax {verb}: {VERBS[verb].text}", "", f"usage: segjax {verb}{needed} [flags]", ""]
-    for name in values:
-        flag = values[name]
-        default = f" [{flag.default}]" if flag.default is not None and not flag.boolean else ""
-        label = f"--{name}" + (f", --no{name}" if flag.boolean and flag.default else "")
-        lines.append(f"  {label:28}{flag.help}{default}")
-    return "\n".join(lines)
 
 
 def _quiet() -> None:

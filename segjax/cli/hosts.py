@@ -48,7 +48,7 @@ def join_hosts(values: flags.FlagValues) -> None:
 
 
 def find_cluster(environment: Mapping[str, str], tpu: bool, metadata: Callable[[str], str | None]) -> Cluster | None:
-    """Says of how many processes this is one, by what JAX's own detection of clusters goes by.
+    """Says of how many processes this is one, by what JAX's own detection of clusters goes by; None if it is alone.
 
     Of Kubernetes without TPUs it says nothing: JAX asks its server, which a pod may not do; --distributed does that.
 
@@ -56,9 +56,6 @@ def find_cluster(environment: Mapping[str, str], tpu: bool, metadata: Callable[[
         environment: of the process.
         tpu: whether JAX is to use TPUs.
         metadata: attribute of the machine by its key, see `segjax.cli.tpu_slice.metadata`.
-
-    Returns:
-        The cluster; None where this is the only process.
 
     Example:
         >>> job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}

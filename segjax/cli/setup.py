@@ -22,14 +22,9 @@ def define_config(values: flags.FlagValues) -> None:
 
 
 def load_config(values: flags.FlagValues, argv: list[str]) -> list[str]:
-    """Loads the file that --config names, and defines a flag for each key that the command line changes.
+    """Loads the file that --config names, which becomes the configuration itself; returns the other flags.
 
-    Args:
-        values: where flags are defined; --config becomes the configuration itself.
-        argv: flags of the command line.
-
-    Returns:
-        The flags without --config.
+    Defines a flag for each key that the command line changes.
 
     Raises:
         UserError: the file is missing or fails, or a key does not exist.

@@ -9,6 +9,7 @@ from jaxtyping import Float32, Integer, Shaped
 
 from segjax.checks import UserError
 from segjax.data import elastic
+from segjax.data.rare import rare_pixel
 from segjax.spec import Preprocess
 
 # Pixels that are resampled at a time: what lies in between then stays in a core's cache. Of 2^12 .. 2^17 the fastest.
@@ -86,7 +87,7 @@ def draw(
     room = np.round(size * scale) - crop
     start = np.floor(np.array([top, left]) * (np.abs(room) + 1)) + np.minimum(room, 0)
     if rare < geometry.rare:
-        seek = _pixel_of_random_class(label, ignore, which, pixel)
+        seek = rare_pixel(label, ignore, which, pixel)
         if seek is not None:
             # The crop is placed uniformly among those that hold the pixel.
             start = np.floor(seek * scale) - np.floor(np.array([top, left]) * crop)
@@ -111,20 +112,6 @@ def _about(matrix, canvas_point, image_point):
     """Affine matrix [2, 3] between pixel centres that takes one continuous point to the other."""
     offset = image_point - matrix @ (canvas_point - 0.5) - 0.5
     return np.concatenate([matrix, offset[:, None]], axis=1).astype(np.float32)
-
-
-def _pixel_of_random_class(label, ignore, which, pixel):
-    """Position (y, x) of a random pixel of a random class among those present; None where nothing is labelled."""
-    if label.ndim == 3:
-        present = np.flatnonzero((label == 1).any(axis=(0, 1)))
-    else:
-        present = np.unique(label)
-        present = present[present != ignore]
-    if not len(present):
-        return None
-    chosen = present[int(which * len(present))]
-    hits = np.flatnonzero(label[..., chosen] == 1 if label.ndim == 3 else label == chosen)
-    return np.array(np.unravel_index(hits[int(pixel * len(hits))], label.shape[:2]), np.float64)
 
 
 def positions(warp: Warp, size: tuple[int, int], margin: int) -> Positions:

@@ -81,9 +81,7 @@ class Sample(NamedTuple):
 class Loading(NamedTuple):
     """How samples are read: the keys of the section `loading`."""
 
-    loader: Annotated[
-        str, Key("auto: tf.data where TensorFlow is installed, else threads; the same batches", LOADERS)
-    ] = "auto"
+    loader: Annotated[str, Key("auto: tf.data where it is installed, else threads; the same batches", LOADERS)] = "auto"
     workers: Annotated[int, Key("parallel readers; 0: the number of cores", "[0, inf)")] = 0
     max_corrupt: Annotated[float, Key("share of a split that may be unreadable before the run stops", "[0, 1]")] = 0.02
 

@@ -70,14 +70,7 @@ class State(NamedTuple):
 
 
 def new_state(classes: int, multilabel: bool = False) -> State:
-    """A state that has counted nothing.
-
-    Args:
-        classes: number of classes k.
-        multilabel: whether matrices will come from `multilabel_confusion`.
-
-    Returns:
-        The empty state.
+    """A state that has counted nothing, for matrices of `confusion_matrix` or `multilabel_confusion`.
 
     Example:
         >>> new_state(3, multilabel=True).total.shape
@@ -91,10 +84,7 @@ def update(state: State, matrices: Int32[Array, "b ..."] | Integer[np.ndarray, "
 
     Args:
         state: what has been counted so far.
-        matrices: one an image, [b, k, k] or [b, k, 2, 2]; all 0 (padding, no truth) changes nothing.
-
-    Returns:
-        The state with the batch counted.
+        matrices: one an image, [b, k, k] or [b, k, 2, 2]; all 0 (padding, nothing labelled) changes nothing.
 
     Raises:
         ValueError: the matrices are not of the state's shape.
@@ -118,13 +108,7 @@ def update(state: State, matrices: Int32[Array, "b ..."] | Integer[np.ndarray, "
 
 
 def merge(a: State, b: State) -> State:
-    """The state of the images of both, which must share none.
-
-    Args:
-        a, b: states of one shape.
-
-    Returns:
-        Their sum.
+    """The state of the images of two states, which share none.
 
     Example:
         >>> one = update(new_state(2), np.array([[[3, 1], [0, 4]]]))

@@ -62,16 +62,12 @@ class UNet(Network):
         tuple[int, ...],
         Key("channels of each level, full resolution first; (): 32 .. 256, on a backbone 16 .. 256", "[1, inf)"),
     ] = ()
-    padding: Annotated[str, Key("valid is the paper's, 572 -> 388: give preprocess.context=92", ("same", "valid"))] = (
-        "same"
-    )
+    padding: Annotated[str, Key("valid is the paper's: give preprocess.context=92", ("same", "valid"))] = "same"
     upsampling: Annotated[
         str, Key("2x2 convolution, bilinear and a convolution, or pixels", ("auto", "transposed", "resize", "nearest"))
     ] = "auto"
     dropout: Annotated[float, Key("rate at the bottom of the U (section 3.1)", "[0, 1)")] = 0.0
-    fold: Annotated[
-        bool, Key("keep full-resolution maps two columns side by side: the same network, faster on TPUs")
-    ] = False
+    fold: Annotated[bool, Key("full-resolution maps two columns side by side: the same, faster on TPUs")] = False
 
     def __post_init__(self):
         """Fills in what follows from the backbone, and checks that the settings fit each other."""
@@ -89,12 +85,8 @@ class UNet(Network):
                 "strides 1, 2, 4, 8 and 16, or () for (16, 32, 64, 128, 256)."
             )
         if self.fold:
-            for key, value in (
-                ("backbone", "plain"),
-                ("padding", "same"),
-                ("upsampling", "transposed"),
-                ("norm", "batch"),
-            ):
+            needed = {"backbone": "plain", "padding": "same", "upsampling": "transposed", "norm": "batch"}
+            for key, value in needed.items():
                 if getattr(self, key) != value:
                     raise UserError(f"model.fold=True needs model.{key}={value!r}: set it, or model.fold=False.")
             if len(self.widths) < 2:

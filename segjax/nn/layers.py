@@ -15,6 +15,11 @@ from segjax.nn import kernels
 HE = nn.initializers.he_normal()
 
 
+def within(path: str, part: str) -> bool:
+    """Whether a module or parameter is a part of a network, or lies in it; both are paths as "backbone/layer1_0"."""
+    return path == part or path.startswith(f"{part}/")
+
+
 @dataclasses.dataclass(frozen=True)
 class Style:
     """What all layers of a network have in common.
@@ -44,8 +49,7 @@ class Style:
 
     def learns(self, *names: str) -> bool:
         """Whether the module of this path is in no frozen part."""
-        path = "/".join(names)
-        return not any(path == part or path.startswith(f"{part}/") for part in self.frozen)
+        return not any(within("/".join(names), part) for part in self.frozen)
 
     def block(self, module: type[nn.Module]) -> type[nn.Module]:
         """Wraps a block `(x, train)` so that it is recomputed where the network says so."""

@@ -19,13 +19,9 @@ def create(
     dice: Annotated[float, Key("weight of soft Dice in the loss", "[0, inf)")] = 0.0,
     dice_over: Annotated[str, Key("the pixels that one Dice is taken over", ("image", "batch"))] = "image",
     dice_smooth: Annotated[float, Key("pixels added to Dice's numerator and denominator", "[0, inf)")] = 1.0,
-    class_weights: Annotated[
-        tuple[float, ...], Key("of the cross-entropy, one a class; `segjax inspect` prints some", "[0, inf)")
-    ] = (),
+    class_weights: Annotated[tuple[float, ...], Key("one a class; `segjax inspect` prints some", "[0, inf)")] = (),
     label_smoothing: Annotated[float, Key("share of the target spread over all classes", "[0, 1)")] = 0.0,
-    hardest: Annotated[
-        float, Key("share of each image's pixels that count, those of the largest loss", "(0, 1]")
-    ] = 1.0,
+    hardest: Annotated[float, Key("share of each image's pixels that count, by largest loss", "(0, 1]")] = 1.0,
     aux: Annotated[float, Key("weight of an auxiliary head's loss (0.4: PSPNet, section 5.2)", "[0, inf)")] = 0.4,
 ) -> Objective:
     """Makes the objective; the mode of the data set sets the loss.

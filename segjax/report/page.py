@@ -39,13 +39,7 @@ class Html(str):
 
 
 def read_log(workdir: str) -> list[dict[str, Any]]:
-    """Reads the lines of metrics.jsonl.
-
-    Args:
-        workdir: folder of a run.
-
-    Returns:
-        One dict a line: "step", "split", and figures by name.
+    """Lines of a workdir's metrics.jsonl, a dict each: "step", "split", and figures by name.
 
     Raises:
         UserError: no log there.
@@ -57,14 +51,7 @@ def read_log(workdir: str) -> list[dict[str, Any]]:
 
 
 def curves(workdir: str) -> Html:
-    """Draws the scalars of a run over its steps.
-
-    Args:
-        workdir: folder of a run.
-
-    Returns:
-        A chart for the training loss and one for each figure of the evaluations that was taken more than once.
-    """
+    """Draws the run of a workdir over its steps: a chart for each figure that was taken more than once."""
     lines, charts = read_log(workdir), []
     for title in ("train loss", "train learning_rate", "test PQ", "test AP", "test mIoU", "test mean_dice"):
         split, key = title.split()
@@ -102,14 +89,7 @@ def by_class(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def table(summary: dict[str, Any]) -> Html:
-    """Sets a summary as a table of classes.
-
-    Args:
-        summary: figures of an evaluation.
-
-    Returns:
-        The figures of each class and their means, and the overall figures below.
-    """
+    """Sets the summary of an evaluation as a table of classes and their means, with the overall figures below."""
     headings, rows = by_class(summary)
     plain = [(k, f"{v:.4f}" if isinstance(v, float) else v) for k, v in summary.items() if not isinstance(v, dict)]
     return Html(_TEMPLATES.get_template("table.html").render(headings=headings, rows=rows, figures=plain))

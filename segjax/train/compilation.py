@@ -23,12 +23,8 @@ def compile_train(
 ) -> Callable[[State, dict[str, jax.Array]], tuple[State, Scalars]]:
     """Compiles a train step for the devices of a mesh; batches come from `parallel.put_batch` with the same mode.
 
-    Args:
-        make: axis_name -> un-compiled step of (state, batch) -> (state, scalars).
-        mesh: the devices.
-        mode: "jit" with explicit shardings, or "pmap".
-        shardings: where the state lies, see `parallel.state_sharding`; None for whole on every device.
-        donate: give the memory of the state to the next one.
+    `make` is axis_name -> un-compiled step of (state, batch) -> (state, scalars). `shardings` say where the state lies,
+    see `parallel.state_sharding`, None for whole on every device; `donate` gives its memory to the next one.
     """
     donated = (0,) if donate else ()
     if mode == "pmap":

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from segjax.checks import UserError
+from segjax.nn.layers import within
 
 
 def factors(params: Any, layer_order: Sequence[str], backbone_factor: float, layer_decay: float) -> Any:
@@ -42,14 +43,14 @@ def factors(params: Any, layer_order: Sequence[str], backbone_factor: float, lay
         ("backbone_factor", backbone_factor, ("backbone",)),
         ("layer_decay", layer_decay, places),
     ):
-        if value != 1 and not any(_within(name, part) for name in names for part in parts):
+        if value != 1 and not any(within(name, part) for name in names for part in parts):
             raise UserError(
                 f"optimizer.{key}={value} has no effect: no {key.split('_')[0]} of this model learns. Set 1.0."
             )
 
     def factor(name, leaf):
-        base = backbone_factor if _within(name, "backbone") else 1.0
-        layers = next((found for layer, found in places.items() if _within(name, layer)), [count - 1])
+        base = backbone_factor if within(name, "backbone") else 1.0
+        layers = next((found for layer, found in places.items() if within(name, layer)), [count - 1])
         shares = [base * layer_decay ** (count - 1 - i) for i in layers]
         return shares[0] if len(shares) == 1 else jnp.array(shares).reshape(-1, *(1,) * (leaf.ndim - 1))
 
@@ -75,12 +76,12 @@ def split(params: Any, frozen: Sequence[str]) -> tuple[Any, Any]:
     """
     leaves = flatten_dict(params, sep="/")
     for part in frozen:
-        if not any(_within(name, part) for name in leaves):
+        if not any(within(name, part) for name in leaves):
             parts = {name.rsplit("/", n)[0] for name in leaves for n in range(1, name.count("/") + 1)}
             near = " or ".join(map(repr, difflib.get_close_matches(part, sorted(parts), n=3)))
             hint = f" Did you mean {near}?" if near else ""
             raise UserError(f"optimizer.frozen={tuple(frozen)}: the model has no part {part!r}.{hint}")
-    held = {name: leaf for name, leaf in leaves.items() if any(_within(name, part) for part in frozen)}
+    held = {name: leaf for name, leaf in leaves.items() if any(within(name, part) for part in frozen)}
     if len(held) == len(leaves):
         raise UserError(f"optimizer.frozen={tuple(frozen)} leaves nothing to learn.")
     learns = {name: leaf for name, leaf in leaves.items() if name not in held}
@@ -102,7 +103,3 @@ def merge(a: Any, b: Any) -> Any:
         {'head': {'kernel': 2}, 'backbone': {'kernel': 1}}
     """
     return unflatten_dict(flatten_dict(a) | flatten_dict(b))
-
-
-def _within(name, part):
-    return name == part or name.startswith(f"{part}/")

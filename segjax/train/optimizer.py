@@ -42,12 +42,7 @@ def make_schedule(
     Args:
         steps: length of the run, warm-up included.
         warmup: steps of the rise; step 0 has rate 0, step `warmup` the peak.
-        name: constant, step, exponential, polynomial, cosine or one_cycle.
-        learning_rate: rate at the peak.
-        end: last rate as a share of the peak; constant and step take none.
-        power: exponent of the polynomial.
-        decay_rate: factor at each milestone (step), or of the whole decay (exponential).
-        milestones: where the step schedule decays, as shares of the run.
+        name: of the schedule; the other arguments are keys of `make`.
 
     Returns:
         A function from the step, an integer or an int32 scalar, to the rate.
@@ -111,14 +106,11 @@ def make(
     name: Annotated[str, Key("of the optimiser", ("sgd", "adam", "adamw", "lion", "lamb"))] = "adamw",
     learning_rate: Annotated[float, Key("at the peak", "[0, inf)")] = 1e-3,
     schedule: Annotated[
-        str,
-        Key("of the learning rate", ("constant", "step", "exponential", "polynomial", "cosine", "one_cycle")),
+        str, Key("of the learning rate", ("constant", "step", "exponential", "polynomial", "cosine", "one_cycle"))
     ] = "cosine",
     end: Annotated[float, Key("last learning rate as a share of the peak", "[0, inf)")] = 0.0,
     power: Annotated[float, Key("exponent of the polynomial schedule", "(0, inf)")] = 0.9,
-    decay_rate: Annotated[
-        float, Key("factor at each milestone (step) or over the whole run (exponential)", "(0, inf)")
-    ] = 0.1,
+    decay_rate: Annotated[float, Key("factor at each milestone, or over the run (exponential)", "(0, inf)")] = 0.1,
     milestones: Annotated[tuple[float, ...], Key("of the step schedule, as shares of the run", "[0, 1]")] = (0.6, 0.85),
     momentum: Annotated[float, Key("of sgd", "[0, 1)")] = 0.9,
     b1: Annotated[float, Key("decay of the first moment", "[0, 1)")] = 0.9,

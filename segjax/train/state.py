@@ -50,16 +50,9 @@ def init(
     mesh: Any,
     fsdp: bool = False,
 ) -> State:
-    """Makes the first state, in place on every device.
+    """Makes the first state, in place on every device, for normalised images of shape [b, h, w, c].
 
-    Args:
-        model: what learns.
-        tx: the optimiser.
-        shape: of a batch of normalised images, [b, h, w, c].
-        averaged: whether moving averages are kept.
-        seed: of the parameters.
-        mesh: the devices.
-        fsdp: see `segjax.parallel.state_sharding`.
+    `averaged` says whether moving averages are kept; `fsdp` is that of `segjax.parallel.state_sharding`.
     """
     placed = parallel.state_sharding(mesh, abstract(model, tx, shape, averaged), fsdp)
     return jax.jit(lambda: _init(model, tx, (1, *shape[1:]), averaged, seed), out_shardings=placed)()

@@ -3,18 +3,16 @@
 import dataclasses
 import json
 import pathlib
-import time
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from segjax import config as configuration
 from segjax.checks import UserError, writing
 from segjax.spec import DatasetSpec
 from segjax.train.saved import parse
+from segjax.train.shared import check_shared
 
 # Sections that must agree: a checkpoint of another network, of other labels or of other inputs does not fit.
 FIXED = ("model", "objective", "task", "preprocess", "spec")
@@ -54,22 +52,8 @@ def prepare(workdir: str) -> None:
     folder = pathlib.Path(workdir)
     with writing(workdir):
         folder.mkdir(parents=True, exist_ok=True)
-    if jax.process_count() == 1:
-        return
-    number = multihost_utils.broadcast_one_to_all(np.int32(time.time_ns() % 2**31))
-    mark = folder / f".shared_{number}"  # a new name, of which no file system has an old answer
-    if jax.process_index() == 0:
-        mark.touch()
-    multihost_utils.sync_global_devices("mark is written")
-    seen = multihost_utils.process_allgather(np.array(mark.exists()))
-    if jax.process_index() == 0:
-        mark.unlink()
-    if not seen.all():
-        hosts = ", ".join(map(str, np.flatnonzero(~seen)))
-        raise UserError(
-            f"Hosts {hosts} do not see what host 0 writes to the workdir {workdir}: choose a folder of a file system "
-            "that all hosts share."
-        )
+    if jax.process_count() > 1:
+        check_shared(folder)
 
 
 def record(workdir: str, config: ConfigDict, spec: DatasetSpec) -> None:

@@ -51,10 +51,7 @@ class Window(NamedTuple):
         return (source + sum(self.padding) - self.dilation * (self.size - 1) - 1) // self.stride + 1
 
     def spans(self, source: int) -> list[tuple[int, int, int, int]]:
-        """The overlap of the maps with the result for each row of a kernel of stride 1.
-
-        Args:
-            source: rows of the maps.
+        """The overlap of maps of `source` rows with the result for each row of a kernel of stride 1.
 
         Returns:
             (row of the kernel, first row of the result, first row of the maps, number of rows); rows of the kernel that
@@ -75,9 +72,6 @@ class Window(NamedTuple):
     def taps(self, source: int) -> tuple[list[tuple[int, int]], tuple[int, int, int]]:
         """Where each row of the kernel begins: row r of the result meets row first + r * stride of the padded maps.
 
-        Args:
-            source: rows of the maps.
-
         Returns:
             (row of the kernel, first) of those that meet any pixel, at least one; and that padding, for `lax.pad`.
 
@@ -93,9 +87,6 @@ class Window(NamedTuple):
 
     def phases(self, source: int) -> tuple[list[list[tuple[int, int]]], tuple[int, int, int]]:
         """What meets each row of the maps: row phase + m * stride of them, row first + m of the padded result.
-
-        Args:
-            source: rows of the maps.
 
         Returns:
             For each phase, the remainder of a row by the stride, (row of the kernel, first) of those that meet it; and
@@ -131,14 +122,7 @@ def transposed(
 ) -> jax.Array:
     """What `views` takes apart put together: at each pixel the sum of term(i, j, *maps) over the elements it meets.
 
-    Args:
-        shape: [b, h, w, c] of the result.
-        window: of the kernel.
-        maps: pairs of maps [b, y, x, c] and the value outside them.
-        term: of a kernel element (i, j) and the maps' pixels that it meets.
-
-    Returns:
-        Maps of that shape.
+    The result is [b, h, w, c], of the given shape; `maps` are pairs of maps [b, y, x, c] and the value outside them.
     """
     stride, (b, h, w, c) = window.stride, shape
     m, n = -(-h // stride), -(-w // stride)

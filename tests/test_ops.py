@@ -126,6 +126,12 @@ def test_convolution_is_xlas(name):
     assert_close(*(jax.jit(with_gradients(f))(args, g) for f in (ours, theirs)))
 
 
+@pytest.mark.parametrize("settings", [{"stride": (2,)}, {"dilation": (1, 1, 1)}, {"padding": ((1, 1),)}])
+def test_settings_of_another_number_of_axes_are_refused(settings):
+    with pytest.raises((TypeError, ValueError)):
+        convolution(jnp.ones((1, 8, 8, 1)), jnp.ones((3, 3, 1, 1)), **settings)
+
+
 def test_every_formulation_is_tried():
     """The cases above are of the kind that their names say: other programs than XLA's own where it is not "plain"."""
     for name in CONVOLUTIONS:

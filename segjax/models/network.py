@@ -27,7 +27,9 @@ class Network(nn.Module):
     channels: int
     norm: Annotated[str, Key("of the layers; group: at most 32 groups", ("batch", "group", "none"))] = "batch"
     momentum: Annotated[float, Key("share of the old batch statistics that is kept each step", "[0, 1]")] = 0.9
-    dtype: Annotated[str, Key("of computing; parameters and logits stay float32", ("float32", "bfloat16"))] = "float32"
+    dtype: Annotated[str, Key("of maps; parameters, statistics and logits are float32", ("float32", "bfloat16"))] = (
+        "float32"
+    )
     remat: Annotated[bool, Key("recompute activations in the backward pass: less memory, more time")] = False
     axis_name: str | None = None
     frozen: tuple[str, ...] = ()

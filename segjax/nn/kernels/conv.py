@@ -50,18 +50,16 @@ def convolution(
         Array([6., 9., 6.], dtype=float32)
     """
     axes = x.ndim - 2
-    strides, dilations = ((n,) * axes if isinstance(n, int) else tuple(n) for n in (stride, dilation))
-    pads = (tuple(padding),) * axes if isinstance(padding[0], int) else tuple(map(tuple, padding))
-    square = axes == 2 and all(len({*each}) == 1 for each in (strides, dilations, pads, kernel.shape[:2]))
-    if enabled() and square:
-        return _square(x, kernel, groups, Window(kernel.shape[0], strides[0], dilations[0], pads[0]))
+    alike = isinstance(stride, int) and isinstance(dilation, int) and isinstance(padding[0], int)
+    if enabled() and axes == 2 and alike and kernel.shape[0] == kernel.shape[1]:
+        return _square(x, kernel, groups, Window(kernel.shape[0], stride, dilation, tuple(padding)))
     letters = "ZYX"[-axes:] if axes <= 3 else "".join(map(str, range(axes)))
     return lax.conv_general_dilated(
         x,
         kernel,
-        strides,
-        pads,
-        rhs_dilation=dilations,
+        (stride,) * axes if isinstance(stride, int) else tuple(stride),
+        (tuple(padding),) * axes if isinstance(padding[0], int) else tuple(padding),
+        rhs_dilation=(dilation,) * axes if isinstance(dilation, int) else tuple(dilation),
         dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
         feature_group_count=groups,
     )
@@ -88,7 +86,7 @@ def _on_cpu(x, kernel, groups, window):
     """The fastest known formulation of each pass."""
     xla = plain(groups, window)
     c, f = x.shape[-1], kernel.shape[-1]
-    if kernel.shape[0] != kernel.shape[1] or min(map(window.result, x.shape[1:3])) < 1:
+    if min(map(window.result, x.shape[1:3])) < 1:
         return xla
     if groups == 1 and window.size == 1 and window.padding == (0, 0):
         passes = _pointwise(window)
@@ -122,7 +120,7 @@ def _in_float32(f):
 def _formulations(x, kernel, groups, window):
     """Those of each platform for `by_platform`; TPUs have one of their own for the first layer of a backbone only."""
     passes = {"cpu": _on_cpu(x, kernel, groups, window), "default": plain(groups, window)}
-    of_image = x.shape[-1] <= 4 and groups == 1 and kernel.shape[0] == kernel.shape[1] > 1
+    of_image = x.shape[-1] <= 4 and groups == 1 and window.size > 1
     if of_image and (window.stride, window.dilation) == (2, 1) and x.shape[2] % 2 == 0:
         passes["tpu"] = paired(window)
     return passes

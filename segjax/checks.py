@@ -13,9 +13,9 @@ import contextlib
 import difflib
 import functools
 import inspect
-import math
 import numbers
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -119,10 +119,11 @@ def check_section(section: str, function: Callable, values: Mapping[str, Any], c
         if value is None and setting.default is None:
             continue
         key, path = setting.key, f"{section}.{name}" if section else name
-        if isinstance(key.range, tuple):
+        fits = _fits(value, setting.type)
+        if fits and isinstance(key.range, tuple):
             for each in value if isinstance(value, tuple | list) else (value,):
                 check_choice(path, each, key.range)
-        elif not _fits(value, setting.type) or not all(map(functools.partial(_inside, key.range), _numbers(value))):
+        elif not fits or not all(map(functools.partial(_inside, key.range), _numbers(value))):
             where = f" in {key.range}" if key.range else ""
             raise UserError(f"{path}={value!r} must be {describe(setting.type)}{where}: {key.line}.")
     for name, setting in known.items():
@@ -191,7 +192,7 @@ def _numbers(value):
 
 def _inside(interval, number):
     """Whether a number is finite and lies in an interval such as "[0, 1)"; "" holds all finite numbers."""
-    if not math.isfinite(number):
+    if not abs(number) <= sys.float_info.max:
         return False
     if not interval:
         return True

@@ -120,7 +120,8 @@ class Predictor:
 def _named(found: Segments) -> dict[str, np.ndarray]:
     """Segments as a dict, without what is not there."""
     fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-    return {name: x for name, x in {**fields, **(fields.pop("maps") or {})}.items() if x is not None}
+    maps = fields.pop("maps") or {}
+    return {name: x for name, x in {**fields, **maps}.items() if x is not None}
 
 
 def load(

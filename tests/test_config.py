@@ -14,11 +14,11 @@ from segjax.cli import main
 from segjax.config import base, check, to_dict
 from segjax.data import sources
 from segjax.spec import DatasetSpec
-from segjax.train import workdir
+from segjax.train import loop, workdir
+from segjax.train.config_json import from_dict
 from segjax.train.durations import durations
 from segjax.train.loop import train_and_evaluate
 from segjax.train.restore import evaluate_workdir, restore
-from segjax.train.saved import from_dict
 
 DATA = pathlib.Path(__file__).parent / "data"
 FUNCTIONS = {
@@ -115,7 +115,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("key", NONSENSE)
 def test_nonsense_is_refused_with_key_value_and_range_before_data_are_opened(key, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "create", lambda *_, **__: pytest.fail("the data were opened"))
+    monkeypatch.setattr(loop, "open_source", lambda *_, **__: pytest.fail("the data were opened"))
     section, _, name = key.rpartition(".")
     for value in NONSENSE[key]:
         config = base()

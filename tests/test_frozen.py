@@ -7,10 +7,16 @@ from flax import linen as nn
 from parts import make_task
 
 from segjax import models, parallel
+from segjax.checks import UserError
+from segjax.config import base
 from segjax.models.network import Network
 from segjax.nn.layers import Conv, ConvNorm, Style
 from segjax.spec import DatasetSpec, Preprocess
 from segjax.train import compilation, optimizer, state, step
+from segjax.train.components import build_components
+from segjax.train.loop import train_and_evaluate
+from segjax.train.restore import restore
+from segjax.train.workdir import read_config
 
 SPEC = DatasetSpec(("a", "b", "c"))
 
@@ -157,3 +163,34 @@ def test_groups_and_frozen_parts_go_together():
     assert moved(first.params["neck"], last.params["neck"])
     same(first.batch_stats["backbone"]["conv1"], last.batch_stats["backbone"]["conv1"])
     assert moved(first.batch_stats["backbone"]["conv2"], last.batch_stats["backbone"]["conv2"])
+
+
+def test_groups_and_frozen_parts_are_keys_of_a_configuration(tmp_path):
+    """A run of one step: what is frozen stays, and what learns moves by its factor."""
+
+    def moved(**settings):
+        config = base(source="shapes")
+        config.source.count, config.source.size, config.data.crop = 8, (16, 16), (16, 16)
+        config.data.batch_size = config.eval.batch_size = 4
+        config.run.total, config.loading.loader, config.log.tensorboard = 1, "threads", False
+        config.optimizer.name, config.optimizer.momentum, config.optimizer.weight_decay = "sgd", 0.0, 0.0
+        with config.optimizer.unlocked():
+            config.optimizer.update(settings)
+        path = str(tmp_path / str(len(list(tmp_path.iterdir()))))
+        train_and_evaluate(config, path, model=Tiny(8))
+        saved, spec = read_config(path)
+        _, after, _ = restore(saved, spec, path, Tiny(8))
+        parts = build_components(saved, spec, None, Tiny(8))
+        tx, _ = optimizer.make(1, 0, parts.model.layer_order, **saved.optimizer)
+        before = state.init(parts.model, tx, (1, 16, 16, 3), False, 0, parts.mesh)
+        return jax.tree.map(lambda a, b: np.asarray(a - b), after.params, before.params)
+
+    free, slow = moved(), moved(backbone_factor=0.1, layer_decay=0.5)
+    factors = {"backbone": {"conv1": 0.05, "conv2": 0.1}, "neck": 1.0, "head": 1.0}
+    wanted = jax.tree.map(lambda factor, part: jax.tree.map(lambda x: factor * x, part), factors, free)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-6), slow, wanted)
+    held = moved(frozen=("backbone/conv1",))
+    assert not any(x.any() for x in jax.tree.leaves(held["backbone"]["conv1"]))
+    assert all(x.any() for x in jax.tree.leaves(held["head"]))
+    with pytest.raises(UserError, match=r"optimizer.frozen.*nothing"):
+        moved(frozen=("nothing",))

@@ -41,7 +41,7 @@ LEVELS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 TASKS_MAY = LEVELS[0] | {"objectives", "losses", "metrics", "nn", "space"}
-CONFIG_USERS = {"train/loop.py", "train/saved.py", "train/workdir.py"}  # within level 4
+CONFIG_USERS = {"train/loop.py", "train/config_json.py", "train/workdir.py"}  # within level 4
 
 
 def files():

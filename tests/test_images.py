@@ -1,23 +1,25 @@
 """Images of any number of channels and any depth, from a source to a prediction."""
 
+import functools
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from segjax import infer
+from segjax import augment, infer
 from segjax.checks import UserError
 from segjax.config import base, to_dict
 from segjax.data.loader import Loading
 from segjax.data.pipeline import eval_batches, train_batches
 from segjax.data.sources.arrays import arrays
 from segjax.data.sources.folder import folder
-from segjax.spec import Preprocess, channel_names
+from segjax.spec import DatasetSpec, Preprocess, channel_names
+from segjax.train.config_json import from_dict
 from segjax.train.loop import train_and_evaluate
 from segjax.train.restore import evaluate_workdir
-from segjax.train.saved import from_dict
 from segjax.train.step import coloured, normalise
 
 KINDS = {
@@ -135,3 +137,60 @@ def test_changes_of_colour_work_within_the_window():
     deep = jnp.asarray(image.astype(np.uint16) * 16 + 1000)
     windowed = coloured(deep, jnp.asarray(position), 0, amplitudes, (1000.0, 1000.0 + 255 * 16))
     np.testing.assert_allclose((windowed - 1000) / 16, plain, atol=2e-3)
+
+
+def test_splits_of_different_depth_are_refused(tmp_path):
+    data = held("rgb")
+    deep = {"test": {**data["test"], "image": data["test"]["image"].astype(np.uint16) * 257}}
+    opened = {"train": arrays("train", data=data, classes=("low", "high")),
+              "test": arrays("test", data=deep, classes=("low", "high"))}  # fmt: skip
+    with pytest.raises(UserError, match=r"image_dtype uint16, but the model is trained on uint8"):
+        train_and_evaluate(configured("rgb"), str(tmp_path), sources=opened)
+
+
+class Wide:
+    """A source of one's own that says uint8, and reads something else."""
+
+    spec = DatasetSpec(("low", "high"))
+
+    def __len__(self):
+        return 4
+
+    def name(self, i):
+        return f"wide {i}"
+
+    def size(self, i):
+        return (16, 16)
+
+    def read(self, i):
+        return {"image": np.zeros((16, 16, 3), np.int64), "label": np.zeros((16, 16), np.uint8)}
+
+
+@pytest.mark.parametrize("loader", ["threads", "tf.data"])
+def test_images_of_another_dtype_than_the_spec_says_are_named(loader):
+    batches = train_batches(Wide(), Preprocess(), Loading(loader), batch_size=2, crop=(8, 8))
+    with pytest.raises(UserError, match=r"wide \d has .*\(3, 'int64'\), but .*\(3, 'uint8'\)"):
+        next(batches.batches(0, 1))
+
+
+def test_values_that_are_not_finite_are_named():
+    data = held("float")
+    data["train"]["image"][3, 2, 1] = np.nan
+    with pytest.raises(UserError, match=r"train_00003|3.*not finite"):
+        arrays("train", channels=1, data=data, classes=("low", "high"))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_colours_of_8_bits_are_as_they_were(compiled):
+    """Without a window changes are of pixel / 255, and times 255: the same bits as `augment.colour` makes so."""
+    image = jnp.asarray(held("rgb", 2)["train"]["image"])
+    position, amplitudes = jnp.arange(2, dtype=jnp.int32), {"brightness": 0.1, "contrast": 0.2, "hue": 0.05}
+    ours = functools.partial(coloured, seed=3, amplitudes=amplitudes)
+
+    def plain(image, position):
+        key = jax.random.key(3, impl="threefry2x32")
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(position)
+        return augment.colour(keys, image.astype(jnp.float32) / 255, **amplitudes) * 255
+
+    wrap = jax.jit if compiled else lambda function: function
+    np.testing.assert_array_equal(wrap(ours)(image, position), wrap(plain)(image, position))

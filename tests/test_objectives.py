@@ -91,10 +91,30 @@ def test_an_objective_of_ones_own_trains_evaluates_and_predicts(tmp_path):
     assert again["PQ"] == summary["PQ"] and again["iou_per_class"] == summary["iou_per_class"]
     found = infer.load(path, **own)(shapes("test", count=2, size=(32, 48)).read(1)["image"])
     assert found["label"].shape == found["instance"].shape == (32, 48) and found["score"].shape == (3,)
+    assert set(found) == {"label", "instance", "score", "probability"}
     things = np.isin(found["label"], SPEC.things)
     assert (found["instance"][things] == (np.arange(48) // STRIPE + 1 + np.zeros((32, 1), int))[things]).all()
     with pytest.raises(UserError, match=r"gives distance, logits, and .* learns centre, logits, offset"):
         train_and_evaluate(config, str(tmp_path / "other"), model=own["model"])
+
+
+def test_what_learns_no_objects_does_not_fit_a_task_of_objects(tmp_path):
+    """It is refused before the first step, though a U-Net gives all that the objective learns."""
+    config = base(source="shapes", task="panoptic", model="unet", objective="pixels")
+    with pytest.raises(UserError, match=r"learns no objects.*objective.name='centres'"):
+        train_and_evaluate(config, str(tmp_path))
+
+
+def test_objects_need_a_logit_a_class():
+    spec = DatasetSpec(("ground", "cell"), things=(1,)).in_mode("binary")
+    for make in (objectives.create, lambda name, spec: tasks.create("panoptic", spec, TOY)):
+        with pytest.raises(UserError, match=r"task.mode='multiclass'"):
+            make("centres", spec)
+
+
+def test_a_network_of_ones_own_is_a_network(tmp_path):
+    with pytest.raises(UserError, match=r"segjax.models.network.Network, of which Dense is none"):
+        train_and_evaluate(base(source="shapes"), str(tmp_path), model=nn.Dense(8))
 
 
 def test_mode_of_task_and_labels_agree():
@@ -295,6 +315,11 @@ def test_overlapping_masks_reach_scores_and_pictures():
     summary = task.summary(task.update(task.new_metric(), jax.device_get(measured)))
     # 12 of 20 pixels of the first mask are its own: IoU 12 / 20, which counts up to the threshold 0.6.
     np.testing.assert_allclose([summary["AP50"], summary["AP75"]], [1.0, 0.5], atol=0.01)
+    # A mask of stuff is no object: it does not count against the score.
+    measured = jax.tree.map(np.array, measured) | {"classes": np.array([[1, 1, 0]], np.int32)}
+    measured["masks"][0, 2, 5, 9] = True
+    again = task.summary(task.update(task.new_metric(), measured))
+    assert again["bowl_score"] == summary["bowl_score"] and again["AP"] == summary["AP"]
     np.testing.assert_array_equal(
         task.decide(Maps({}), geometry, probabilities=True).probability[0, 2, 5], jax.nn.softmax(jnp.array([1.0, 0.0]))
     )

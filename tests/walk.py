@@ -26,8 +26,9 @@ def walk(flags):
             and code.co_filename.startswith(package)
             and code.co_filename.endswith(".py")
             and code.co_flags & OWN_LOCALS
+            and code.co_name not in COMPREHENSIONS
         ):
-            seen.update(() if code.co_name in COMPREHENSIONS else (code.co_filename,))
+            seen.add(code.co_filename)
 
     from segjax.cli import main
 

@@ -1,4 +1,4 @@
-"""What every verb that uses devices shares."""
+"""The flags of a configuration: the file, its keys, and the cache of programs."""
 
 import importlib.machinery
 import os

@@ -268,6 +268,9 @@ def _read(source, index, max_objects, corrupt):
             corrupt[source.name(index)] = str(error)
             log.warning("Unreadable, and counted as unlabelled: %s", error)
         return _nothing(source.spec)
+    given = sample["image"].shape[2], sample["image"].dtype.name
+    if given != (said := (len(source.spec.image_channels), source.spec.image_dtype)):
+        raise UserError(f"{source.name(index)} has (channels, dtype) {given}, but the spec of its source says {said}.")
     if not max_objects:
         return sample["image"], sample["label"], None
     if "instance" not in sample:

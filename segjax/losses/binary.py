@@ -1,4 +1,4 @@
-"""Losses of yes or no: one class against another, or each of several classes on its own."""
+"""Sigmoid cross-entropy: of one class against another, or of each of several classes on its own."""
 
 import jax
 import jax.numpy as jnp

@@ -15,7 +15,8 @@ HEAD = nn.initializers.normal(0.01)  # small scores: the first loss is that of e
 class Network(nn.Module):
     """Base of the networks `(images, train) -> {"logits": …}`; only reverse-mode differentiation is supported.
 
-    A network of your own is a subclass with a `__call__`; it may also take `progress`, the share of a run that is done.
+    A network of your own is a subclass with a `__call__`, which may take `progress`, the share of a run that is done,
+    with a default for evaluation.
 
     Attributes:
         channels: logits a pixel.
@@ -27,9 +28,7 @@ class Network(nn.Module):
     channels: int
     norm: Annotated[str, Key("of the layers; group: at most 32 groups", ("batch", "group", "none"))] = "batch"
     momentum: Annotated[float, Key("share of the old batch statistics that is kept each step", "[0, 1]")] = 0.9
-    dtype: Annotated[str, Key("of maps; parameters, statistics and logits are float32", ("float32", "bfloat16"))] = (
-        "float32"
-    )
+    dtype: Annotated[str, Key("of maps; parameters, statistics, logits: float32", ("float32", "bfloat16"))] = "float32"
     remat: Annotated[bool, Key("recompute activations in the backward pass: less memory, more time")] = False
     axis_name: str | None = None
     frozen: tuple[str, ...] = ()

@@ -22,25 +22,15 @@ def within(path: str, part: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """What all layers of a network have in common.
+    """What all layers of a network have in common."""
 
-    Attributes:
-        norm: "batch", "group" (at most 32 groups) or "none".
-        momentum: share of the old batch statistics that is kept each step.
-        epsilon: added to the variance.
-        dtype: compute dtype; parameters and statistics are float32.
-        remat: recompute each block's activations in the backward pass.
-        axis_name: pmap axis over which batch statistics are taken.
-        frozen: paths of the parts that do not learn.
-    """
-
-    norm: str = "batch"
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-    dtype: str = "float32"
-    remat: bool = False
-    axis_name: str | None = None
-    frozen: tuple[str, ...] = ()
+    norm: str = "batch"  # "batch", "group" (at most 32 groups) or "none"
+    momentum: float = 0.9  # share of the old batch statistics that is kept each step
+    epsilon: float = 1e-5  # added to the variance
+    dtype: str = "float32"  # of computing; parameters and statistics are float32
+    remat: bool = False  # recompute each block's activations in the backward pass
+    axis_name: str | None = None  # pmap axis over which batch statistics are taken
+    frozen: tuple[str, ...] = ()  # paths of the parts that do not learn
 
     def __post_init__(self):
         """Checks the choices."""

@@ -17,7 +17,7 @@ class Objective(NamedTuple):
     maps: (outputs, geometry) -> Maps, what predictions are made of; these may be averaged over flips, scales, windows
         and networks.
     decode: (maps, geometry) -> Decoded, at `geometry.output_size`.
-    needs_instances: whether batches hold instance maps.
+    needs_instances: whether batches hold instance maps; those of an objective that finds objects do.
     max_objects: greatest number of objects in a training image.
     targets: (label, instance) -> named maps that the network learns; None where it learns the label alone.
     """
@@ -27,7 +27,7 @@ class Objective(NamedTuple):
     maps: Callable[..., Any]
     decode: Callable[..., "Decoded"]
     needs_instances: bool = False
-    max_objects: int = 0
+    max_objects: int = 2**16 - 1
     targets: Callable[..., Any] | None = None
 
 
@@ -53,7 +53,11 @@ class Decoded(NamedTuple):
 
 
 def require_things(spec: DatasetSpec) -> None:
-    """Raises a UserError where no class is a thing, for objectives and tasks of objects."""
+    """Raises a UserError where objects cannot be learned: where no class is a thing, or pixels have many classes."""
+    if spec.mode == "multilabel":
+        raise UserError("Objects need masks of one class a pixel: leave {class} out of source.masks.")
+    if spec.mode == "binary":
+        raise UserError("Objects need a logit a class, and task.mode='binary' has one: set task.mode='multiclass'.")
     if not spec.things:
         raise UserError(
             f"Objects need classes that are things, and of {', '.join(spec.classes)} none is one. Set source.things, "

@@ -38,7 +38,7 @@ def create(
         truths = instance.objects(image["label"], image["instance"], spec)
         labelled = image["label"] != spec.ignore  # average precision knows no unlabelled pixels: nothing is found there
         if "masks" in image:
-            taken = image["classes"] >= 0
+            taken = np.isin(image["classes"], spec.things)
             masks = image["masks"][taken] & labelled
             found = instance.objects_of_masks(masks, image["classes"][taken], image["scores"][taken])
         else:

@@ -46,11 +46,11 @@ def make(
         The task.
 
     Raises:
-        UserError: a data set without things or of many classes a pixel.
+        UserError: a data set without things or of many classes a pixel, or an objective that learns no objects.
     """
     require_things(spec)
-    if spec.mode == "multilabel":
-        raise UserError("Objects need masks of one class a pixel: leave {class} out of source.masks.")
+    if not objective.needs_instances:
+        raise UserError("The objective learns no objects, which the task needs: set objective.name='centres'.")
     limit = min(1 << 16, (2**31 - 1) // (max(spec.ignore, len(spec.classes)) + 1))  # ids are int32
     if divisor > limit:
         raise UserError(f"task.divisor={divisor} must be at most {limit}, for ids of these classes to fit 32 bits.")

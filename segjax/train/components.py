@@ -14,6 +14,7 @@ from segjax.data import pipeline
 from segjax.data.loader import Loading
 from segjax.data.sources import SOURCES
 from segjax.models import MODELS
+from segjax.models.network import Network
 from segjax.objectives import OBJECTIVES, Objective
 from segjax.spec import DatasetSpec, Preprocess
 from segjax.tasks import TASKS, Task
@@ -56,6 +57,8 @@ def build_components(
     task = TASKS[config.task.name](spec, objective, **settings(config.task))
     preprocess = Preprocess(**config.preprocess)
     model = model or MODELS[config.model.name](spec.num_logits, **settings(config.model))
+    if not isinstance(model, Network):
+        raise UserError(f"model must be a segjax.models.network.Network, of which {type(model).__name__} is none.")
     if len(preprocess.mean) != len(spec.image_channels):
         raise UserError(
             f"preprocess.mean={preprocess.mean} has {len(preprocess.mean)} values, but the images have "
@@ -70,7 +73,8 @@ def build_components(
     if given != learned:
         raise UserError(
             f"model.name={config.model.name!r} gives {', '.join(sorted(given))}, and objective.name="
-            f"{config.objective.name!r} learns {', '.join(sorted(learned))}: choose two that agree."
+            f"{config.objective.name!r} learns {', '.join(sorted(learned))}: choose two that agree, or hand over those "
+            "of your own, model=… and objective=…."
         )
     return Components(parallel.make_mesh(devices, **config.parallel), preprocess, task, model)
 
@@ -112,6 +116,10 @@ def train_batches(config: ConfigDict, parts: Components, source: Any) -> pipelin
 
 def eval_batches(config: ConfigDict, parts: Components, source: Any) -> pipeline.Batches:
     """The whole images of a split, each once."""
+    for fact in ("classes", "image_channels", "image_dtype"):
+        given, trained = getattr(source.spec, fact), getattr(parts.task.spec, fact)
+        if given != trained:
+            raise UserError(f"The split has {fact} {given}, but the model is trained on {trained}.")
     parallel.check_batch(parts.mesh, config.eval.batch_size, "eval.batch_size")
     loading, instances = Loading(**config.loading), parts.task.needs_instances
     return pipeline.eval_batches(source, parts.preprocess, loading, parallel.hosts(), instances, **config.eval)
@@ -131,7 +139,7 @@ def make_training(config: ConfigDict, parts: Components, batches: pipeline.Batch
     """Makes optimiser, train step and first state for batches of `train_batches`."""
     mesh, preprocess, task, model = parts
     run = durations(batches.count, batches.batch_size, **config.run)
-    tx, schedule = optimizer.make(run.total, run.warmup, getattr(model, "layer_order", ()), **config.optimizer)
+    tx, schedule = optimizer.make(run.total, run.warmup, model.layer_order, **config.optimizer)
 
     def make(axis):
         colours, decay = dict(config.augment), config.ema.decay

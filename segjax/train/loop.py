@@ -42,7 +42,7 @@ def train_and_evaluate(
     Args:
         config: from `segjax.config.base`.
         path: the workdir, a folder for configuration, log and checkpoints.
-        model: a module of your own in place of the configured one.
+        model: a `segjax.models.network.Network` of your own in place of the configured one.
         objective: one of your own in place of the configured one.
         sources: sources by split, such as {"train": …, "test": …}, in place of the configured one: arrays in memory,
             or a source of your own.

@@ -6,7 +6,6 @@ from typing import Any
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from segjax.checks import UserError
 from segjax.objectives import Objective
 from segjax.spec import DatasetSpec
 from segjax.train import components, optimizer, state, workdir
@@ -37,7 +36,7 @@ def restore(
     """
     parts = components.build_components(config, spec, None, model, objective)
     # Shapes of the parameters do not depend on the size of the images, nor of the run on its length.
-    tx, _ = optimizer.make(config.optimizer.accumulate, 0, getattr(parts.model, "layer_order", ()), **config.optimizer)
+    tx, _ = optimizer.make(config.optimizer.accumulate, 0, parts.model.layer_order, **config.optimizer)
     side = 2 * (parts.preprocess.context + 64)
     shape = (1, side, side, len(parts.preprocess.mean))
     with Checkpoints(path, **config.checkpoint) as checkpoints:
@@ -81,7 +80,5 @@ def evaluate_workdir(
     split = split or config.splits.test
     parts, restored, chosen = restore(config, spec, path, model, objective)
     batches = components.eval_batches(config, parts, components.open_source(config, split, sources))
-    if batches.spec.classes != spec.classes:
-        raise UserError(f"The split has classes {batches.spec.classes}, but the model was trained on {spec.classes}.")
     summary = components.make_evaluator(config, parts, batches)(restored.variables(config.ema.evaluate))
     return summary | {"split": split, "step": chosen, "seconds": round(time.monotonic() - began, 1)}

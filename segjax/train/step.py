@@ -71,9 +71,12 @@ def coloured(
             f"augment.{used[0]} changes colours within preprocess.window, which {image.dtype} images need: set it to "
             "the (low, high) values of black and white."
         )
-    low, high = window or (0.0, 255.0)
+    keys = sample_keys(seed, position)
+    if window is None:
+        return augment.colour(keys, image.astype(jnp.float32) / 255, **amplitudes) * 255
+    low, high = window
     share = jnp.clip((image.astype(jnp.float32) - low) / (high - low), 0.0, 1.0)
-    return augment.colour(sample_keys(seed, position), share, **amplitudes) * (high - low) + low
+    return augment.colour(keys, share, **amplitudes) * (high - low) + low
 
 
 def sample_keys(seed: int, position: Int[Array, "b"], *purpose: int) -> jax.Array:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from segjax import config as configuration
 from segjax.checks import UserError, writing
 from segjax.spec import DatasetSpec
-from segjax.train.saved import parse
+from segjax.train.config_json import parse
 from segjax.train.shared import check_shared
 
 # Sections that must agree: a checkpoint of another network, of other labels or of other inputs does not fit.
@@ -27,6 +27,7 @@ def compare(workdir: str, config: ConfigDict, spec: DatasetSpec) -> list[str]:
     Raises:
         UserError: model, objective, task, preprocessing or classes differ, and `resume.allow_changed` is not set.
     """
+    configuration.check(config)
     saved = _read_json(workdir)
     if saved is None:
         return []
@@ -71,7 +72,9 @@ def read_config(workdir: str) -> tuple[ConfigDict, DatasetSpec]:
     saved = _read_json(workdir)
     if saved is None:
         raise UserError(f"There is no run in {workdir}: config.json is missing. Train one with `segjax train`.")
-    return parse(saved)
+    config, spec = parse(saved)
+    configuration.check(config)
+    return config, spec
 
 
 def _as_saved(config: ConfigDict, spec: DatasetSpec) -> dict[str, Any]:

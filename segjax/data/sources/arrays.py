@@ -71,7 +71,7 @@ def arrays(
     *,
     channels: int = 3,
     data: Annotated[
-        Table | str, Key(".npz file with {split}_image, {split}_label and perhaps {split}_instance, or the arrays")
+        Table | str, Key(".npz file with {split}_image, {split}_label, perhaps {split}_instance; a run takes no arrays")
     ],
     classes: Annotated[Sequence[str], Key("class names in the order of their index")],
     palette: Annotated[
@@ -155,6 +155,8 @@ def _fault(image, label, channels, spec):
             f"the image must be {spec.image_dtype} [y, x, {channels}], with as many channels as preprocess.mean has "
             f"values, but is {image.dtype} {list(image.shape)}; images are of one dtype, {', '.join(DTYPES)}"
         )
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        return "the image holds values that are not finite"
     if label.dtype.kind not in "bui" or label.shape[2:] != ((k,) if multilabel else ()):
         return f"the label must be integers [y, x{f', {k}' * multilabel}], but is {label.dtype} {list(label.shape)}"
     if image.shape[:2] != label.shape[:2]:

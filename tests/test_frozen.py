@@ -192,5 +192,5 @@ def test_groups_and_frozen_parts_are_keys_of_a_configuration(tmp_path):
     held = moved(frozen=("backbone/conv1",))
     assert not any(x.any() for x in jax.tree.leaves(held["backbone"]["conv1"]))
     assert all(x.any() for x in jax.tree.leaves(held["head"]))
-    with pytest.raises(UserError, match=r"optimizer.frozen.*nothing"):
+    with pytest.raises(UserError, match=r"optimizer.frozen.*no part 'nothing'. It has .*backbone"):
         moved(frozen=("nothing",))

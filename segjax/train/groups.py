@@ -79,7 +79,7 @@ def split(params: Any, frozen: Sequence[str]) -> tuple[Any, Any]:
         if not any(within(name, part) for name in leaves):
             parts = {name.rsplit("/", n)[0] for name in leaves for n in range(1, name.count("/") + 1)}
             near = " or ".join(map(repr, difflib.get_close_matches(part, sorted(parts), n=3)))
-            hint = f" Did you mean {near}?" if near else ""
+            hint = f" Did you mean {near}?" if near else f" It has {', '.join(dict.fromkeys(params))}."
             raise UserError(f"optimizer.frozen={tuple(frozen)}: the model has no part {part!r}.{hint}")
     held = {name: leaf for name, leaf in leaves.items() if any(within(name, part) for part in frozen)}
     if len(held) == len(leaves):

@@ -51,12 +51,12 @@ def check_keys(given: Any, known: Any, section: str) -> None:
 
 
 @contextlib.contextmanager
-def writing(workdir: str) -> Iterator[None]:
-    """Makes a UserError of what the operating system says against writing to a workdir."""
+def writing(place: str) -> Iterator[None]:
+    """Makes a UserError of what the operating system says against writing to a place, such as "The workdir runs/a"."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"The workdir {workdir} cannot be written: {error.strerror or error}.") from error
+        raise UserError(f"{place} cannot be written: {error.strerror or error}.") from error
 
 
 class Key(NamedTuple):

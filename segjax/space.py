@@ -101,7 +101,7 @@ def shift_rows(x: Shaped[Array, "b h w c"], by: int) -> Shaped[Array, "b h w c"]
 
 
 def row_by_row(f: Callable, x: Shaped[Array, "b h w c"], *whole: jax.Array) -> jax.Array:
-    """Applies a function of maps to each device's own rows.
+    """Applies a function of maps to each device's own rows, where rows are divided.
 
     Args:
         f: (maps [b, n, w, c], *whole) -> maps [b, k n, ...], each k rows of which depend on one row alone.
@@ -111,8 +111,6 @@ def row_by_row(f: Callable, x: Shaped[Array, "b h w c"], *whole: jax.Array) -> j
     Returns:
         Maps [b, k h, ...].
     """
-    if shards() == 1:
-        return f(x, *whole)
     h, x = x.shape[1], filled(x)
     mapped = jax.shard_map(f, in_specs=(P(DATA, SPACE), *(P() for _ in whole)), out_specs=P(DATA, SPACE))
     y = mapped(x, *whole)

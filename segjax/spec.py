@@ -159,7 +159,7 @@ class Preprocess:
         UserError: values that do not fit each other.
     """
 
-    mean: Annotated[tuple[float, ...], Key("of each channel, in stored units; one makes images grey")] = (127.5,) * 3
+    mean: Annotated[tuple[float, ...], Key("of each channel, in stored units; one value: grey images")] = (127.5,) * 3
     std: Annotated[tuple[float, ...], Key("standard deviations, in stored units", "(0, inf)")] = (64.0,) * 3
     window: Annotated[
         tuple[float, float] | None,

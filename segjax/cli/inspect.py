@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segjax import objectives
-from segjax.checks import UserError
+from segjax.checks import UserError, writing
 from segjax.cli.setup import define_config
 from segjax.data import audit
 from segjax.data.loader import Loading
@@ -48,14 +48,13 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
     weights = _weights(found) if any(found.pixels) else {}
     _print(found, weights)
     sheet = pathlib.Path(values.output) / "contact_sheet.png"
-    try:
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(config, source, values.pictures).save(sheet)
-        print(f"What the pipeline feeds: {sheet}", file=sys.stderr)
-    except UserError as error:
-        print(f"No contact sheet: {error}", file=sys.stderr)
-    except OSError as error:
-        raise UserError(f"The output folder {values.output} cannot be written: {error.strerror}.") from error
+    with writing(f"The output folder {values.output}"):
+        try:
+            sheet.parent.mkdir(parents=True, exist_ok=True)
+            contact_sheet(config, source, values.pictures).save(sheet)
+            print(f"What the pipeline feeds: {sheet}", file=sys.stderr)
+        except UserError as error:
+            print(f"No contact sheet: {error}", file=sys.stderr)
     split = values.split or config.splits.train
     verdict = f"{len(found.errors)} faulty samples" if found.errors else "no fault"
     print(f"Split {split!r}: {verdict}. Other splits: --split NAME.", file=sys.stderr)

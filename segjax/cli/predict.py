@@ -12,7 +12,7 @@ from absl import flags
 from PIL import Image, PngImagePlugin
 
 from segjax import infer, rle
-from segjax.checks import UserError
+from segjax.checks import UserError, writing
 from segjax.cli.setup import define_cache
 from segjax.data import coco, files, reading
 from segjax.metrics.panoptic import encode
@@ -63,10 +63,8 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         _check_ours(output / f"{path.stem}.png")
     predict, window = infer.load(values.workdir, values.grid, values.tile), _window(values.window)
     listed = _Listed(output, predict.spec, predict.divisor) if predict.divisor else None
-    try:
+    with writing(f"The output folder {output}"):
         (output / "overlays" if values.overlays else output).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"The output folder {output} cannot be written: {error.strerror}.") from error
     failed = 0
     for path in paths:
         try:

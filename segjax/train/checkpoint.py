@@ -32,7 +32,7 @@ class Checkpoints:
     ):
         self.best, self._evaluate, self._workdir = best, evaluate, workdir
         folder = pathlib.Path(workdir).absolute() / "checkpoints"
-        with writing(workdir):
+        with writing(f"The workdir {workdir}"):
             folder.mkdir(exist_ok=True)
         policies = ocp.checkpoint_managers
         best_one = policies.BestN(get_metric_fn=self._figure, n=1, keep_checkpoints_without_metrics=False)

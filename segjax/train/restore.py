@@ -73,10 +73,7 @@ def evaluate_workdir(
         UserError: no run or no checkpoint there, or another model or data set.
     """
     began = time.monotonic()
-    saved, spec = workdir.read_config(path)
-    if config is not None:
-        workdir.compare(path, config, spec)
-    config = config or saved
+    config, spec = workdir.read_config(path, config)
     split = split or config.splits.test
     parts, restored, chosen = restore(config, spec, path, model, objective)
     batches = components.eval_batches(config, parts, components.open_source(config, split, sources))

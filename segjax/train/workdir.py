@@ -27,7 +27,6 @@ def compare(workdir: str, config: ConfigDict, spec: DatasetSpec) -> list[str]:
     Raises:
         UserError: model, objective, task, preprocessing or classes differ, and `resume.allow_changed` is not set.
     """
-    configuration.check(config)
     saved = _read_json(workdir)
     if saved is None:
         return []
@@ -51,7 +50,7 @@ def prepare(workdir: str) -> None:
     if "://" in str(workdir):
         raise UserError(f"The workdir {workdir} is an address: mount the bucket, and give the folder where it appears.")
     folder = pathlib.Path(workdir)
-    with writing(workdir):
+    with writing(f"The workdir {workdir}"):
         folder.mkdir(parents=True, exist_ok=True)
     if jax.process_count() > 1:
         check_shared(folder)
@@ -62,19 +61,25 @@ def record(workdir: str, config: ConfigDict, spec: DatasetSpec) -> None:
     if jax.process_index() > 0:
         return
     part = pathlib.Path(workdir) / "config.json.part"
-    with writing(workdir):
+    with writing(f"The workdir {workdir}"):
         part.write_text(json.dumps(_as_saved(config, spec), indent=2) + "\n")
         part.replace(part.with_suffix(""))
 
 
-def read_config(workdir: str) -> tuple[ConfigDict, DatasetSpec]:
-    """Configuration of the run in a workdir, and the data set as its task reads it; a UserError where there is none."""
+def read_config(workdir: str, other: ConfigDict | None = None) -> tuple[ConfigDict, DatasetSpec]:
+    """Configuration of the run in a workdir, or another in its place, and the data set as its task reads it.
+
+    Raises:
+        UserError: no run there, a value out of range, or another that `compare` refuses.
+    """
     saved = _read_json(workdir)
     if saved is None:
         raise UserError(f"There is no run in {workdir}: config.json is missing. Train one with `segjax train`.")
     config, spec = parse(saved)
-    configuration.check(config)
-    return config, spec
+    configuration.check(other or config)
+    if other is not None:
+        compare(workdir, other, spec)
+    return other or config, spec
 
 
 def _as_saved(config: ConfigDict, spec: DatasetSpec) -> dict[str, Any]:

@@ -70,9 +70,7 @@ def arrays(
     split: str,
     *,
     channels: int = 3,
-    data: Annotated[
-        Table | str, Key(".npz file with {split}_image, {split}_label, perhaps {split}_instance; a run takes no arrays")
-    ],
+    data: Annotated[Table | str, Key(".npz file with {split}_image, {split}_label, perhaps {split}_instance")],
     classes: Annotated[Sequence[str], Key("class names in the order of their index")],
     palette: Annotated[
         Sequence[Sequence[int]] | None, Key("a colour a class, for pictures; the PASCAL VOC map where left out")

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from segjax.nn.kernels.depthwise import depthwise
 from segjax.nn.kernels.formulations import Pads, Passes, Window, enabled, plain
-from segjax.nn.kernels.lines import row_by_row
+from segjax.nn.kernels.lines import gradient_by_rows
 from segjax.nn.kernels.overlaps import overlaps
 from segjax.nn.kernels.paired import paired
 from segjax.parallel import by_platform, shards
@@ -95,7 +95,7 @@ def _on_cpu(x, kernel, groups, window):
     elif groups == 1 and window.stride == 1 and _share(x.shape, window) < 0.8:
         passes = overlaps(window)
     elif groups == 1 and window.size <= 3 and window.result(x.shape[2]) >= 256:
-        passes = xla._replace(dk=row_by_row(window))
+        passes = xla._replace(dk=gradient_by_rows(window))
     else:
         return xla
     if x.dtype in (jnp.bfloat16, jnp.float16):

@@ -29,7 +29,7 @@ def filled(dk: jax.Array, x: jax.Array, kernel: jax.Array, window: Window) -> ja
     return jnp.pad(dk.reshape(len(rows), len(columns), *kernel.shape[2:]), (*edges, (0, 0), (0, 0)))
 
 
-def row_by_row(window: Window) -> Callable:
+def gradient_by_rows(window: Window) -> Callable:
     """Gradient of the kernel of a wide map: one matrix product a row of the result.
 
     A row's patches fit into the cache; XLA transposes all maps and convolves with a kernel of the size of the maps.

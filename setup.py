@@ -1,4 +1,5 @@
 import pathlib
+import re
 
 from setuptools import find_packages, setup
 
@@ -15,14 +16,14 @@ TESTS = ["pytest", "pytest-xdist", "ruff", "beartype", "tensorboardX"]
 
 setup(
     name="segjax",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.*)"', pathlib.Path("segjax/__init__.py").read_text(encoding="utf-8"))[1],
     description="Image segmentation in JAX and Flax, for TPUs, GPUs and CPUs",
     long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["segjax", "segjax.*"]),
-    package_data={"segjax.report": ["templates/*.html"]},
+    package_data={"": ["*.pyi"], "segjax": ["py.typed"], "segjax.report": ["templates/*.html"]},
     install_requires=[
         "jax>=0.7.2,!=0.10.1",
         "flax>=0.11",
@@ -34,9 +35,11 @@ setup(
         "jaxtyping",
         "lazy-loader",
         "numpy",
+        "scipy",
         "pillow",
         "rich",
         "jinja2",
+        "markupsafe",
     ],
     extras_require={
         "tf": TENSORFLOW,

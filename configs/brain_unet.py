@@ -1,19 +1,19 @@
-"""U-Net on real images that a package ships: grey and white matter in slices of the MNI152 T1 template.
+"""U-Net on real images shipped with a package: grey and white matter in slices of the MNI152 T1 template.
 
-It is one brain, averaged over 152 people: a demonstration that runs anywhere, and no benchmark. Held-out slices
-lie in contiguous blocks, apart from the training slices; grey levels alone almost tell the tissues apart.
+The template is one brain averaged over 152 people: a demo that runs anywhere, not a benchmark. Held-out slices are
+contiguous blocks, away from the training slices; grey levels alone almost separate the tissues.
 
 segjax train --config configs/brain_unet.py --workdir runs/brain
 
 Dice 0.944 (grey) and 0.936 (white matter) on the held-out slices, in 2 min 42 s on 2 CPU cores (2026-11-25).
 """
 
-from segjax.config import base
+from segjax.config import default_config
 
 
 def get_config():
-    """Axial slices of 192x160 pixels, 83 for training and 24 for the test."""
-    config = base(source="brain")
+    """Axial slices of 192x160 pixels, 83 for training and 24 for testing."""
+    config = default_config(source="brain")
     config.preprocess.mean = (75.0,)
     config.preprocess.std = (90.0,)
     config.data.batch_size = 8
@@ -29,5 +29,5 @@ def get_config():
     config.run.total = 400
     config.run.warmup = 20
     config.run.eval_every = 100
-    config.checkpoint.evaluate = "last"  # there is no third split to choose the best one on
+    config.checkpoint.evaluate = "last"  # there is no validation split to select the best checkpoint
     return config

@@ -1,30 +1,29 @@
-"""Panoptic-DeepLab with ResNet-50 on COCO panoptic: 80 kinds of things, 53 of stuff, 118,287 training images.
+"""Panoptic-DeepLab with ResNet-50 on COCO panoptic: 80 thing and 53 stuff classes, 118,287 training images.
 
-The set is train2017.zip, val2017.zip and panoptic_annotations_trainval2017.zip, unpacked into $SEGJAX_DATA/coco, the
-two archives of PNGs within the last one too:
+Unpack train2017.zip, val2017.zip and panoptic_annotations_trainval2017.zip into $SEGJAX_DATA/coco, and also the two
+PNG archives inside the last one. Run
 
 SEGJAX_DATA=/path/to segjax train --config configs/coco_panoptic_deeplab.py --workdir runs/coco
 
-and, as is published, from torchvision's ImageNet weights by adding
+and, to start from torchvision's ImageNet weights as published, add
 
 --config.init.weights=resnet50-0676ba61.pth --config.init.layout=torchvision
 
 Published: deeplab2 (configs/coco/panoptic_deeplab/resnet50_os16.textproto and g3doc/projects/panoptic_deeplab.md):
-batch 64, crops of 641x641 of images fitted into them, zoom 0.5 to 1.5, mirroring, output stride 16, Adam for 200,000
-steps from 5e-4 with polynomial decay 0.9 after 2,000 of warm-up, losses as for Cityscapes, centres above 0.1 that are
-the largest in 41x41 pixels, stuff of 4,096 pixels or more, batch norm that keeps 0.99, AutoAugment. Validation PQ
-0.351.
+batch 64, images fitted into crops of 641x641, zoom 0.5 to 1.5, mirroring, output stride 16, Adam for 200,000 steps from
+5e-4 with polynomial decay 0.9 after 2,000 of warm-up, losses as for Cityscapes, centres above 0.1 that are the maximum
+of 41x41 pixels, stuff of 4,096 pixels or more, batch norm momentum 0.99, AutoAugment. Validation PQ 0.351.
 
-Here: all of that, but without AutoAugment, epsilon of batch norm is 1e-5 for 1e-3, zooms are drawn evenly in their
-logarithm and the compute dtype is bfloat16. Meant for accelerators; PQ not yet measured.
+Here: the same, except that there is no AutoAugment, batch norm has epsilon 1e-5 instead of 1e-3, zooms are uniform in
+their logarithm and the compute dtype is bfloat16. Meant for accelerators; PQ not yet measured.
 """
 
-from segjax.config import base
+from segjax.config import default_config
 
 
 def get_config():
-    """COCO in crops of 641x641, scored at the images' own size."""
-    config = base(source="coco_panoptic", model="panoptic_deeplab", task="panoptic")
+    """COCO with crops of 641x641, evaluated at native size."""
+    config = default_config(source="coco_panoptic", model="panoptic_deeplab", task="panoptic")
     config.splits.train, config.splits.test = "train2017", "val2017"
     config.source.root = "$SEGJAX_DATA/coco"
     config.preprocess.mean = (123.675, 116.28, 103.53)

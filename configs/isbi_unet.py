@@ -1,18 +1,18 @@
-"""U-Net on the ISBI 2012 membrane set: 30 slices of 512x512 from an electron microscope, 24 to train, 6 to test.
+"""U-Net on the ISBI 2012 membranes: 30 electron microscopy slices of 512x512, 24 for training and 6 for testing.
 
-The slices are neighbours, so the test slices are the last six, in one block. Run it with
+Neighbouring slices are alike, so the test slices are the last six, as one block. Run
 
 SEGJAX_DATA=/path/to segjax train --config configs/isbi_unet.py --workdir runs/isbi
 
 Dice 0.805 (membrane) and 0.952 (interior), mean 0.878, in 13 min 38 s on 2 CPU cores (2026-11-23).
 """
 
-from segjax.config import base
+from segjax.config import default_config
 
 
 def get_config():
     """Membranes and interiors, with the flips, rotations and elastic deformation of the U-Net paper."""
-    config = base(source="folder")
+    config = default_config(source="folder")
     config.source.root = "$SEGJAX_DATA/isbi2012_membrane"
     config.source.images = "train/image/{stem}.png"
     config.source.masks = "train/label/{stem}.png"

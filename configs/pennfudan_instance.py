@@ -1,20 +1,19 @@
-"""Panoptic-DeepLab on the pedestrians of Penn-Fudan: 170 images, 423 pedestrians as instance maps.
+"""Panoptic-DeepLab on the pedestrians of Penn-Fudan: 170 images with instance maps of 423 pedestrians.
 
-The set is PennFudanPed.zip with PNGImages and PedMasks (ID_mask.png) as $SEGJAX_DATA/pennfudan/images and masks. There
-is no official split, and the usual one is a random 50 of the images for the test; here it is the last 50 by name, all
-of them of Penn.
+Unpack PennFudanPed.zip; PNGImages and PedMasks (ID_mask.png) become $SEGJAX_DATA/pennfudan/images and masks. There is
+no official split; usually 50 random images are the test set. Here they are the last 50 by name, all from Penn.
 
 SEGJAX_DATA=/path/to segjax train --config configs/pennfudan_instance.py --workdir runs/pennfudan
 
 AP not yet measured.
 """
 
-from segjax.config import base
+from segjax.config import default_config
 
 
 def get_config():
-    """Images fitted into 256x256, from scratch; weights of ImageNet are the usual start, see init.weights."""
-    config = base(source="folder", model="panoptic_deeplab", task="instance")
+    """Images fitted into 256x256, from scratch; the usual start is from ImageNet weights, see init.weights."""
+    config = default_config(source="folder", model="panoptic_deeplab", task="instance")
     config.source.root = "$SEGJAX_DATA/pennfudan"
     config.source.images = "images/{stem}.*"
     config.source.instances = "masks/{stem}_mask.png"
@@ -26,14 +25,14 @@ def get_config():
     config.data.crop = (192, 192)
     config.data.scale = (0.8, 1.6)
     config.data.rotate = 5.0
-    config.data.rare = 0.7
-    config.data.paste = 0.5
+    config.data.rare_class_fraction = 0.7
+    config.data.copy_paste_fraction = 0.5
     config.augment.brightness = 0.2
     config.augment.contrast = 0.2
     config.augment.saturation = 0.2
     config.model.backbone = "resnet18_half"
     config.model.width = 64
-    config.objective.hardest = 0.5
+    config.objective.ohem_fraction = 0.5
     config.objective.small_area = 1024
     config.objective.nms_kernel = 15
     config.optimizer.learning_rate = 2e-3
@@ -41,5 +40,5 @@ def get_config():
     config.run.total = 800
     config.run.warmup = 50
     config.eval.batch_size = 5
-    config.checkpoint.evaluate = "last"  # there is no third split to choose the best one on
+    config.checkpoint.evaluate = "last"  # there is no validation split to select the best checkpoint
     return config

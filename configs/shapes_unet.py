@@ -1,16 +1,16 @@
-"""U-Net on generated scenes: discs, boxes, triangles, stars and rings before sky, grass and water.
+"""U-Net on generated scenes: discs, boxes, triangles, stars and rings in front of sky, grass and water.
 
 segjax train --config configs/shapes_unet.py --workdir runs/shapes
 
 mIoU not yet measured.
 """
 
-from segjax.config import base
+from segjax.config import default_config
 
 
 def get_config():
     """Scenes of 128x128 pixels, 8 classes."""
-    config = base(source="shapes")
+    config = default_config(source="shapes")
     config.preprocess.mean = (116.0, 131.0, 139.0)
     config.preprocess.std = (47.0, 41.0, 58.0)
     config.data.batch_size = 8

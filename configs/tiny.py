@@ -1,16 +1,16 @@
-"""A network and a run of seconds, for tests and for trying things out.
+"""A tiny U-Net that trains in seconds, for tests and for trying things out.
 
 segjax train --config configs/tiny.py --workdir runs/tiny
 
 Twenty steps teach nothing: the mIoU stays near 0.1.
 """
 
-from segjax.config import base
+from segjax.config import default_config
 
 
 def get_config():
     """Generated scenes of 32x32 pixels, two levels, twenty steps."""
-    config = base(source="shapes")
+    config = default_config(source="shapes")
     config.source.count = 32
     config.source.size = (32, 32)
     config.data.batch_size = 4

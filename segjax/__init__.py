@@ -1,24 +1,9 @@
-"""segjax: image segmentation in JAX and Flax."""
+"""segjax: image segmentation in JAX and Flax.
+
+Submodules are imported on first use; `__init__.pyi` lists them.
+"""
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submodules=[
-        "augment",
-        "config",
-        "data",
-        "infer",
-        "losses",
-        "metrics",
-        "models",
-        "nn",
-        "objectives",
-        "parallel",
-        "report",
-        "spec",
-        "tasks",
-        "train",
-        "weights",
-    ],
-)
+__version__ = "0.2.0"
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

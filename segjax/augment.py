@@ -1,7 +1,7 @@
-"""Augmentations that keep an image's shape, made inside the compiled step.
+"""Colour augmentation, blur, noise and cutout, inside the compiled step.
 
-Every draw of an image comes from that image's own key, and every operation folds its own number into it: what
-happens to an image depends neither on its neighbours in the batch nor on which other operations are on.
+Each image has its own random key, and each operation folds its own number into that key. The result for an image
+depends neither on the other images of the batch nor on which other operations are enabled.
 """
 
 import math
@@ -16,7 +16,7 @@ from jaxtyping import Key as RandomKey
 from segjax.checks import Key, UserError, check_section
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, section 2.5.1
-_MIN_SIGMA = 1e-3  # pixels: a Gaussian this narrow is the identity in float32, and 0 would divide by 0
+_MIN_SIGMA = 1e-3  # pixels: a Gaussian this narrow is the identity in float32; 0 would cause a division by 0
 
 
 def colour(
@@ -26,31 +26,31 @@ def colour(
     brightness: Annotated[float, Key("adds u(-a, a)", "[0, 1]")] = 0.0,
     contrast: Annotated[float, Key("scales by u(1 - a, 1 + a) about the image's mean colour", "[0, 1]")] = 0.0,
     saturation: Annotated[float, Key("scales by u(1 - a, 1 + a) about each pixel's grey; RGB only", "[0, 1]")] = 0.0,
-    hue: Annotated[float, Key("turns colours by u(-a, a) turns; RGB only", "[0, 0.5]")] = 0.0,
+    hue: Annotated[float, Key("rotates the hue by u(-a, a) turns; RGB only", "[0, 0.5]")] = 0.0,
     gamma: Annotated[float, Key("raises pixels to the power exp(u(-a, a))", "[0, 2]")] = 0.0,
-    noise: Annotated[float, Key("adds Gaussian noise of deviation u(0, a)", "[0, 1]")] = 0.0,
-    blur: Annotated[float, Key("Gaussian blur of deviation u(0, a) pixels", "[0, 10]")] = 0.0,
-    cutout: Annotated[float, Key("hides a square of a times the image's shorter side", "[0, 0.9]")] = 0.0,
+    noise: Annotated[float, Key("adds Gaussian noise of standard deviation u(0, a)", "[0, 1]")] = 0.0,
+    blur: Annotated[float, Key("Gaussian blur of standard deviation u(0, a) pixels", "[0, 10]")] = 0.0,
+    cutout: Annotated[float, Key("fills a square of a times the image's shorter side", "[0, 0.9]")] = 0.0,
 ) -> Float32[Array, "b h w c"]:
-    """Changes the colours of each image at random, in the order of the arguments, and clips the result to [0, 1].
+    """Augments each image at random, in the order of the arguments, and clips the result to [0, 1].
 
-    The keyword arguments are keys of the section `augment`: amplitudes a, where u is a uniform draw for each image. An
-    amplitude of 0 leaves its operation out of the program. Hue turns in the chroma plane of YIQ, which keeps luma and
-    greys and costs one 3 x 3 matrix a pixel; saturated colours may leave the RGB cube and are clipped. Noise is
-    independent in each pixel and channel. Blur continues edges outwards and reads 2 (2 ceil(3 a) + 1) pixels for each.
-    Cutout paints its square, anywhere inside the image, in the image's mean colour and leaves labels as they are: what
-    is hidden must be told from its surroundings (DeVries and Taylor 2017).
+    The keyword arguments are keys of the section `augment`: amplitudes a; u is a uniform draw for each image. An
+    amplitude of 0 leaves its operation out of the program. Hue rotates in the chroma plane of YIQ, which keeps luma and
+    greys and costs one 3 x 3 matrix per pixel; saturated colours may leave the RGB cube and are clipped. Noise is
+    independent for each pixel and channel. Blur extends edges outwards and reads 2 (2 ceil(3 a) + 1) pixels per pixel.
+    Cutout fills a square at a random position inside the image with the image's mean colour; labels do not change, so
+    the network must infer what is hidden from its surroundings (DeVries and Taylor 2017).
 
     Args:
-        keys: a typed key for each image. Use threefry keys (jax's default): "rbg" draws under `jax.vmap` depend on
-            the whole batch.
+        keys: a typed key for each image. Use threefry keys (JAX's default): draws of "rbg" under `jax.vmap` depend on
+            the full batch.
         images: pixels in [0, 1].
 
     Returns:
         Images of the same shape, in [0, 1].
 
     Raises:
-        UserError: an amplitude out of range, or a colour operation on images that are not RGB.
+        UserError: an amplitude is out of range, or saturation or hue is used on images that are not RGB.
 
     Example:
         >>> keys = jax.random.split(jax.random.key(0), 2)
@@ -71,7 +71,7 @@ def colour(
     for name in ("saturation", "hue"):
         if operations[name][1] and (channels := images.shape[-1]) != 3:
             raise UserError(
-                f"augment.{name}={operations[name][1]} needs RGB images, not {channels} channel(s): give 0."
+                f"augment.{name}={operations[name][1]} needs RGB images, not {channels} channel(s): set it to 0."
             )
     if not any(amplitude for _, amplitude in operations.values()):
         return images
@@ -120,7 +120,7 @@ def _blur(key, image, amplitude):
     weights = jnp.exp(-0.5 * (jnp.arange(-radius, radius + 1, dtype=jnp.float32) / sigma) ** 2)
     weights = weights / weights.sum()
     for axis in (0, 1):
-        # Shifted sums fuse into one loop; a convolution whose kernel differs from image to image would not.
+        # Sums of shifted images fuse into one loop; a convolution with a different kernel per image would not.
         padded = jnp.pad(image, [(radius, radius) if a == axis else (0, 0) for a in range(3)], mode="edge")
         size = image.shape[axis]
         shifts = [jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(2 * radius + 1)]
@@ -139,15 +139,15 @@ def _cutout(key, image, amplitude):
 
 
 def _recolour(image, matrix):
-    """Multiplies each RGB pixel by a 3 x 3 matrix, in full float32 where a TPU would default to bfloat16."""
+    """Multiplies each RGB pixel by a 3 x 3 matrix, in full float32 even on TPUs, which default to bfloat16."""
     matrix = jnp.asarray(matrix, jnp.float32)
     return jnp.einsum("dc,hwc->hwd", matrix, image, precision=jax.lax.Precision.HIGHEST)
 
 
 def _chroma_rotation():
-    """Matrices that keep luma, keep chroma, and turn chroma by a quarter: a turn by t is K + cos(t) C + sin(t) Q."""
+    """Returns matrices K, C, Q that keep luma, keep chroma and rotate chroma by 90 degrees: K + cos(t) C + sin(t) Q."""
     red, _, blue = np.eye(3) - _LUMA
-    # The NTSC axes as differences to luma (FCC 1953, 47 CFR 73.682), so that greys have no chroma at all.
+    # The NTSC axes as differences from luma (FCC 1953, 47 CFR 73.682), which makes the chroma of greys exactly 0.
     to_yiq = np.stack([_LUMA, 0.74 * red - 0.27 * blue, 0.48 * red + 0.41 * blue])
     to_rgb = np.linalg.inv(to_yiq)
     turn = np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]])

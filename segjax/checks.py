@@ -1,11 +1,11 @@
-"""The error that a user can fix, and the checks of what a user set.
+"""The error that a user can fix, and checks of configuration values.
 
-A configuration key is a keyword argument whose annotation says what it means and which values it takes:
+A configuration key is a keyword argument whose annotation has its meaning and its range:
 
     def make(*, learning_rate: Annotated[float, Key("at the peak", "[0, inf)")] = 1e-3): ...
 
-The signature is the one place that has a key's default, type, range and line; the configuration, the check of its
-values and `segjax config` follow from it.
+The signature alone defines a key's default, type, range and meaning; the configuration, the check of its values and
+`segjax config` follow from it.
 """
 
 import collections
@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 
 class UserError(ValueError):
-    """Something the user can fix: the command line prints it as one paragraph, without a traceback."""
+    """An error that the user can fix: the command line prints it as one paragraph, without a traceback."""
 
 
 def check_choice(key: str, value: Any, choices: Any) -> None:
-    """Raises a UserError that names the nearest choice where the value of a key is not one of a few."""
+    """Raises a UserError that names the nearest choice if the value of a key is not one of the choices."""
     if value not in choices:
         near = difflib.get_close_matches(str(value), list(map(str, choices)), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -36,13 +36,13 @@ def check_choice(key: str, value: Any, choices: Any) -> None:
 
 
 def choose(key: str, name: str, table: dict[str, Any]) -> Any:
-    """Looks the value of a key up in a table; raises a UserError that names the nearest choice."""
+    """Looks up the value of a key in a table; raises a UserError that names the nearest choice."""
     check_choice(key, name, table)
     return table[name]
 
 
 def check_keys(given: Any, known: Any, section: str) -> None:
-    """Raises a UserError that names the nearest key where a section is given one that it does not have."""
+    """Raises a UserError that names the nearest key if a section is given an unknown one."""
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(key, list(known), n=1)
@@ -52,7 +52,7 @@ def check_keys(given: Any, known: Any, section: str) -> None:
 
 @contextlib.contextmanager
 def writing(place: str) -> Iterator[None]:
-    """Makes a UserError of what the operating system says against writing to a place, such as "The workdir runs/a"."""
+    """Turns an OSError while writing to a place, such as "The workdir runs/a", into a UserError."""
     try:
         yield
     except OSError as error:
@@ -60,10 +60,10 @@ def writing(place: str) -> Iterator[None]:
 
 
 class Key(NamedTuple):
-    """The annotation of a configuration key: what it means in one line, and its range.
+    """The annotation of a configuration key: its meaning in one line, and its range.
 
-    The range is an interval such as "[0, 1)", which holds for each number of a tuple; or the choices; or "" for any
-    value. Numbers are finite in any case.
+    The range is an interval such as "[0, 1)", for every number of a tuple; or the choices; or "" for any value. Numbers
+    must always be finite.
     """
 
     line: str
@@ -71,9 +71,9 @@ class Key(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """A key of a function."""
+    """A configuration key of a function."""
 
-    default: Any  # None where it is required
+    default: Any  # None if it is required
     required: bool
     type: Any  # the annotation without the key
     key: Key
@@ -81,30 +81,30 @@ class Setting(NamedTuple):
 
 @functools.cache
 def keys_of(function: Callable) -> Mapping[str, Setting]:
-    """Keys of a function or class by name: the parameters of its signature that are annotated with a `Key`.
+    """Returns the keys of a function or class by name: the parameters of its signature that are annotated with a `Key`.
 
     Example:
         >>> def train(*, steps: typing.Annotated[int, Key("length of the run", "[1, inf)")] = 10): ...
         >>> keys_of(train)["steps"].default
         10
     """
-    found = {}
+    settings = {}
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         for extra in getattr(parameter.annotation, "__metadata__", ()):
             if isinstance(extra, Key):
                 required = parameter.default is parameter.empty
                 default = None if required else parameter.default
-                found[name] = Setting(default, required, parameter.annotation.__origin__, extra)
-    return types.MappingProxyType(found)
+                settings[name] = Setting(default, required, parameter.annotation.__origin__, extra)
+    return types.MappingProxyType(settings)
 
 
 def check_section(section: str, function: Callable, values: Mapping[str, Any], complete: bool = False) -> None:
-    """Checks the values of a section of the configuration, "" for keys outside of sections, against a signature.
+    """Checks the values of a configuration section, "" for keys outside of sections, against a signature.
 
-    With `complete`, keys without default must be among the values.
+    With `complete`, keys without a default must have a value.
 
     Raises:
-        UserError: an unknown key, a missing one, a value of another type, a number out of range or not finite.
+        UserError: an unknown or missing key, a value of another type, or a number out of range or not finite.
 
     Example:
         >>> def train(*, steps: typing.Annotated[int, Key("length of the run", "[1, inf)")] = 10): ...
@@ -125,17 +125,17 @@ def check_section(section: str, function: Callable, values: Mapping[str, Any], c
                 check_choice(path, each, key.range)
         elif not fits or not all(map(functools.partial(_inside, key.range), _numbers(value))):
             where = f" in {key.range}" if key.range else ""
-            raise UserError(f"{path}={value!r} must be {describe(setting.type)}{where}: {key.line}.")
+            raise UserError(f"{path}={value!r} must be {allowed_values(setting.type)}{where}: {key.line}.")
     for name, setting in known.items():
         if complete and setting.required and values.get(name) is None:
             raise UserError(f"{section}.{name} must be set: {setting.key.line}.")
 
 
-def describe(kind: Any) -> str:
-    """What values an annotation allows, in words that follow "must be".
+def allowed_values(kind: Any) -> str:
+    """Describes the values that an annotation allows, in words that follow "must be".
 
     Example:
-        >>> describe(tuple[int, ...] | None)
+        >>> allowed_values(tuple[int, ...] | None)
         'whole numbers or None'
     """
     names = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text", type(None): "None"}
@@ -143,17 +143,17 @@ def describe(kind: Any) -> str:
         return names[kind]
     arguments = typing.get_args(kind)
     if _is_union(kind):
-        return " or ".join(dict.fromkeys(map(describe, arguments)))
+        return " or ".join(dict.fromkeys(map(allowed_values, arguments)))
     if _is_sequence(kind):
         parts = [part for part in arguments if part is not ...]
         count = f"{len(parts)} " if typing.get_origin(kind) is tuple and ... not in arguments else ""
         plural = {int: "whole numbers", float: "finite numbers", str: "names"}
         return count + plural.get(parts[0] if parts else None, "values")
-    return "a value of the kind that the documentation names"
+    return "a value of the documented type"
 
 
 def _fits(value, kind):
-    """Whether a value is of a type, as configurations hold it: lists and tuples are one, and so are int and float."""
+    """Whether a configuration value has a type; lists count as tuples, and whole numbers as float."""
     if _is_union(kind):
         return any(_fits(value, part) for part in typing.get_args(kind))
     if kind is float:
@@ -179,7 +179,7 @@ def _is_sequence(kind):
 
 
 def _numbers(value):
-    """All numbers within a value."""
+    """Yields all numbers within a value."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         yield value
     elif isinstance(value, tuple | list):
@@ -191,7 +191,7 @@ def _numbers(value):
 
 
 def _inside(interval, number):
-    """Whether a number is finite and lies in an interval such as "[0, 1)"; "" holds all finite numbers."""
+    """Whether a number is finite and lies in an interval such as "[0, 1)"; "" allows all finite numbers."""
     if not abs(number) <= sys.float_info.max:
         return False
     if not interval:

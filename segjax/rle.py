@@ -1,4 +1,4 @@
-"""Masks as COCO's run lengths: all objects of an image encoded in one pass, and one mask decoded."""
+"""Runs of equal values in maps, and COCO's run-length masks: encodes all objects in one pass, decodes single masks."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -11,7 +11,7 @@ from segjax.checks import UserError
 
 
 def coco_tools() -> ModuleType:
-    """The package `pycocotools` with its modules `mask`, `coco` and `cocoeval`.
+    """Imports `pycocotools` with its modules `mask`, `coco` and `cocoeval`.
 
     Raises:
         UserError: it cannot be imported.
@@ -23,7 +23,7 @@ def coco_tools() -> ModuleType:
         import pycocotools.mask
     except ImportError as error:
         raise UserError(
-            f'COCO\'s masks, polygons and scores need pycocotools. Run `pip install "segjax[coco]"` ({error}).'
+            f'COCO\'s masks, polygons and metrics need pycocotools. Run `pip install "segjax[coco]"` ({error}).'
         ) from error
     return pycocotools
 
@@ -31,16 +31,16 @@ def coco_tools() -> ModuleType:
 def runs(
     a: Integer[np.ndarray, "*shape"], b: Integer[np.ndarray, "*shape"]
 ) -> tuple[Int64[np.ndarray, "runs"], Int64[np.ndarray, "runs"]]:
-    """Cuts two maps, read row after row, into stretches along which neither changes.
+    """Splits two maps, in row-major order, into runs along which neither changes.
 
-    Maps of segments change rarely: what is counted on the stretches costs next to nothing.
+    Segment maps change rarely, so counting on runs costs next to nothing.
 
     Args:
         a: a map.
-        b: another of its shape.
+        b: another of the same shape.
 
     Returns:
-        Where each stretch starts in the raveled maps, and its length in pixels.
+        Start of each run in the raveled maps, and its length in pixels.
 
     Example:
         >>> [x.tolist() for x in runs(np.array([[1, 1], [1, 2]]), np.array([[5, 7], [7, 7]]))]
@@ -53,12 +53,12 @@ def runs(
     return starts, np.diff(starts, append=a.size)
 
 
-def encode(
+def encode_masks(
     label: Integer[np.ndarray, "y x"], instance: Integer[np.ndarray, "y x"], things: Sequence[int]
 ) -> tuple[list[dict[str, Any]], Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
     """Encodes the masks of all objects of an image in one pass.
 
-    An object is the pixels of one number and one thing class; number 0 of a thing class is a crowd.
+    An object is all pixels with one number and one thing class; number 0 of a thing class is a crowd.
 
     Args:
         label: class of each pixel.
@@ -66,17 +66,16 @@ def encode(
         things: indices of the thing classes.
 
     Returns:
-        Mask of each object, `{"size": [y, x], "counts": bytes}`, its class and its number, in the order of number
-        and class.
+        Mask of each object, `{"size": [y, x], "counts": bytes}`, and its class and number, sorted by number and class.
 
     Raises:
-        UserError: there are objects, but no pycocotools.
+        UserError: there are objects, but pycocotools is not installed.
 
     Example:
-        >>> encode(np.array([[0, 1, 1]]), np.array([[0, 2, 2]]), things=(1,))
+        >>> encode_masks(np.array([[0, 1, 1]]), np.array([[0, 2, 2]]), things=(1,))
         ([{'size': [1, 3], 'counts': b'12'}], array([1]), array([2]))
     """
-    starts, lengths = runs(label.T, instance.T)  # COCO reads masks column after column
+    starts, lengths = runs(label.T, instance.T)  # COCO's masks are column-major
     classes, numbers = (array.T.ravel()[starts].astype(np.int64) for array in (label, instance))
     order = np.lexsort((starts, classes, numbers))
     order = order[np.isin(classes[order], things)]
@@ -89,48 +88,48 @@ def encode(
     first = np.flatnonzero(new)
     parts = zip(first, [*first[1:], len(starts)], strict=False)
     lengths = (np.append(counts[2 * a : 2 * b], label.size - ends[b - 1]) for a, b in parts)
-    # A mask that ends with the image ends with its inner run, as pycocotools encodes it.
+    # A mask that includes the last pixel ends with an inner run, as in pycocotools.
     masks = [{"size": list(label.shape), "counts": np.trim_zeros(one, "b")} for one in lengths]
     packed = coco_tools().mask.frPyObjects(masks, *label.shape) if masks else []
     return packed, classes[first], numbers[first]
 
 
-def decode(counts: Any, shape: tuple[int, int]) -> Bool[np.ndarray, "y x"]:
-    """Draws a mask; unlike pycocotools' decoder, which gives what lay in memory where the lengths are too few.
+def decode_mask(counts: Any, shape: tuple[int, int]) -> Bool[np.ndarray, "y x"]:
+    """Decodes a mask; unlike pycocotools, never returns uninitialised memory if the lengths are too few.
 
     Args:
-        counts: lengths of the runs outside and inside in turn, down column after column; or COCO's compressed form.
+        counts: lengths of the runs, alternately outside and inside, column-major; or COCO's compressed form.
         shape: rows and columns.
 
     Returns:
-        Where the object is.
+        The object's pixels.
 
     Raises:
-        TypeError, ValueError: these are no lengths, or not those of an image of this shape; the caller knows the file.
+        TypeError, ValueError: the lengths are invalid, or do not fill the shape; the caller names the file.
 
     Example:
-        >>> decode([1, 2, 1], (2, 2)).astype(int)
+        >>> decode_mask([1, 2, 1], (2, 2)).astype(int)
         array([[0, 1],
                [1, 0]])
-        >>> bool((decode(b"121", (2, 2)) == decode([1, 2, 1], (2, 2))).all())
+        >>> bool((decode_mask(b"121", (2, 2)) == decode_mask([1, 2, 1], (2, 2))).all())
         True
     """
     rows, columns = shape
     lengths = _unpack(counts) if isinstance(counts, str | bytes) else np.array(counts, np.int64)
     if lengths.min(initial=0) < 0 or lengths.sum() != rows * columns:
-        raise ValueError(f"its run lengths are {lengths.sum()} pixels, its image {rows * columns}")
+        raise ValueError(f"its run lengths cover {lengths.sum()} pixels, its image has {rows * columns}")
     return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(columns, rows).T
 
 
 def _unpack(text):
-    """Run lengths of COCO's compressed form: differences from the last but one, of 5 bits a character, low ones first.
+    """Decodes COCO's compressed run lengths: differences from two lengths before, 5 bits per character, low bits first.
 
-    Bit 5 of a character says that more belong to its number, bit 4 of the last that the number is negative.
+    Bit 5 of a character is set if its number continues; bit 4 of the last character is its sign.
     """
     codes = np.frombuffer(text if isinstance(text, bytes) else bytes(text, "utf-8"), np.uint8).astype(np.int64) - 48
     last = codes & 32 == 0
     if not len(codes) or not last[-1] or codes.min() < 0 or codes.max() > 63:
-        raise ValueError("its run lengths are cut or hold a strange character")
+        raise ValueError("its run lengths are truncated or contain an invalid character")
     ends = np.flatnonzero(last)
     starts = np.concatenate([[0], ends[:-1] + 1])
     length = ends - starts + 1

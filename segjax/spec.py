@@ -1,29 +1,30 @@
-"""The contract every room shares: what a data set is, what a batch holds, what a model returns.
+"""Types that all of segjax shares: what a data set is, what a batch contains, what a model returns.
 
 Axis letters: b batch, h w pixels of the network's input, y x pixels of the label, c image channels, k classes. Images
 are NHWC; coordinates and sizes are always (y, x).
 
 A batch is a dict of arrays:
 
-    image     uint8  [b, h, w, c]   pixels as stored, after the one geometric warp; of `spec.image_dtype`, which may be
-                                    uint16 or float32 too, with the channels `spec.image_channels`
-    label     uint8  [b, y, x]      class index; `spec.ignore` (255) where nothing is labelled
-              uint8  [b, y, x, k]   multi-label: 0 or 1 per class, 255 where nothing is labelled
+    image     uint8  [b, h, w, c]   pixels in stored units, after the geometric warp; dtype `spec.image_dtype`, which
+                                    may also be uint16 or float32; channels `spec.image_channels`
+    label     uint8  [b, y, x]      class index; `spec.ignore` (255) where unlabelled
+              uint8  [b, y, x, k]   multi-label: 0 or 1 per class, 255 where unlabelled
               (uint16 in both forms when a class index or the ignore value does not fit 8 bits)
-    instance  uint16 [b, y, x]      (instance and panoptic tasks) number of the object, 1 .. n in each image whatever
-                                    the class; 0 for stuff, for unlabelled pixels, and for crowds: regions of a
-                                    thing class whose objects are not told apart
+    instance  uint16 [b, y, x]      (instance and panoptic tasks) object number, 1 .. n in each image over all classes;
+                                    0 for stuff, unlabelled pixels and crowds: regions of a thing class without separate
+                                    objects
     index     int32  [b]            position in the source; -1 marks a padded row
-    position  int32  [b]            global sample number since step 0 (training only): the key of every draw
-    content   int32  [b, 4]         (evaluation only) rows and columns of the input and of the label that hold the
-                                    image; the rest is padding
+    position  int32  [b]            global sample number since step 0 (training only): the key of all random draws
+    valid_size   int32 [b, 2]       (evaluation only) rows and columns of the input that the image covers; the rest is
+                                    padding
+    native_size  int32 [b, 2]       (evaluation only) the same for the label
 
-h, w equal y, x in training; with `Preprocess.context` = m the image is larger than its label by m pixels a side.
+h, w equal y, x in training; with `Preprocess.context` = m the image is larger than its label by m pixels on each side.
 
 A model maps (images, train) to a dict of outputs, each covering the label's area at its own stride:
 
-    logits    float32 [b, h', w', k]   one channel a class; a single channel in binary mode
-    centre    float32 [b, h', w']      how much a pixel is the centre of an object: 1 there, falling to 0
+    logits    float32 [b, h', w', k]   one channel per class; a single channel in binary mode
+    centre    float32 [b, h', w']      heatmap of object centres: 1 at a centre, falling to 0
     offset    float32 [b, h', w', 2]   (dy, dx) from a pixel to its object's centre, in pixels of this map
 """
 
@@ -45,7 +46,7 @@ Colour = tuple[int, int, int]
 
 
 def voc_colours(count: int) -> tuple[Colour, ...]:
-    """The PASCAL VOC colour map: the bits of the index spread over the high bits of red, green and blue.
+    """Returns the PASCAL VOC colour map: the bits of the index spread over the high bits of red, green and blue.
 
     Example:
         >>> voc_colours(3)
@@ -60,20 +61,20 @@ def voc_colours(count: int) -> tuple[Colour, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """Facts about a data set's labels, shared by source, task, model and pictures.
+    """Describes a data set's labels and images for source, task, model and pictures.
 
     Args:
         classes: class names; the index in this tuple is the class index of the label maps.
-        colours: an RGB triple (0..255) for each class; the PASCAL VOC map when left out.
+        colours: an RGB triple (0..255) for each class; by default the PASCAL VOC colours.
         things: indices of the classes that are countable objects.
         ignore: label value of unlabelled pixels.
-        mode: of labels: "multiclass" (one class a pixel), "binary" (two classes, one logit) or "multilabel" (any
-            number of classes a pixel).
-        image_channels: names of the images' channels.
-        image_dtype: of the images as stored: "uint8", "uint16" or "float32".
+        mode: label mode: "multiclass" (one class per pixel), "binary" (two classes, one logit) or "multilabel" (any
+            number of classes per pixel).
+        image_channels: names of the image channels.
+        image_dtype: dtype of the stored images: "uint8", "uint16" or "float32".
 
     Raises:
-        UserError: no class, a name twice, colours that do not fit, binary without two classes, or another dtype.
+        UserError: no classes, duplicate names, a wrong number of colours, binary without two classes, or another dtype.
 
     Example:
         >>> DatasetSpec(("background", "vessel"), mode="binary").num_logits
@@ -95,40 +96,40 @@ class DatasetSpec:
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise UserError(f"Class names must be non-empty and unique, got {list(self.classes)}.")
         if len(self.colours) != len(self.classes):
-            raise UserError(f"{len(self.classes)} classes but {len(self.colours)} colours: give one colour each.")
+            raise UserError(f"{len(self.classes)} classes but {len(self.colours)} colours: give one colour per class.")
         if self.mode == "binary" and len(self.classes) != 2:
             raise UserError(
                 f"task.mode='binary' needs exactly two classes (background, foreground), but the data set has "
                 f"{len(self.classes)}: {', '.join(self.classes)}. Use task.mode='multiclass', or map to two classes."
             )
         if not all(0 <= t < len(self.classes) for t in self.things):
-            raise UserError(f"Thing ids {list(self.things)} are not all indices of the {len(self.classes)} classes.")
+            raise UserError(f"Thing ids must be indices of the {len(self.classes)} classes, got {list(self.things)}.")
         if self.mode != "multilabel" and 0 <= self.ignore < len(self.classes):
             raise UserError(f"The ignore value {self.ignore} is also the index of class {self.classes[self.ignore]!r}.")
         check_choice("image_dtype", self.image_dtype, ("uint8", "uint16", "float32"))
 
     def in_mode(self, mode: Mode) -> "DatasetSpec":
-        """The data set as a semantic task reads it; model and objective are made for this description.
+        """Returns the spec in the mode of a semantic task; model and objective are made for it.
 
         Raises:
-            UserError: labels of another kind, or binary without exactly two classes.
+            UserError: the labels have another form, or mode is binary without exactly two classes.
 
         Example:
             >>> DatasetSpec(("background", "vessel")).in_mode("binary").num_logits
             1
         """
         if (self.mode == "multilabel") != (mode == "multilabel"):
-            fault = f"task.mode={mode!r} does not fit the data set, whose labels are {self.mode}"
-            raise UserError(f"{fault}: set task.mode={self.mode!r}.")
+            problem = f"task.mode={mode!r} does not fit the data set, whose labels are {self.mode}"
+            raise UserError(f"{problem}: set task.mode={self.mode!r}.")
         return dataclasses.replace(self, mode=mode)
 
     @property
     def num_logits(self) -> int:
-        """Number of logits a pixel: one in binary mode, one a class otherwise."""
+        """Number of logits per pixel: one in binary mode, one per class otherwise."""
         return 1 if self.mode == "binary" else len(self.classes)
 
     @property
-    def layers(self) -> tuple[int, ...]:
+    def label_axes(self) -> tuple[int, ...]:
         """Axes of a label beyond its rows and columns: one for the classes in multi-label mode."""
         return (len(self.classes),) if self.mode == "multilabel" else ()
 
@@ -139,7 +140,7 @@ class DatasetSpec:
 
 
 def channel_names(count: int) -> tuple[str, ...]:
-    """Names of the channels of images, for `DatasetSpec.image_channels`.
+    """Returns names of image channels, for `DatasetSpec.image_channels`.
 
     Example:
         >>> channel_names(1), channel_names(2)
@@ -156,29 +157,29 @@ class Preprocess:
     The input is (clip(pixel, *window) - mean) / std in each channel. The fields are the keys of section `preprocess`.
 
     Raises:
-        UserError: values that do not fit each other.
+        UserError: values that contradict each other.
     """
 
-    mean: Annotated[tuple[float, ...], Key("of each channel, in stored units; one value: grey images")] = (127.5,) * 3
-    std: Annotated[tuple[float, ...], Key("standard deviations, in stored units", "(0, inf)")] = (64.0,) * 3
+    mean: Annotated[tuple[float, ...], Key("channel means, in stored units; one value: grey images")] = (127.5,) * 3
+    std: Annotated[tuple[float, ...], Key("channel standard deviations, in stored units", "(0, inf)")] = (64.0,) * 3
     window: Annotated[
         tuple[float, float] | None,
-        Key("(low, high) stored values that pixels are clipped to and colours change within; None: 0..255 in 8 bits"),
+        Key("(low, high) in stored units: limits of pixels and of colour augmentation; None: 0..255 for uint8"),
     ] = None
     resize: Annotated[
         float | tuple[int, int] | None,
-        Key("network pixels per image pixel, or (rows, columns) to fit into; None: as they are", "(0, inf)"),
+        Key("network pixels per image pixel, or (rows, columns) to fit into; None: no resizing", "(0, inf)"),
     ] = None
-    context: Annotated[int, Key("pixels of image around the label (92: the U-Net paper's 572 -> 388)", "[0, inf)")] = 0
-    outside: Annotated[str, Key("beyond the image: its mean pixel or mirror image", ("mean", "mirror"))] = "mean"
+    context: Annotated[int, Key("image pixels around the label (92: the U-Net paper's 572 -> 388)", "[0, inf)")] = 0
+    outside: Annotated[str, Key("padding of the image: mean pixel or mirror image", ("mean", "mirror"))] = "mean"
 
     def __post_init__(self):
         """Checks the values."""
         checks.check_section("preprocess", Preprocess, dataclasses.asdict(self))
         if not self.mean or len(self.mean) != len(self.std):
             raise UserError(
-                f"preprocess.mean={self.mean} and preprocess.std={self.std} must have a value a channel: 1 (grey), 3 "
-                "(RGB), or as many as the images have."
+                f"preprocess.mean={self.mean} and preprocess.std={self.std} must have one value per channel: 1 (grey), "
+                "3 (RGB), or as many as the images have."
             )
         if self.window and not self.window[0] < self.window[1]:
             raise UserError(f"preprocess.window={self.window} must be (low, high) with low < high.")
@@ -186,14 +187,14 @@ class Preprocess:
 
 @struct.dataclass
 class Geometry:
-    """Where the images of a batch lie in their padded input, and the size at which they are decided.
+    """Sizes of a batch's images in the padded input and in the output.
 
     Attributes:
-        valid_size: rows and columns of the padded input that each image fills, at the top left, int32 [b, 2].
-        native_size: rows and columns of each image at its own size, that of its label, int32 [b, 2].
+        valid_size: rows and columns of the padded input that each image covers, at the top left, int32 [b, 2].
+        native_size: rows and columns of each image at its native size, that of its label, int32 [b, 2].
         padded_size: rows and columns of the padded input, without context.
-        output_size: rows and columns of what is decided; each image fills `native_size` of them.
-        resized: False where one pixel of the input is one pixel of the result.
+        output_size: rows and columns of the output; each image covers `native_size` of them.
+        resized: False if one pixel of the input is one pixel of the output.
     """
 
     valid_size: Any
@@ -204,7 +205,7 @@ class Geometry:
 
 
 def valid_pixels(geometry: Geometry) -> Bool[Array, "b y x"]:
-    """Pixels of the result that belong to an image."""
+    """Marks the pixels of the output that belong to an image."""
     height, width = geometry.output_size
     _, y, x = jnp.ogrid[:1, :height, :width]
     rows, columns = geometry.native_size.T[..., None, None]
@@ -213,17 +214,17 @@ def valid_pixels(geometry: Geometry) -> Bool[Array, "b y x"]:
 
 @struct.dataclass
 class Segments:
-    """What was decided about a batch; None where a task or an objective does not have it.
+    """Predictions for a batch; fields are None if the task or objective does not have them.
 
     Attributes:
-        label: class of each pixel, integers [b, y, x], `spec.ignore` where nothing was decided; multi-label: whether
-            each class is there, bool [b, y, x, k].
+        label: class of each pixel, integers [b, y, x], `spec.ignore` where nothing is predicted; multi-label: presence
+            of each class, bool [b, y, x, k].
         instance: number of the object of each pixel, 1 .. n, 0 for none, integers [b, y, x].
         score: confidence of objects 1 .. n, float32 [b, n].
         masks: pixels of each object where objects may overlap, bool [b, n, y, x].
-        classes: class of each mask, -1 where a place is not taken, int32 [b, n].
+        classes: class of each mask, -1 for unused slots, int32 [b, n].
         probability: of each class, float32 [b, y, x, k]; binary: of the foreground [b, y, x, 1].
-        maps: what else is worth a picture, by name, float32 [b, y, x, ...].
+        maps: other maps to display, by name, float32 [b, y, x, ...].
     """
 
     label: Any
@@ -234,7 +235,7 @@ class Segments:
     probability: Any = None
     maps: Any = None
 
-    def image(self, i: int, size: Sequence[int]) -> "Segments":
+    def crop(self, i: int, size: Sequence[int]) -> "Segments":
         """Image i of the batch, cropped to its own rows and columns: the same fields without the axis b."""
         rows, columns = size
         one = jax.tree.map(lambda x: x[i], self)  # None is a tree without leaves

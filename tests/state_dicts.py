@@ -7,7 +7,7 @@ import pytest
 
 from segjax import models, weights
 from segjax.nn import backbones
-from segjax.nn.layers import Style
+from segjax.nn.layers import LayerConfig
 from segjax.spec import DatasetSpec
 
 SPEC = DatasetSpec(("sky", "road", "car"))
@@ -83,7 +83,7 @@ def network(name="fcn", **options):
 
 
 def backbone(name="resnet_micro"):
-    return blank(backbones.create(name, Style()))
+    return blank(backbones.create(name, layer_config=LayerConfig()))
 
 
 def leaf(variables, path):

@@ -38,7 +38,7 @@ def test_arrays_multilabel():
     assert source.spec.mode == "multilabel"
     np.testing.assert_array_equal(source.read(1)["label"], label[1])
     label[1, 0, 0, 1] = 2
-    with pytest.raises(UserError, match=r"x_1: the label holds 2 \(1 pixels\); known are 0 to 1 and 255"):
+    with pytest.raises(UserError, match=r"x_1: the label holds 2 \(1 pixels\); .* 0 to 1 and 255"):
         arrays("x", data={"x": {**pair(), "label": label}}, classes=("a", "b", "c"))
 
 
@@ -51,7 +51,7 @@ def test_arrays_multilabel():
         ({"image": np.zeros((3, 4, 6, 3), np.uint8)}, "'x' has 3 images and 2 labels"),
         ({"label": np.zeros((2, 4, 6))}, "x_0: the label must be integers .* but is float64"),
         ({"label": np.full((2, 4, 6), -1)}, r"x_0: the label holds -1 \(24 pixels\)"),
-        ({"label": np.full((2, 4, 6), 3)}, r"x_0: the label holds 3 \(24 pixels\); known are 0 to 2"),
+        ({"label": np.full((2, 4, 6), 3)}, r"x_0: the label holds 3 \(24 pixels\); .* 0 to 2"),
     ],
 )
 def test_arrays_faults_name_the_sample(change, message):
@@ -90,13 +90,13 @@ def test_objects_are_numbered_anew(tmp_path):
 @pytest.mark.parametrize(
     ("instance", "kwargs", "message"),
     [
-        ([[3, 1, 1], [2, 2, 0]], {}, r"x_0: the instance map holds 3 \(1 pixels\) on pixels of no thing class"),
+        ([[3, 1, 1], [2, 2, 0]], {}, r"x_0: the instance map holds 3 \(1 pixels\)"),
         ([[0, 1, 1], [2, 2, 4]], {}, r"x_0: the instance map holds 4 \(1 pixels\)"),
         ([[0, -1, 1], [2, 2, 0]], {}, r"x_0: the instance map holds -1 \(1 pixels\) .* or below 0"),
         ([[0.0, 1, 1], [2, 2, 0]], {}, r"x_0: the instance map must be integers \[2, 3\] .* but is float64 \[2, 3\]"),
         ([[0, 1], [2, 2]], {}, r"x_0: the instance map must be integers \[2, 3\] .* but is int64 \[2, 2\]"),
         ([[0, 1, 1], [2, 2, 0]], {"things": ()}, r"x_0: instance maps need source\.things"),
-        ([[0, 1, 1], [2, 2, 0]], {"things": ("d",)}, r"source\.things: 'd' is none of the classes a, b, c"),
+        ([[0, 1, 1], [2, 2, 0]], {"things": ("d",)}, r"source\.things: 'd' is .* a, b, c"),
     ],
 )
 def test_faults_of_objects_name_the_sample(instance, kwargs, message):

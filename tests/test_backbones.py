@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from parts import quick
 
 from segjax.checks import UserError
 from segjax.nn.backbones import create
 from segjax.nn.kernels import convolution, max_pool
-from segjax.nn.layers import Conv, Style
+from segjax.nn.layers import Conv, LayerConfig
 
 # Name -> how odd sizes are rounded, and channels of the maps it has, up to c5.
 MICRO = {
@@ -56,7 +57,7 @@ def images(size=(33, 47), batch=2):
 
 def shapes(name, size=(64, 96), norm="batch", **settings):
     """Maps and variables, without computing any."""
-    net = create(name, Style(norm=norm), **settings)
+    net = create(name, layer_config=LayerConfig(norm=norm), **settings)
     return jax.eval_shape(lambda: net.init_with_output(jax.random.key(0), images(size, 1), train=False))
 
 
@@ -77,12 +78,12 @@ def variables(name, norm="batch"):
 
 
 def evaluate(name, x, weights=None, dtype="float32", **settings):
-    net = create(name, Style(dtype=dtype), **settings)
+    net = create(name, layer_config=LayerConfig(dtype=dtype), **settings)
     return jax.jit(functools.partial(net.apply, train=False))(weights or variables(name), x)
 
 
 def gradients(name, norm="batch", remat=False, train=False):
-    net, start = create(name, Style(norm=norm, remat=remat)), variables(name, norm)
+    net, start = create(name, layer_config=LayerConfig(norm=norm, remat=remat)), variables(name, norm)
 
     def loss(params):
         maps, _ = net.apply(start | {"params": params}, images((64, 96)), train=train, mutable=["batch_stats"])
@@ -93,7 +94,7 @@ def gradients(name, norm="batch", remat=False, train=False):
 
 @each
 @pytest.mark.parametrize("output_stride", STRIDES)
-@pytest.mark.parametrize("size", [(32, 32), (64, 96), (33, 47), (71, 90)])
+@pytest.mark.parametrize("size", quick((33, 47), (71, 90), of=[(32, 32), (64, 96), (33, 47), (71, 90)]))
 def test_keys_and_shapes(name, output_stride, size):
     rounding, channels = MICRO[name]
     maps, _ = shapes(name, size, output_stride=output_stride)
@@ -104,37 +105,39 @@ def test_keys_and_shapes(name, output_stride, size):
         assert maps[f"c{k}"].shape == (1, rounding(size[0] / stride), rounding(size[1] / stride), width)
 
 
-@each
-@pytest.mark.parametrize("norm", ["batch", "none"])
-def test_gradient_reaches_every_parameter(name, norm):
+@pytest.mark.parametrize("name", quick("resnet_micro", of=MICRO))
+def test_gradient_reaches_every_parameter(name, norm="none"):
     """With the statistics fixed: those of a batch take away a bias that only a 1x1 convolution and a norm follow."""
     assert ("batch_stats" in variables(name, norm)) == (norm == "batch" and name != "convnext_micro")
     for path, g in jax.tree_util.tree_leaves_with_path(gradients(name, norm)):
         assert 0.01 < jnp.max(jnp.abs(g)) < jnp.inf, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg_micro", "convnext_micro"])
 def test_gradient_passes_dilated_poolings(name):
     """What keeps its resolution by other means than a dilated convolution has a derivative, too."""
-    net, weights = create(name, Style(), output_stride=8), variables(name)
+    net, weights = create(name, layer_config=LayerConfig(), output_stride=8), variables(name)
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(net.apply(weights, x, train=False)["c5"]))))
     assert jnp.any(gradient(images()) != 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v2_micro", "convnext_micro"])  # the others: in networks, test_models.py
 def test_remat_changes_nothing(name):
     a, b = (gradients(name, remat=remat, train=True) for remat in (False, True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.ptp(a)), a, b)
     for remat in (False, True):
-        net = create(name, Style(remat=remat))
+        net = create(name, layer_config=LayerConfig(remat=remat))
         program = jax.make_jaxpr(lambda weights, net=net: net.apply(weights, images(), train=False))(variables(name))
         assert any(name in str(program) for name in ("remat", "checkpoint")) == remat
 
 
+@pytest.mark.slow
 @each
 def test_every_branch_changes_the_maps(name):
     """Zeroing what a layer gives is seen: no convolution, shortcut or gate stands there for nothing."""
-    net, weights, x = create(name, Style()), variables(name), images((64, 64), 1)
+    net, weights, x = create(name, layer_config=LayerConfig()), variables(name), images((64, 64), 1)
     tree = weights["params"]
     paths = sorted({(a, b) for a in tree for b, inner in tree[a].items() if isinstance(inner, dict)})
 
@@ -160,9 +163,10 @@ def test_every_branch_changes_the_maps(name):
         assert max(change) > 1e-3, path
 
 
+@pytest.mark.slow
 @each
 def test_statistics_change_in_training_only(name):
-    net, start = create(name, Style()), variables(name)
+    net, start = create(name, layer_config=LayerConfig()), variables(name)
     x = images((64, 96))
     apply = jax.jit(functools.partial(net.apply, mutable=["batch_stats"]), static_argnames="train")
     (a, kept), (b, _), (c, changed) = (apply(start, x, train=train) for train in (False, False, True))
@@ -178,6 +182,7 @@ def test_statistics_change_in_training_only(name):
     assert not jnp.allclose(a["c5"], c["c5"])
 
 
+@pytest.mark.slow
 @each
 def test_bfloat16_is_near_float32(name):
     x = images((64, 96))
@@ -194,6 +199,7 @@ def without_squeezing(weights):
     )
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.parametrize("size, margin", [((97, 129), 0), ((330, 365), 8)])
 def test_output_strides_agree(name, size, margin):
@@ -213,22 +219,20 @@ def test_output_strides_agree(name, size, margin):
             np.testing.assert_allclose(found, coarse[k][:, :h, :w], atol=1e-5 * float(jnp.ptp(coarse[k])))
 
 
+@pytest.mark.slow
 @each
 def test_conventions(name):
     """They differ in the first layer that lost its stride, where that is a convolution of more than one pixel."""
     x = images((64, 96))
-    atrous, torchvision, smp = (
-        evaluate(name, x, output_stride=8, convention=c) for c in ("atrous", "torchvision", "smp")
-    )
+    atrous, torchvision, smp = (evaluate(name, x, output_stride=8, variant=c) for c in ("atrous", "torchvision", "smp"))
     np.testing.assert_array_equal(atrous["c3"], smp["c3"])
     assert jnp.allclose(atrous["c5"], smp["c5"]) == (name == "vgg_micro")
     np.testing.assert_array_equal(torchvision["c5"], smp["c5"] if "mobilenet" in name else atrous["c5"])
-    same = {
-        jax.tree.structure(shapes(name, output_stride=s, convention=c)[1]) for s in STRIDES for c in ("atrous", "smp")
-    }
+    same = {jax.tree.structure(shapes(name, output_stride=s, variant=c)[1]) for s in STRIDES for c in ("atrous", "smp")}
     assert len(same) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTS)
 def test_number_of_parameters(name):
     assert sum(x.size for x in jax.tree.leaves(shapes(name)[1]["params"])) == COUNTS[name]
@@ -236,13 +240,13 @@ def test_number_of_parameters(name):
 
 def test_mobilenet_v3_taps():
     """Last block of each stride, or the first, as torchvision's segmentation networks tap it."""
-    for name, convention, channels in [
+    for name, variant, channels in [
         ("mobilenet_v3_large", "atrous", [16, 24, 40, 112, 960]),
         ("mobilenet_v3_large", "torchvision", [16, 24, 40, 80, 960]),
         ("mobilenet_v3_small", "atrous", [16, 16, 24, 48, 576]),
         ("mobilenet_v3_small", "torchvision", [16, 16, 24, 40, 576]),
     ]:
-        maps, _ = shapes(name, output_stride=16, convention=convention)
+        maps, _ = shapes(name, output_stride=16, variant=variant)
         assert [m.shape[-1] for m in maps.values()] == channels
 
 
@@ -250,7 +254,7 @@ def test_mobilenet_v3_has_its_own_epsilon():
     x, outputs = images(), {}
     for name in ("mobilenet_v2_micro", "mobilenet_v3_micro"):
         for epsilon in (1e-3, 0.1):
-            net = create(name, Style(epsilon=epsilon))
+            net = create(name, layer_config=LayerConfig(epsilon=epsilon))
             outputs[name, epsilon] = jax.jit(functools.partial(net.apply, train=False))(variables(name), x)["c5"]
     assert not jnp.allclose(outputs["mobilenet_v2_micro", 1e-3], outputs["mobilenet_v2_micro", 0.1])
     np.testing.assert_array_equal(outputs["mobilenet_v3_micro", 1e-3], outputs["mobilenet_v3_micro", 0.1])
@@ -261,16 +265,16 @@ def test_mobilenet_v3_has_its_own_epsilon():
     [
         ("resnet_50", {}, r"model\.backbone='resnet_50'.*Did you mean 'resnet50'"),
         ("resnet50", {"output_stride": 4}, r"model\.output_stride=4 .*8, 16, 32"),
-        ("resnet50", {"convention": "tv"}, r"model\.convention='tv'.*atrous, torchvision, smp"),
+        ("resnet50", {"variant": "tv"}, r"model\.variant='tv'.*atrous, torchvision, smp"),
         ("vgg16", {"multi_grid": (1, 2, 4)}, r"model\.multi_grid.*ResNets only.*\(1, 1, 1\).*'vgg16'"),
         ("resnet50", {"multi_grid": (1, 2)}, r"model\.multi_grid=\(1, 2\) must be 3 positive factors"),
         ("resnet18", {"multi_grid": (1, 2, 4)}, r"must be 2 positive factors"),
         ("resnet50", {"multi_grid": (0, 1, 1)}, r"must be 3 positive factors"),
     ],
 )
-def test_errors_name_the_mend(name, settings, message):
+def test_errors_name_the_fix(name, settings, message):
     with pytest.raises(UserError, match=message):
-        create(name, Style(), **settings)
+        create(name, layer_config=LayerConfig(), **settings)
 
 
 def convolutions(monkeypatch, name, **settings):
@@ -293,11 +297,11 @@ def convolutions(monkeypatch, name, **settings):
         ({"output_stride": 32}, (1,) * 6 + (1, 1, 1)),
         ({"output_stride": 16}, (1,) * 6 + (1, 2, 2)),
         ({"output_stride": 8}, (1, 2, 2, 2, 2, 2, 2, 4, 4)),
-        ({"output_stride": 16, "convention": "torchvision"}, (1,) * 6 + (1, 2, 2)),
-        ({"output_stride": 16, "convention": "smp"}, (1,) * 6 + (2, 2, 2)),
-        ({"output_stride": 8, "convention": "smp"}, (2,) * 6 + (4, 4, 4)),
-        ({"output_stride": 16, "convention": "smp", "multi_grid": (1, 2, 4)}, (1,) * 6 + (2, 4, 8)),
-        ({"output_stride": 8, "convention": "smp", "multi_grid": (1, 2, 4)}, (2,) * 6 + (4, 8, 16)),
+        ({"output_stride": 16, "variant": "torchvision"}, (1,) * 6 + (1, 2, 2)),
+        ({"output_stride": 16, "variant": "smp"}, (1,) * 6 + (2, 2, 2)),
+        ({"output_stride": 8, "variant": "smp"}, (2,) * 6 + (4, 4, 4)),
+        ({"output_stride": 16, "variant": "smp", "multi_grid": (1, 2, 4)}, (1,) * 6 + (2, 4, 8)),
+        ({"output_stride": 8, "variant": "smp", "multi_grid": (1, 2, 4)}, (2,) * 6 + (4, 8, 16)),
         ({"output_stride": 16, "multi_grid": (1, 2, 4)}, (1,) * 6 + (2, 4, 8)),
         ({"output_stride": 8, "multi_grid": (1, 2, 4)}, (1, 2, 2, 2, 2, 2, 4, 8, 16)),
     ],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segjax.checks import UserError
-from segjax.data.sources.brain import BLOCK, BLOCKS, BOX, FILE, GUARD, LEAST, brain
+from segjax.data.sources.brain import BLOCK, BLOCKS, BOX, FILE, GUARD, MIN_BRAIN, brain
 
 nibabel = pytest.importorskip("nibabel")
 room = sys.modules[brain.__module__]  # its own name in the package is that of the function
@@ -63,7 +63,7 @@ def test_splits_keep_their_distance(plane):
     assert min(train) < min(test) and max(test) < max(train)
     for source in (brain("train", plane=plane), brain("test", plane=plane)):
         shares = [(source.read(i)["label"] > 0).mean() for i in range(len(source))]
-        assert min(shares) >= LEAST
+        assert min(shares) >= MIN_BRAIN
 
 
 def test_what_the_docstring_says_of_the_score():

@@ -5,6 +5,8 @@ import pytest
 from segjax import checks
 from segjax.checks import Key, UserError
 
+pytestmark = pytest.mark.core
+
 
 def example(
     spec: Any,

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segjax.checks import UserError
 from segjax.cli import VERBS, main
+from segjax.cli.config_flags import read_config_file
 from segjax.data.sources import SOURCES
 from segjax.train.workdir import read_config
 
@@ -92,21 +94,21 @@ def test_keys_that_may_be_left_out_take_any_value(tmp_path, segjax):
     """A default or a file's value of None, a number or a tuple does not fix the type."""
     config = tmp_path / "c.py"
     config.write_text(
-        "from segjax.config import base\n"
+        "from segjax.config import default_config\n"
         "def get_config(resize='None'):\n"
-        "    config = base('arrays')\n"
+        "    config = default_config('arrays')\n"
         "    config.preprocess.resize = eval(resize)\n"
         "    config.source.classes = ('a', 'b')\n"
         "    return config\n"
     )
     from absl import flags
 
-    from segjax.cli import setup
+    from segjax.cli import config_flags
 
     def parsed(argument, *argv):
         values = flags.FlagValues()
-        setup.define_config(values)
-        values(["x", *setup.load_config(values, [f"--config={config}:{argument}", *argv])])
+        config_flags.define_config(values)
+        values(["x", *config_flags.load_config(values, [f"--config={config}:{argument}", *argv])])
         return values.config
 
     for argument in ("None", "0.5", "(32, 32)"):
@@ -121,10 +123,10 @@ def test_keys_that_may_be_left_out_take_any_value(tmp_path, segjax):
 
 
 CONFIG = """
-from segjax.config import base
+from segjax.config import default_config
 
 def get_config(what="nothing"):
-    config = base("shapes" if what != "source" else "shpes")
+    config = default_config("shapes" if what != "source" else "shpes")
     if what == "key":
         config.data.corp = (1, 2)
     if what == "section":
@@ -162,7 +164,7 @@ def here(tmp_path, monkeypatch):
         ("c.py:far", "c.py, line 11: there is no configuration key 'zzzz'."),
         ("c.py:type", "c.py, line 13: crop = 3 must be of type tuple."),
         ("c.py:bug", "c.py, line 15: ZeroDivisionError: division by zero"),
-        ("c.py:dict", "c.py: get_config() must return what segjax.config.base() makes, not {}."),
+        ("c.py:dict", "c.py: get_config() must return a config from segjax.default_config(), not {}."),
         (
             "c.py:source",
             f"source.name='shpes' is not one of {', '.join(SOURCES)}. Did you mean 'shapes'?",
@@ -177,6 +179,36 @@ def test_faults_of_a_configuration_file(here, segjax, verb, config, message):
     code, _, err = segjax(verb, "--config", config, *(["--workdir=w"] if verb == "train" else []))
     assert code == 1 and complaint(err) == message
     assert not (here / "w").exists()
+
+
+def test_a_configuration_file_imports_its_neighbours(here):
+    """Those of its own folder, whatever the working directory; a fault in one is told by its file and line."""
+    path = list(sys.path)
+    for folder in ("a", "b.c"):
+        (here / folder / "datasets").mkdir(parents=True)
+        (here / folder / "mine.py").write_text(
+            "from segjax.config import default_config\n"
+            "from .datasets import noise\n"
+            "def get_config():\n"
+            "    config = default_config(source='noise')\n"
+            "    noise.apply(config)\n"
+            "    return config\n"
+        )
+    (here / "a/datasets/noise.py").write_text("def apply(config):\n    config.source.classes = 3\n")
+    (here / "b.c/datasets/noise.py").write_text("def apply(config):\n    config.source.clases = 4\n")
+    (here / "a/derived.py").write_text("from . import mine\nget_config = mine.get_config\n")
+    assert read_config_file("a/mine.py").source.classes == read_config_file("a/derived.py").source.classes == 3
+    fault = re.escape(str(here / "b.c/datasets/noise.py")) + ", line 2: there is no configuration key 'clases'"
+    with pytest.raises(UserError, match=fault):
+        read_config_file(str(here / "b.c/mine.py"))
+    (here / "b.c/datasets/noise.py").write_text("x = 1\ndef apply(config:\n    pass\n")
+    with pytest.raises(UserError, match=r"b\.c/datasets/noise\.py, line 2: SyntaxError"):
+        read_config_file("b.c/mine.py")
+    (here / "b.c/datasets/noise.py").unlink()
+    gone = r"^b\.c/mine\.py, line 2: ImportError: cannot import name 'noise' from '\.datasets'.* folder .*b\.c\.$"
+    with pytest.raises(UserError, match=gone):
+        read_config_file("b.c/mine.py")
+    assert sys.path == path and not any("user_config" in name for name in sys.modules)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +269,7 @@ def test_faults_of_a_workdir(here, workdir, segjax, monkeypatch):
     code, _, err = segjax("evaluate", "--workdir=nowhere")
     assert code == 1 and complaint(err).startswith("There is no run in nowhere")
     code, _, err = segjax("evaluate", "--workdir", workdir, "--config.seed=1")
-    assert code == 1 and "name one with --config FILE.py" in complaint(err)
+    assert code == 1 and "--config FILE.py" in complaint(err)
     (here / "w").mkdir()
     (here / "w" / "config.json").write_bytes((workdir / "config.json").read_bytes())
     for argv in (["evaluate"], ["predict", "--input", ROOT / "configs", "--output=out"]):
@@ -309,9 +341,9 @@ def folder(tmp_path):
         Image.fromarray(image).save(tmp_path / "images" / f"[b] {i}.png")
         Image.fromarray((image[..., 0] > 128).astype(np.uint8)).save(tmp_path / "masks" / f"[b] {i}.png")
     (tmp_path / "c.py").write_text(
-        "from segjax.config import base\n"
+        "from segjax.config import default_config\n"
         "def get_config():\n"
-        "    config = base('folder')\n"
+        "    config = default_config('folder')\n"
         f"    config.source.root, config.source.images, config.source.masks = {str(tmp_path)!r}, 'images', 'masks'\n"
         "    config.source.classes = ('no', 'yes')\n"
         "    config.source.fractions = {'train': (0.0, 1.0), 'test': (0.0, 1.0)}\n"
@@ -332,7 +364,7 @@ def test_inspect_a_sound_set(folder, segjax):
     weights = np.array(found["class_weights"]["inverse"])
     np.testing.assert_allclose((weights * found["pixels"]).sum() / 4800, 1, atol=1e-3)
     assert set(found["class_weights"]) == {"median_frequency", "inverse", "effective_number"}
-    assert "no" in err and "sizes: 20 x 30 (8)" in err and "What the pipeline feeds" in err
+    assert "no" in err and "sizes: 20 x 30 (8)" in err and "contact_sheet.png" in err
     with Image.open(folder / "new" / "out" / "contact_sheet.png") as sheet:
         assert sheet.width == 3 * 160 + 8 and sheet.height > 3 * 160
     code, found, _ = segjax(
@@ -371,6 +403,7 @@ def test_inspect_knows_masks_of_0_and_255(folder, segjax):
     assert "The masks hold only 0 and 255" in err and "source.ids" in err
 
 
+@pytest.mark.slow
 def test_training_names_an_unreadable_image_on_stderr(folder, segjax):
     (folder / "images" / "[b] 1.png").write_bytes(b"torn")
     changes = ["--config.data.batch_size=4", "--config.eval.batch_size=4", "--config.model.widths=(4,8)"]

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from segjax import chips, cli, hlo, parallel
+from segjax import cli, parallel
 from segjax.checks import UserError
-from segjax.cli.standins import open_sources
-from segjax.config import base
-from segjax.train import aot, benchmark, compilation, fit
+from segjax.cli.fake_data import open_sources
+from segjax.config import default_config
+from segjax.profile import aot, chips, hlo, largest_batch, timing
+from segjax.train import compilation
 
 TINY = str(pathlib.Path(__file__).parent.parent / "configs" / "tiny.py")
 
@@ -49,7 +50,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 def test_cycles_follow_loops_and_branches():
     program = hlo.parse(LOOP, {"a": {}, "b": {"c": {"kernel": 0}}})
     costs, unknown = hlo.layers(program)
-    assert costs[:2] == [hlo.Cost("a", 40, 0), hlo.Cost("b/c", 0, 5)] and unknown == 0
+    assert costs[:2] == [hlo.LayerCycles("a", 40, 0), hlo.LayerCycles("b/c", 0, 5)] and unknown == 0
     assert hlo.layers(hlo.parse(LOOP.replace("known_trip_count", "no")))[1] == 1
 
 
@@ -63,7 +64,7 @@ def test_padding_follows_the_layout():
 def test_what_arrives_of_a_gather_is_counted():
     (found,) = hlo.collectives(hlo.parse(LOOP))
     assert found.opcode == "all-gather" and found.bytes == 4 * 8 * 4 * 3 * 2 and found.activation
-    (found,) = hlo.collectives(hlo.parse(LOOP), whole=[(8, 4, 4, 3)])
+    (found,) = hlo.collectives(hlo.parse(LOOP), expected=[(8, 4, 4, 3)])
     assert not found.activation
     assert hlo.unestimated(hlo.parse(LOOP)) == {"copy": 1, "all-gather": 1}
 
@@ -78,7 +79,7 @@ def test_a_gathered_activation_is_seen_in_a_real_program():
 
 
 def tiny(**data):
-    config = base(source="noise")
+    config = default_config(source="noise")
     config.source.size = config.data.crop = (16, 16)
     config.source.classes, config.source.count, config.model.widths = 3, 8, (4, 8)
     for key, value in data.items():
@@ -86,13 +87,14 @@ def tiny(**data):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_programs_are_those_that_run(mode):
     """The shapes are those of the batches, and the compiled step takes what the loop gives it."""
     config = tiny()
-    config.parallel.mode = mode
-    for program in aot.programs(config):
-        facts = aot.report(program)
+    config.parallel.transform = mode
+    for program in aot.step_programs(config):
+        facts = aot.cost_report(program)
         assert facts["fits"] is None and facts["peak_bytes"] >= facts["argument_bytes"] > 0 and facts["flops"] > 0
         assert json.loads(json.dumps(facts)) == facts
         assert not any(each["activation"] for each in facts["collectives"])
@@ -100,34 +102,38 @@ def test_programs_are_those_that_run(mode):
             assert any(each["opcode"] == "all-reduce" for each in facts["collectives"])
             assert any(each["layer"] == "down_0/conv1/conv" for each in facts["buffers"])
     timed = aot.STEPS if mode == "jit" else ("train",)
-    figures = benchmark.steps(config, timed, 0.0)
+    figures = timing.time_steps(config, timed, 0.0)
     assert all(figures[name]["calls"] == 5 and figures[name]["ms"] > 0 for name in timed)
 
 
+@pytest.mark.slow
 def test_the_hash_is_the_programs():
-    one, same, other = (aot.compiled(aot.programs(tiny(batch_size=n), ("train",))[0])[1]["hash"] for n in (4, 4, 8))
+    one, same, other = (
+        aot.compile_program(aot.step_programs(tiny(batch_size=n), ("train",))[0])[1]["hash"] for n in (4, 4, 8)
+    )
     assert one == same != other
 
 
+@pytest.mark.slow
 def test_the_cache_serves_the_second_compilation(tmp_path):
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_enable_compilation_cache")
     before = {name: getattr(jax.config, name) for name in names}
     try:
-        with benchmark.empty_cache():
-            compilation.switch_cache(True)
-            (program,) = aot.programs(tiny(), ("train",))
+        with timing.empty_cache():
+            compilation.enable_compilation_cache(True)
+            (program,) = aot.step_programs(tiny(), ("train",))
             found = []
             for _ in range(2):
                 jax.clear_caches()
-                found.append(aot.compiled(program)[1]["from_cache"])
+                found.append(aot.compile_program(program)[1]["from_cache"])
             assert found == [False, True]
         assert {name: getattr(jax.config, name) for name in names} == before
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_CACHE_HOME", str(tmp_path))
             jax.config.update("jax_compilation_cache_dir", None)
-            compilation.switch_cache(True)
+            compilation.enable_compilation_cache(True)
             assert jax.config.jax_compilation_cache_dir == str(tmp_path / "segjax")
-            compilation.switch_cache(False)
+            compilation.enable_compilation_cache(False)
             assert not jax.config.jax_enable_compilation_cache
     finally:
         for name, value in before.items():
@@ -153,19 +159,20 @@ def test_the_largest_batch_is_found(limit, start, bytes_of):
         tried.append(n)
         return (bytes_of(n) if bytes_of(n) <= limit else None), limit
 
-    found, used = fit.largest(peak, start, 1)
+    found, used = largest_batch.largest_that_fits(peak, start, 1)
     assert found == max([n for n in range(1, 4000) if bytes_of(n) <= limit and bytes_of(n + 1) > limit], default=0)
     assert used == (bytes_of(found) if found else None) and len(tried) == len(set(tried)) <= 24
 
 
+@pytest.mark.slow
 def test_fit_counts_the_memory_of_each_device():
     config = tiny(batch_size=8)
-    (program,) = aot.programs(tiny(batch_size=12), ("train",))
-    peak = aot.report(program)["peak_bytes"]
-    found = fit.fit(config, memory=peak)
+    (program,) = aot.step_programs(tiny(batch_size=12), ("train",))
+    peak = aot.cost_report(program)["peak_bytes"]
+    found = largest_batch.largest_batch(config, memory=peak)
     assert found == {"batch_size": 12, "peak_bytes": peak, "needs_remat": False}
     with pytest.raises(UserError, match="--memory"):
-        fit.fit(config)
+        largest_batch.largest_batch(config)
 
 
 def test_fit_says_whether_recomputing_is_needed(monkeypatch):
@@ -175,9 +182,9 @@ def test_fit_says_whether_recomputing_is_needed(monkeypatch):
         used = config.data.batch_size * (4 if config.model.remat else 10)
         return {"fits": used <= 100, "memory_bytes": 100, "peak_bytes": used}
 
-    monkeypatch.setattr(aot, "programs", lambda config, *rest: [config])
-    monkeypatch.setattr(aot, "report", report)
-    found = fit.fit(tiny(batch_size=16))
+    monkeypatch.setattr(aot, "step_programs", lambda config, *rest: [config])
+    monkeypatch.setattr(aot, "cost_report", report)
+    found = largest_batch.largest_batch(tiny(batch_size=16))
     assert found == {
         "batch_size": 8,
         "peak_bytes": 80,
@@ -185,7 +192,7 @@ def test_fit_says_whether_recomputing_is_needed(monkeypatch):
         "remat_batch_size": 24,
         "remat_peak_bytes": 96,
     }
-    assert fit.fit(tiny(batch_size=8)) == {"batch_size": 8, "peak_bytes": 80, "needs_remat": False}
+    assert largest_batch.largest_batch(tiny(batch_size=8)) == {"batch_size": 8, "peak_bytes": 80, "needs_remat": False}
 
 
 def test_a_described_device_is_the_share_of_its_chip_that_it_is():
@@ -195,12 +202,12 @@ def test_a_described_device_is_the_share_of_its_chip_that_it_is():
     class Both(Core):
         device_kind, num_cores = "TPU v5", 2
 
-    assert chips.of(Core()).memory == 16 and chips.of(Core()).peak == 61.5
-    assert chips.of(Both()).memory == 95 and chips.of(Both()).peak == 459
+    assert chips.chip_spec(Core()).memory == 16 and chips.chip_spec(Core()).peak == 61.5
+    assert chips.chip_spec(Both()).memory == 95 and chips.chip_spec(Both()).peak == 459
 
 
 def test_sources_stand_in_for_data_that_are_not_there():
-    config = base(source="folder")
+    config = default_config(source="folder")
     config.source.root, config.source.images, config.source.masks = "/nowhere", "{stem}.png", "{stem}.png"
     with pytest.raises(UserError, match="Or give --size"):
         open_sources(config, None, None)
@@ -228,6 +235,7 @@ def test_compile_verb(capsys):
     assert code == 1 and "Did you mean 'train'" in err
 
 
+@pytest.mark.slow
 def test_benchmark_verb(capsys, tmp_path):
     argv = ("benchmark", "--config", TINY, "--what=train,input", "--seconds=0")
     code, facts, err = run(capsys, *argv)

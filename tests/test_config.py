@@ -6,12 +6,13 @@ import shutil
 
 import jax
 import pytest
+from absl import flags
 
 from segjax import checks, models, objectives, tasks
 from segjax import config as configuration
 from segjax.checks import UserError
-from segjax.cli import main
-from segjax.config import base, check, to_dict
+from segjax.cli import config_flags, main
+from segjax.config import check, default_config, to_dict
 from segjax.data import sources
 from segjax.spec import DatasetSpec
 from segjax.train import loop, workdir
@@ -20,10 +21,12 @@ from segjax.train.durations import durations
 from segjax.train.loop import train_and_evaluate
 from segjax.train.restore import evaluate_workdir, restore
 
+pytestmark = pytest.mark.core
+
 DATA = pathlib.Path(__file__).parent / "data"
 FUNCTIONS = {
     **configuration.SECTIONS,
-    **{f"{section}.{name}": each for section, table in configuration.NAMED.items() for name, each in table.items()},
+    **{f"{section}.{name}": each for section, table in configuration.CHOICES.items() for name, each in table.items()},
 }
 # Given by the caller and not by the configuration.
 SUPPLIED = {"name", "channels", "config", "enabled", "parent", "axis_name", "spec", "objective", "frozen"}
@@ -43,18 +46,18 @@ def test_every_setting_of_a_section_is_a_key_with_a_line_and_a_default_that_fits
 @pytest.mark.parametrize("task", tasks.TASKS)
 @pytest.mark.parametrize("model", models.MODELS)
 def test_defaults_are_those_of_the_signatures(task, model):
-    config = base(model=model, task=task)
+    config = default_config(model=model, task=task)
     check(config)
-    for section, function in configuration.functions(config).items():
-        own = configuration.RECIPES[task].get(section, {})
+    for section, function in configuration.section_functions(config).items():
+        own = configuration.TASK_DEFAULTS[task].get(section, {})
         for name, setting in checks.keys_of(function).items():
             assert config[section][name] == own.get(name, setting.default)
-    assert set(config.keys()) == {"seed", *configuration.SECTIONS, *configuration.NAMED}
+    assert set(config.keys()) == {"seed", *configuration.SECTIONS, *configuration.CHOICES}
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_the_best_checkpoint_is_chosen_by_a_figure_of_the_task(name):
-    config = base(task=name)
+    config = default_config(task=name)
     spec = DatasetSpec(("road", "car"), things=(1,))
     objective = objectives.create(spec=spec, **config.objective)
     task = tasks.create(spec=spec, objective=objective, **config.task)
@@ -63,15 +66,15 @@ def test_the_best_checkpoint_is_chosen_by_a_figure_of_the_task(name):
 
 def test_mistyped_keys_name_the_nearest():
     with pytest.raises(AttributeError, match="crop"):
-        base().data.corp = (3, 3)
+        default_config().data.corp = (3, 3)
     with pytest.raises(UserError, match=r"source.name='foldr'.*'folder'"):
-        base(source="foldr")
+        default_config(source="foldr")
     with pytest.raises(UserError, match=r"objective.name='pixel'.*'pixels'"):
-        base(objective="pixel")
+        default_config(objective="pixel")
     with pytest.raises(UserError, match=r"source.conut.*source.count"):
-        sources.create("train", name="shapes", conut=3)
+        sources.create("shapes", "train", conut=3)
     with pytest.raises(UserError, match=r"source.root must be set"):
-        sources.create("train", name="folder")
+        sources.create("folder", "train")
 
 
 NONSENSE = {
@@ -85,7 +88,7 @@ NONSENSE = {
     "data.scale": [(0.0, 1.0), (1.0,), (math.nan, 1.0), (1.0, math.inf)],
     "data.rotate": [math.nan, math.inf],
     "data.elastic": [-1.0, math.nan],
-    "data.rare": [1.5, -0.1],
+    "data.rare_class_fraction": [1.5, -0.1],
     "preprocess.resize": [0.0, -1.0, (8,), (8, 8, 8), math.nan, (0, 8)],
     "preprocess.std": [(0.0, 1.0, 1.0), (math.inf,) * 3],
     "loading.max_corrupt": [math.nan, -0.1, 2.0],
@@ -108,7 +111,7 @@ NONSENSE = {
     "eval.batch_size": [0],
     "parallel.space": [0],
     "parallel.devices": [-1],
-    "parallel.mode": ["jti"],
+    "parallel.transform": ["jti"],
     "seed": [-1, 1.5],
 }
 
@@ -118,13 +121,13 @@ def test_nonsense_is_refused_with_key_value_and_range_before_data_are_opened(key
     monkeypatch.setattr(loop, "open_source", lambda *_, **__: pytest.fail("the data were opened"))
     section, _, name = key.rpartition(".")
     for value in NONSENSE[key]:
-        config = base()
+        config = default_config()
         place = config[section] if section else config
         with place.ignore_type():
             place[name] = value
         with pytest.raises(UserError) as error:
             train_and_evaluate(config, str(tmp_path))
-        setting = checks.keys_of(configuration.functions(config).get(section, configuration.run))[name]
+        setting = checks.keys_of(configuration.section_functions(config).get(section, configuration.TopLevel))[name]
         assert f"{key}={value!r}" in str(error.value)
         expected = [setting.key.range] if isinstance(setting.key.range, str) else setting.key.range
         assert all(each in str(error.value) for each in expected)
@@ -152,7 +155,7 @@ def test_everything_is_due_at_the_end():
 
 
 def test_configuration_survives_json():
-    before = base(source="folder")
+    before = default_config(source="folder")
     before.source.ids = {"0": "membrane", "255": "interior"}
     before.source.classes = ("membrane", "interior")
     before.preprocess.resize = 0.5
@@ -168,8 +171,8 @@ def test_config_prints_keys_values_ranges_and_lines(capsys):
     tiny = str(pathlib.Path(__file__).parent.parent / "configs" / "tiny.py")
     assert main(["config", f"--config={tiny}"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    config = base()
-    for section, function in configuration.functions(config).items():
+    config = default_config()
+    for section, function in configuration.section_functions(config).items():
         for name in checks.keys_of(function):
             assert f"{section}.{name}" in printed
     assert main(["config", f"--config={tiny}", "--config.optimizer.clip=0.5", "optimizer.clip"]) == 0
@@ -192,8 +195,58 @@ def test_keys_of_version_0_1_are_read():
     assert config.objective.name == "centres" and config.objective.top_k == 20 and config.objective.centre == 200.0
     assert config.objective.max_objects == saved["task"]["divisor"] - 1
     assert to_dict(config.task) == {"name": "panoptic", "divisor": 1000, "stuff_area": 16}
-    for key in ("hardest", "sigma", "small_area", "small_weight", "nms_kernel", "threshold", "offset"):
+    for key in ("sigma", "small_area", "small_weight", "nms_kernel", "threshold", "offset"):
         assert config.objective[key] == saved["task"][key]
+    assert config.objective.ohem_fraction == saved["task"]["hardest"]
+
+
+OLD_NAMES = [
+    ("objective", "hardest", "ohem_fraction", 0.25),
+    ("data", "rare", "rare_class_fraction", 0.5),
+    ("data", "paste", "copy_paste_fraction", 0.5),
+    ("model", "convention", "variant", "smp"),
+    ("optimizer", "end", "end_factor", 0.125),
+    ("source", "crowds", "allow_crowds", True),
+    ("parallel", "mode", "transform", "pmap"),
+]
+
+
+def test_old_names_of_keys_are_read(tmp_path, caplog):
+    """In a configuration file, on the command line and in a config.json, with a warning that names the new one."""
+    lines = [f"    config.{section}.{old} = {value!r}" for section, old, _, value in OLD_NAMES]
+    start = ["from segjax import default_config", "def get_config():",
+             "    config = default_config('folder', 'deeplabv3plus')"]  # fmt: skip
+    (tmp_path / "old.py").write_text("\n".join([*start, *lines, "    return config"]))
+    (tmp_path / "new.py").write_text("\n".join([*start, "    return config"]))
+    config = config_flags.read_config_file(str(tmp_path / "old.py"))
+    values = flags.FlagValues()
+    config_flags.define_config(values)
+    given = [f"--config.{section}.{old}={value}" for section, old, _, value in OLD_NAMES]
+    values(["x", *config_flags.load_config(values, [f"--config={tmp_path}/new.py", *given])])
+    saved = to_dict(default_config("folder", "deeplabv3plus"))
+    for section, old, new, value in OLD_NAMES:
+        saved[section][old] = value
+        del saved[section][new]
+    for each in (config, values.config, from_dict(saved)):
+        for section, old, new, value in OLD_NAMES:
+            assert each[section][new] == each[section][old] == value and new in caplog.text
+        assert each.task.mode == "multiclass"
+    assert from_dict({**saved, "model": {"name": "unet", "fold": True}}).model.pair_columns
+
+
+@pytest.mark.parametrize(
+    ("key", "section"),
+    [("task.class_weights", "objective"), ("task.dice", "objective"), ("source.window", "preprocess")],
+)
+def test_keys_that_moved_to_another_section_are_named(tmp_path, key, section):
+    path = tmp_path / "old.py"
+    text = "from segjax import default_config\ndef get_config():\n    config = default_config()\n"
+    path.write_text(f"{text}    config.{key} = (1.0, 2.0)\n    return config")
+    with pytest.raises(UserError, match=rf"old.py, line 4: .*{key.split('.')[1]}.* key of {section}\b"):
+        config_flags.read_config_file(str(path))
+    path.write_text(f"{text}    return config")
+    with pytest.raises(UserError, match=rf"{key}.* key of {section}\b"):
+        config_flags.load_config(flags.FlagValues(), [f"--config={path}", f"--config.{key}=1"])
 
 
 def test_a_workdir_of_version_0_1_is_resumed_and_scored_as_then(tmp_path):
@@ -219,8 +272,8 @@ def test_the_state_of_an_older_panoptic_run_has_todays_shapes(tmp_path):
     from segjax.train import components, optimizer, state
 
     parts = components.build_components(config, spec)
-    tx, _ = optimizer.make(1, **config.optimizer)
-    abstract = state.abstract(parts.model, tx, (1, 64, 64, 3), True)
+    tx, _ = optimizer.make_optimizer(1, **config.optimizer)
+    abstract = state.abstract_state(parts.model, tx, (1, 64, 64, 3), True)
     leaves = jax.tree_util.tree_leaves_with_path(abstract)
     found = {jax.tree_util.keystr(path, simple=True, separator="."): list(leaf.shape) for path, leaf in leaves}
     assert found == shapes

@@ -24,7 +24,7 @@ def machine(monkeypatch):
 
 
 def problems(report):
-    return [(each["problem"], each["mend"]) for each in report["problems"]]
+    return [(each["problem"], each["fix"]) for each in report["problems"]]
 
 
 def nvidia(monkeypatch, answer):
@@ -39,7 +39,7 @@ def nvidia(monkeypatch, answer):
 
 
 def test_report_of_this_machine_is_true_and_json():
-    report = doctor.report()
+    report = doctor.examine()
     assert json.loads(json.dumps(report)) == report
     assert report["python"] == ".".join(map(str, sys.version_info[:3]))
     assert report["packages"]["jax"] == jax.__version__
@@ -54,9 +54,9 @@ def test_report_of_this_machine_is_true_and_json():
 
 
 def test_a_sound_machine_has_no_problem(machine):
-    report = doctor.report()
+    report = doctor.examine()
     assert report["ok"] and report["problems"] == [] and report["extras"] == {}
-    text = doctor.render(report)
+    text = doctor.format_report(report)
     assert text.endswith("No problems found.")
     assert "4 x cpu (cpu)" in text and "missing" not in text
 
@@ -72,38 +72,38 @@ def test_required_packages_and_extras_are_those_of_setup():
 def test_missing_extra_names_its_command(machine, module):
     machine.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == module else object())
     (extra,) = (name for name, (modules, _) in doctor.EXTRAS.items() if module in modules)
-    report = doctor.report()
+    report = doctor.examine()
     assert report["ok"] and list(report["extras"]) == [extra]
-    assert f'pip install "segjax[{extra}]"' in doctor.render(report)
+    assert f'pip install "segjax[{extra}]"' in doctor.format_report(report)
 
 
 @pytest.mark.parametrize(
-    ("package", "version", "words", "mend"),
+    ("package", "version", "words", "fix"),
     [
-        ("jax", "0.10.1", "wrong results", doctor.MEND_JAX),
-        ("jax", "0.7.1", "too old", doctor.MEND_JAX),
-        ("jax", "0.6.2.dev3", "too old", doctor.MEND_JAX),
-        ("jax", None, "jax or jaxlib is not installed", doctor.MEND_JAX),
-        ("jaxlib", None, "jax or jaxlib is not installed", doctor.MEND_JAX),
+        ("jax", "0.10.1", "wrong results", doctor.FIX_JAX),
+        ("jax", "0.7.1", "too old", doctor.FIX_JAX),
+        ("jax", "0.6.2.dev3", "too old", doctor.FIX_JAX),
+        ("jax", None, "jax or jaxlib is not installed", doctor.FIX_JAX),
+        ("jaxlib", None, "jax or jaxlib is not installed", doctor.FIX_JAX),
         ("optax", None, "optax is not installed", "pip install optax"),
     ],
 )
-def test_bad_packages(machine, package, version, words, mend):
+def test_bad_packages(machine, package, version, words, fix):
     machine.setattr(doctor, "_version", lambda name: version if name == package else "0.10.2")
-    ((problem, found),) = problems(doctor.report())
-    assert words in problem and found == mend
+    ((problem, found),) = problems(doctor.examine())
+    assert words in problem and found == fix
 
 
 @pytest.mark.parametrize("version", ["0.7.2", "0.10.0", "0.10.2", "0.10.10", "0.12.0rc1", "1.0"])
 def test_good_versions_of_jax(machine, version):
     machine.setattr(doctor, "_version", lambda name: version)
-    assert doctor.report()["ok"]
+    assert doctor.examine()["ok"]
 
 
 def test_old_python(machine):
     machine.setattr(doctor.sys, "version_info", (3, 10, 4, "final", 0))
-    ((problem, mend),) = problems(doctor.report())
-    assert "too old" in problem and "3.11" in mend
+    ((problem, fix),) = problems(doctor.examine())
+    assert "too old" in problem and "3.11" in fix
 
 
 @pytest.mark.parametrize("sign", ["/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "TPU_NAME", "COLAB_TPU_ADDR"])
@@ -112,7 +112,7 @@ def test_unused_tpu(machine, sign):
         machine.setattr(doctor.glob, "glob", lambda pattern: ["/dev/x0"] if pattern == sign else [])
     else:
         machine.setenv(sign, "local")
-    assert problems(doctor.report()) == [("There is a TPU, but JAX sees only the CPU.", 'pip install "segjax[tpu]"')]
+    assert problems(doctor.examine()) == [("There is a TPU, but JAX sees only the CPU.", 'pip install "segjax[tpu]"')]
 
 
 @pytest.mark.parametrize(
@@ -121,20 +121,20 @@ def test_unused_tpu(machine, sign):
 def test_unused_gpu(machine, driver, extra):
     nvidia(machine, driver)
     expected = [("There is an NVIDIA GPU, but JAX sees only the CPU.", f'pip install "segjax[{extra}]"')]
-    assert problems(doctor.report()) == (expected if extra else [])
+    assert problems(doctor.examine()) == (expected if extra else [])
 
 
 @pytest.mark.parametrize("error", [subprocess.TimeoutExpired("x", 1), subprocess.CalledProcessError(9, "x"), OSError()])
 def test_nvidia_smi_that_fails_is_no_gpu(machine, error):
     nvidia(machine, error)
-    assert doctor.report()["ok"]
+    assert doctor.examine()["ok"]
 
 
 def test_gpu_hidden_by_the_environment(machine):
     nvidia(machine, "580.65.06\n")
     machine.setenv("JAX_PLATFORMS", "cpu")
-    ((_, mend),) = problems(doctor.report())
-    assert mend == "unset JAX_PLATFORMS (it is 'cpu')"
+    ((_, fix),) = problems(doctor.examine())
+    assert fix == "unset JAX_PLATFORMS (it is 'cpu')"
 
 
 def test_an_accelerator_in_use_is_no_problem(machine):
@@ -148,36 +148,36 @@ def test_an_accelerator_in_use_is_no_problem(machine):
     machine.setattr(jax, "local_devices", lambda: [Device()])
     machine.setattr(jax, "process_count", lambda: 2)
     nvidia(machine, "580.65.06\n")
-    report = doctor.report()
+    report = doctor.examine()
     assert report["ok"] and report["devices"]["memory_bytes"] == 3 * 2**30
-    assert "2 x NVIDIA H200 (gpu), 3.0 GiB each, 2 processes" in doctor.render(report)
+    assert "2 x NVIDIA H200 (gpu), 3.0 GiB each, 2 processes" in doctor.format_report(report)
 
 
-@pytest.mark.parametrize(("platforms", "mend"), [(None, doctor.MEND_JAX), ("tpu", "unset JAX_PLATFORMS (it is 'tpu')")])
-def test_jax_that_does_not_start(machine, platforms, mend):
+@pytest.mark.parametrize(("platforms", "fix"), [(None, doctor.FIX_JAX), ("tpu", "unset JAX_PLATFORMS (it is 'tpu')")])
+def test_jax_that_does_not_start(machine, platforms, fix):
     def devices():
         raise RuntimeError("Unable to initialize backend 'tpu'")
 
     machine.setattr(jax, "devices", devices)
     if platforms:
         machine.setenv("JAX_PLATFORMS", platforms)
-    report = doctor.report()
+    report = doctor.examine()
     assert report["devices"] is None and not report["ok"]
-    assert problems(report) == [("JAX does not start: Unable to initialize backend 'tpu'", mend)]
-    assert "none: JAX does not start" in doctor.render(report)
+    assert problems(report) == [("JAX does not start: Unable to initialize backend 'tpu'", fix)]
+    assert "none: JAX does not start" in doctor.format_report(report)
 
 
 def test_jax_that_cannot_be_imported(machine):
     machine.setitem(sys.modules, "jax", None)
-    report = doctor.report()
+    report = doctor.examine()
     assert report["devices"] is None and "does not start" in problems(report)[0][0]
 
 
 def test_folder_that_cannot_be_written(machine, tmp_path):
     machine.chdir(tmp_path)
     machine.setattr(doctor.os, "access", lambda path, mode: False)
-    ((problem, mend),) = problems(doctor.report())
-    assert str(tmp_path) in problem and "--workdir" in mend
+    ((problem, fix),) = problems(doctor.examine())
+    assert str(tmp_path) in problem and "--workdir" in fix
 
 
 def test_main_prints_to_stderr_and_returns_the_report(machine, capsys):
@@ -187,5 +187,5 @@ def test_main_prints_to_stderr_and_returns_the_report(machine, capsys):
     machine.setenv("TPU_NAME", "local")
     report = doctor.main(values)
     out, err = capsys.readouterr()
-    assert out == "" and err == doctor.render(report) + "\n"
-    assert "Problems:\n  There is a TPU" in err and 'mend: pip install "segjax[tpu]"' in err
+    assert out == "" and err == doctor.format_report(report) + "\n"
+    assert "Problems:\n  There is a TPU" in err and 'pip install "segjax[tpu]"' in err

@@ -121,7 +121,7 @@ def test_ids_of_files_and_what_they_mean(tmp_path):
     save(tmp_path / "masks/a.png", np.array([[0, 1, 2, 3, 255]], np.uint8))
     np.testing.assert_array_equal(make(tmp_path, ignore_ids=(3,)).read(0)["label"], [[0, 1, 2, 255, 255]])
     assert make(tmp_path).ids(0) == {0: 1, 1: 1, 2: 1, 3: 1, 255: 1}
-    with pytest.raises(UserError, match=r"a\.png holds ids that belong to no class: 3 \(1 pixels\).*ignore_ids"):
+    with pytest.raises(UserError, match=r"a\.png .*: 3 \(1 pixels\).*ignore_ids"):
         make(tmp_path).read(0)
 
 
@@ -233,41 +233,41 @@ def test_missing_things_are_named(tmp_path):
     with pytest.raises(UserError, match=r"7 of 8 images have no mask at .*masks: a, b, c, d, e, \.\.\.\. 1 masks"):
         make(tmp_path)
     save(tmp_path / "images/h.tif", np.zeros((4, 6), np.uint8))
-    with pytest.raises(UserError, match=r"Both .*h\.(png|tif) and .*h\.(png|tif) fit"):
+    with pytest.raises(UserError, match=r"Both .*h\.(png|tif) and .*h\.(png|tif) "):
         make(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"fractions": None}, "say in one way"),
-        ({"lists": "x.txt"}, "say in one way"),
-        ({"images": "{split}"}, "say in one way"),
-        ({"images": "images/{name}.png"}, r"source\.images=.*\{name\} means nothing"),
-        ({"ignore_ids": (2,)}, "id 2 is given two meanings"),
-        ({"colours": {"road": (1, 2, 3)}}, "source.colours: 'road' is none"),
+        ({"fractions": None}, "source.images, with source.lists .* source.fractions"),
+        ({"lists": "x.txt"}, "source.images, with source.lists .* source.fractions"),
+        ({"images": "{split}"}, "source.images, with source.lists .* source.fractions"),
+        ({"images": "images/{name}.png"}, r"source\.images=.*\{name\}"),
+        ({"ignore_ids": (2,)}, "id 2 .*source.ids and source.ignore_ids"),
+        ({"colours": {"road": (1, 2, 3)}}, "source.colours: 'road' is"),
         ({"colours": {"a": (1, 2, 300)}}, "not an RGB triple"),
-        ({"colours": {"a": (1, 1, 1), "b": (1, 1, 1)}}, "stands for two classes"),
-        ({"colours": {"a": (1, 2, 3)}, "ids": {0: "a"}}, r"source\.colours .* leave source\.ids"),
-        ({"colours": {"a": (1, 2, 3)}, "ignore_ids": (7,)}, r"source\.colours .* leave source\.ids"),
-        ({"masks": "{class}", "ids": {0: "a"}}, r"source\.masks .* leave source\.ids"),
-        ({"masks": "{class}", "colours": {"a": (1, 2, 3)}}, r"source\.masks .* leave source\.ids"),
+        ({"colours": {"a": (1, 1, 1), "b": (1, 1, 1)}}, "two classes"),
+        ({"colours": {"a": (1, 2, 3)}, "ids": {0: "a"}}, r"source\.colours .* remove source\.ids"),
+        ({"colours": {"a": (1, 2, 3)}, "ignore_ids": (7,)}, r"source\.colours .* remove source\.ids"),
+        ({"masks": "{class}", "ids": {0: "a"}}, r"source\.masks .* remove source\.ids"),
+        ({"masks": "{class}", "colours": {"a": (1, 2, 3)}}, r"source\.masks .* remove source\.ids"),
         ({"classes": ("a", "a")}, "unique"),
         ({"classes": "nope.txt"}, r"source\.classes: .*nope\.txt"),
         ({"fractions": {"train": (0, 0.5), "test": (0.5, 1)}}, "names the splits train, test, not 'all'"),
         ({"fractions": {"all": (0.5, 0.5)}}, "holds none of the 1 images"),
-        ({"things": ("d",)}, r"source\.things: 'd' is none of the classes a, b, c"),
-        ({"things": (3,)}, r"source\.things: 3 is none of the classes"),
+        ({"things": ("d",)}, r"source\.things: 'd' is .* a, b, c"),
+        ({"things": (3,)}, r"source\.things: 3 is .* a, b, c"),
         ({"masks": None}, r"source\.masks, source\.instances or both"),
         ({"instances": "masks"}, r"source\.instances needs source\.things"),
-        ({"instances": "masks", "masks": "{class}", "things": (1,)}, r"source\.instances .* one class a pixel"),
-        ({"instances": "masks", "masks": None}, r"without source\.masks tells two classes apart"),
-        ({"instances": "masks", "masks": None, "classes": ("a", "b"), "things": (0,)}, "two classes apart"),
-        ({"instances": "masks", "masks": None, "classes": ("a", "b"), "ids": {0: "a"}}, "leave source.ids"),
-        ({"instances": "{class}", "things": (1,)}, r"source\.instances=.*\{class\} means nothing"),
+        ({"instances": "masks", "masks": "{class}", "things": (1,)}, r"source\.instances .* one class per pixel"),
+        ({"instances": "masks", "masks": None}, r"without source\.masks .* background and thing"),
+        ({"instances": "masks", "masks": None, "classes": ("a", "b"), "things": (0,)}, "background and thing"),
+        ({"instances": "masks", "masks": None, "classes": ("a", "b"), "ids": {0: "a"}}, "remove source.ids"),
+        ({"instances": "{class}", "things": (1,)}, r"source\.instances=.*\{class\}"),
         (
             {"instances": "gone", "things": (1,)},
-            r"source\.instances: 1 of 1 images have no file of objects at .*gone: a",
+            r"source\.instances: 1 of 1 images have no instance file at .*gone: a",
         ),
     ],
 )
@@ -281,14 +281,14 @@ def test_hidden_folders_are_left_out_and_links_followed(tmp_path):
     write(tmp_path / "real", ["a"])
     write(tmp_path / "set", [".cache/b"])
     (tmp_path / "set/images/linked").symlink_to(tmp_path / "real/images")
-    assert list(files.find(tmp_path / "set", "images")) == ["linked/a"]
+    assert list(files.find_files(tmp_path / "set", "images")) == ["linked/a"]
 
 
 LABEL = np.array([[0, 1, 1, 2, 2, 255]], np.uint8)
 
 
 def objects(root, ids, label=LABEL, **kwargs):
-    """A source of one image: class a is stuff, b and c are things, 255 is no truth."""
+    """A source of one image: class a is stuff, b and c are things, 255 is no ground truth."""
     save(root / "images/x.png", np.zeros((*label.shape, 3), np.uint8))
     save(root / "masks/x.png", label)
     save(root / "objects/x.tif" if ids.dtype == np.int32 else root / "objects/x.png", ids)
@@ -330,17 +330,17 @@ def test_palette_files_of_objects_hold_indices(tmp_path):
 def test_things_without_an_object(tmp_path):
     ids = np.array([[0, 26, 26001, 0, 33005, 0]], np.uint16)
     with pytest.raises(
-        UserError, match=r"objects/x\.png: 1 pixels of 'b', 1 pixels of 'c' belong .*source\.crowds=True"
+        UserError, match=r"objects/x\.png: 1 pixels of 'b', 1 pixels of 'c' belong .*source\.allow_crowds=True"
     ):
         objects(tmp_path, ids, instance_base=1000).read(0)
-    sample = objects(tmp_path, ids, instance_base=1000, crowds=True).read(0)
+    sample = objects(tmp_path, ids, instance_base=1000, allow_crowds=True).read(0)
     np.testing.assert_array_equal(sample["instance"], [[0, 0, 1, 0, 2, 0]])
 
 
 def test_an_object_has_the_class_of_most_of_its_pixels(tmp_path):
     label = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 2, 2, 2, 255]], np.uint8)
     ids = np.array([[5, 5, 5, 5, 5, 5], [4, 4, 3, 3, 4, 5]], np.uint8)
-    sample = objects(tmp_path, ids, label, crowds=True).read(0)
+    sample = objects(tmp_path, ids, label, allow_crowds=True).read(0)
     np.testing.assert_array_equal(sample["instance"], [[3, 3, 3, 0, 0, 0], [2, 2, 1, 1, 0, 0]])
     with pytest.raises(UserError, match=r"objects/x\.png: 3 pixels of 'c' belong to no object"):
         objects(tmp_path, ids, label).read(0)
@@ -361,7 +361,7 @@ def test_objects_alone(tmp_path):
 def test_too_many_objects(tmp_path):
     ids = np.arange(256 * 260, dtype=np.int32).reshape(256, 260)
     kwargs = {"masks": None, "classes": ("background", "cell"), "things": ()}
-    with pytest.raises(UserError, match=r"objects/x\.tif holds 66559 objects; no more than 65535"):
+    with pytest.raises(UserError, match=r"objects/x\.tif holds 66559 objects; .* 65535"):
         objects(tmp_path, ids, np.zeros(ids.shape, np.uint8), **kwargs).read(0)
 
 

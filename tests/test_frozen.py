@@ -8,9 +8,9 @@ from parts import make_task
 
 from segjax import models, parallel
 from segjax.checks import UserError
-from segjax.config import base
+from segjax.config import default_config
 from segjax.models.network import Network
-from segjax.nn.layers import Conv, ConvNorm, Style
+from segjax.nn.layers import Conv, ConvNorm, LayerConfig
 from segjax.spec import DatasetSpec, Preprocess
 from segjax.train import compilation, optimizer, state, step
 from segjax.train.components import build_components
@@ -18,16 +18,18 @@ from segjax.train.loop import train_and_evaluate
 from segjax.train.restore import restore
 from segjax.train.workdir import read_config
 
+pytestmark = pytest.mark.core
+
 SPEC = DatasetSpec(("a", "b", "c"))
 
 
 class Body(nn.Module):
-    style: Style
+    layer_config: LayerConfig
 
     @nn.compact
     def __call__(self, x, train):
         for name in ("conv1", "conv2"):
-            x = self.style.block(ConvNorm)(8, self.style, name=name)(x, train)
+            x = self.layer_config.block(ConvNorm)(8, self.layer_config, name=name)(x, train)
         return x
 
 
@@ -38,9 +40,9 @@ class Tiny(Network):
 
     @nn.compact
     def __call__(self, images, train):
-        x = Body(self.style, name="backbone")(images, train)
-        x = ConvNorm(8, self.style, name="neck")(x, train)
-        return {"logits": Conv(self.channels, 1, use_bias=True, name="head")(x)}
+        x = Body(self.layer_config, name="backbone")(images, train)
+        x = ConvNorm(8, self.layer_config, name="neck")(x, train)
+        return {"logits": Conv(self.num_logits, 1, use_bias=True, name="head")(x)}
 
 
 TINY = Tiny(3)
@@ -49,17 +51,17 @@ TINY = Tiny(3)
 def trained(frozen, net=TINY, fsdp=False, devices=1, mode="jit", accumulate=1, factor=1.0, clip=0.1, steps=4):
     """The states before and after the steps on the host, the last scalars, and the FLOPs of a compiled step."""
     objective = make_task(SPEC).objective
-    mesh = parallel.make_mesh(mode=mode, devices=devices, fsdp=fsdp)
-    tx, _ = optimizer.make(
+    mesh = parallel.make_mesh(transform=mode, devices=devices, fsdp=fsdp)
+    tx, _ = optimizer.make_optimizer(
         4, 0, net.layer_order, name="sgd", learning_rate=1.0, clip=clip, accumulate=accumulate, frozen=frozen,
         backbone_factor=factor, weight_decay=0.0,
     )  # fmt: skip
-    first = state.init(net, tx, (4, 32, 32, 3), True, 0, mesh, fsdp)
+    first = state.init_state(net, tx, (4, 32, 32, 3), True, 0, mesh, fsdp)
     random = np.random.default_rng(0)
     index = np.arange(4, dtype=np.int32)
     batch = {"image": random.integers(0, 256, (4, 32, 32, 3), np.uint8), "index": index, "position": index}
     batch["label"] = random.integers(0, 3, (4, 32, 32)).astype(np.uint8)
-    shardings = parallel.state_sharding(mesh, first, fsdp) if mode == "jit" else None
+    shardings = parallel.state_shardings(mesh, first, fsdp) if mode == "jit" else None
     compiled = compilation.compile_train(
         lambda axis: step.make_train_step(net, objective, tx, Preprocess(), {}, 0, 4, 0.9, axis, frozen),
         mesh, mode, shardings, donate=False,
@@ -101,6 +103,7 @@ def test_all_that_is_frozen_stays(plain):
     assert any("neck" in name for name in names) and not any("backbone" in name for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [{"fsdp": True, "devices": 4}, {"mode": "pmap", "devices": 4}, {"net": Tiny(3, remat=True)}],
@@ -114,6 +117,7 @@ def test_a_frozen_part_is_frozen_however_the_step_is_compiled(plain, how):
     near(scalars, plain[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 def test_the_gradient_of_what_is_frozen_is_not_computed(remat):
     frozen, free = (trained(part, Tiny(3, remat=remat))[3] for part in (("backbone",), ()))
@@ -147,8 +151,11 @@ def test_a_norm_is_frozen_by_its_own_path_too(part):
     assert moved(*(each["conv1"]["conv"] for each in params)) == (part != "backbone/conv1")
 
 
+@pytest.mark.slow
 def test_folded_maps_are_frozen_too():
-    folded, unfolded = (trained(("down_0",), models.create("unet", SPEC, widths=(4, 8), fold=f)) for f in (True, False))
+    folded, unfolded = (
+        trained(("down_0",), models.create("unet", SPEC, widths=(4, 8), pair_columns=f)) for f in (True, False)
+    )
     for kind in ("params", "batch_stats"):
         first, last = (getattr(each, kind) for each in folded[:2])
         same(first["down_0"], last["down_0"])
@@ -165,11 +172,12 @@ def test_groups_and_frozen_parts_go_together():
     assert moved(first.batch_stats["backbone"]["conv2"], last.batch_stats["backbone"]["conv2"])
 
 
+@pytest.mark.slow
 def test_groups_and_frozen_parts_are_keys_of_a_configuration(tmp_path):
     """A run of one step: what is frozen stays, and what learns moves by its factor."""
 
     def moved(**settings):
-        config = base(source="shapes")
+        config = default_config(source="shapes")
         config.source.count, config.source.size, config.data.crop = 8, (16, 16), (16, 16)
         config.data.batch_size = config.eval.batch_size = 4
         config.run.total, config.loading.loader, config.log.tensorboard = 1, "threads", False
@@ -181,8 +189,8 @@ def test_groups_and_frozen_parts_are_keys_of_a_configuration(tmp_path):
         saved, spec = read_config(path)
         _, after, _ = restore(saved, spec, path, Tiny(8))
         parts = build_components(saved, spec, None, Tiny(8))
-        tx, _ = optimizer.make(1, 0, parts.model.layer_order, **saved.optimizer)
-        before = state.init(parts.model, tx, (1, 16, 16, 3), False, 0, parts.mesh)
+        tx, _ = optimizer.make_optimizer(1, 0, parts.model.layer_order, **saved.optimizer)
+        before = state.init_state(parts.model, tx, (1, 16, 16, 3), False, 0, parts.mesh)
         return jax.tree.map(lambda a, b: np.asarray(a - b), after.params, before.params)
 
     free, slow = moved(), moved(backbone_factor=0.1, layer_decay=0.5)
@@ -192,5 +200,5 @@ def test_groups_and_frozen_parts_are_keys_of_a_configuration(tmp_path):
     held = moved(frozen=("backbone/conv1",))
     assert not any(x.any() for x in jax.tree.leaves(held["backbone"]["conv1"]))
     assert all(x.any() for x in jax.tree.leaves(held["head"]))
-    with pytest.raises(UserError, match=r"optimizer.frozen.*no part 'nothing'. It has .*backbone"):
+    with pytest.raises(UserError, match=r"optimizer.frozen.*'nothing'.*backbone"):
         moved(frozen=("nothing",))

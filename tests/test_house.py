@@ -1,6 +1,7 @@
 """The architecture: imports go down only, and some names are called in one room only."""
 
 import ast
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -8,22 +9,17 @@ import re
 import subprocess
 import sys
 import textwrap
-import types
 
-import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
 
-from segjax import losses, models
+import segjax
+from segjax import losses
+from segjax.cli.config_flags import read_config_file
 from segjax.config import check
-from segjax.data import pipeline
-from segjax.data.ids import make_spec
-from segjax.data.loader import Loading
-from segjax.data.sources.arrays import arrays
-from segjax.models.__main__ import table
-from segjax.spec import DatasetSpec, Preprocess, channel_names
+from segjax.spec import DatasetSpec, channel_names
 from segjax.train import components, optimizer
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "segjax"
@@ -31,16 +27,16 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "segjax"
 # Room -> level; a room imports rooms of lower levels, its own folder, and other rooms of level 1.
 LEVELS = (
     {"checks", "spec"},
-    {"data", "nn", "losses", "metrics", "augment", "parallel", "space", "rle", "chips", "hlo"},
+    {"data", "nn", "losses", "metrics", "augment", "parallel", "spatial", "rle"},
     {"models", "objectives", "weights"},
     {"tasks"},
     {"train", "config"},
     {"infer"},
-    {"report"},
+    {"profile", "report"},
     {"cli"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-TASKS_MAY = LEVELS[0] | {"objectives", "losses", "metrics", "nn", "space"}
+TASKS_MAY = LEVELS[0] | {"objectives", "losses", "metrics", "nn", "spatial"}
 CONFIG_USERS = {"train/loop.py", "train/config_json.py", "train/workdir.py"}  # within level 4
 
 
@@ -73,7 +69,7 @@ def test_imports_go_down(path):
     for name in imported(tree):
         parts = name.split(".")
         if parts[0] == "tensorflow":
-            assert room == "data" and not any(name in imported_at_top(tree) for name in ("tensorflow",))
+            assert room == "data" and "tensorflow" not in imported_at_top(tree)
         if parts[0] == "segjax" and len(parts) > 1 and room not in ("__init__", "__main__"):
             assert parts[1] in LEVEL, f"{parts[1]} is not in the table of rooms"
             below = LEVEL[parts[1]] < LEVEL[room] or LEVEL[parts[1]] == LEVEL[room] in (0, 1)
@@ -105,9 +101,9 @@ def test_everything_but_the_data_works_without_tensorflow():
             sys.modules[name] = None  # an import raises ImportError
         import functools
         from segjax import infer, report
-        from segjax.config import base
+        from segjax.config import default_config
         from segjax.train.loop import train_and_evaluate
-        config = base(source="shapes")
+        config = default_config(source="shapes")
         config.source.count, config.source.size, config.data.crop = 8, (16, 16), (16, 16)
         config.model.widths, config.run.total, config.loading.loader = (4, 8), 1, "threads"
         workdir = tempfile.mkdtemp()
@@ -121,26 +117,23 @@ def test_everything_but_the_data_works_without_tensorflow():
 CONFIGS = sorted((PACKAGE.parent / "configs").glob("*.py"))
 
 
-def load(path):
-    module = types.ModuleType(path.stem)
-    exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
-    return module
+def load(name):
+    return read_config_file(str(PACKAGE.parent / "configs" / f"{name}.py"))
 
 
 def test_configurations_load():
     """Every file of configs/ makes a configuration whose model, task and optimiser can be built."""
     for path in CONFIGS:
-        module = load(path)
-        config = module.get_config()
+        config, text = load(path.stem), ast.get_docstring(ast.parse(path.read_text()))
         names = config.source.get("classes") or 8
         names = [str(k) for k in range(names)] if isinstance(names, int) else names
         check(config)
         spec = DatasetSpec(tuple(names), things=(1,), image_channels=channel_names(len(config.preprocess.mean)))
         parts = components.build_components(config, spec)
         assert set(parts.task.objective.outputs) <= set(parts.model.outputs)
-        optimizer.make(100, **config.optimizer)
-        assert f"configs/{path.name}" in module.__doc__
-        assert re.search(r"mIoU|Dice|AP|PQ|[Nn]ot yet measured", module.__doc__), f"{path.name} states no score"
+        optimizer.make_optimizer(100, **config.optimizer)
+        assert f"configs/{path.name}" in text
+        assert re.search(r"mIoU|Dice|AP|PQ|[Nn]ot yet measured", text), f"{path.name} states no score"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +142,7 @@ def test_configurations_load():
 def test_configurations_find_their_objects(name, train, test, objects, test_data, monkeypatch):
     """Those of instance maps read the real thing: every object of the test split."""
     monkeypatch.setenv("SEGJAX_DATA", test_data)
-    config = load(PACKAGE.parent / "configs" / f"{name}.py").get_config()
+    config = load(name)
     assert len(components.open_source(config, "train")) == train
     source = components.open_source(config, "test")
     assert len(source) == test and sum(int(source.read(i)["instance"].max()) for i in range(test)) == objects
@@ -159,7 +152,7 @@ def test_configurations_find_their_objects(name, train, test, objects, test_data
 def test_configurations_fit_their_data(name, size, test_data, monkeypatch):
     """The configurations of sets that cannot be shipped read the real thing."""
     monkeypatch.setenv("SEGJAX_DATA", test_data)
-    config = load(PACKAGE.parent / "configs" / f"{name}.py").get_config()
+    config = load(name)
     for split, count in {"camvid_unet": {"train": 367, "test": 233}, "isbi_unet": {"train": 24, "test": 6}}[
         name
     ].items():
@@ -169,51 +162,43 @@ def test_configurations_fit_their_data(name, size, test_data, monkeypatch):
         assert set(np.unique(label)) <= {*range(len(source.spec.classes)), 255} and (label != 255).mean() > 0.5
 
 
-def test_readme_keeps_its_word():
-    """Its pictures and files exist, its figures are filled in, and its code runs."""
-    root = PACKAGE.parent
-    text = (root / "README.md").read_text()
-    for target in re.findall(r"\]\((?!http)([^)]*)\)", text):
-        assert (root / target).exists(), target
-    assert not re.search(r"[A-Z]+_(SCORE|TIME)", text)
-    assert {path.stem for path in CONFIGS} - {"tiny"} <= set(re.findall(r"`(\w+)`", text))
-    printed, wanted = (re.findall(r"^(\| `\w+` .* M \|) ([\d.]+) (\| \d+ \|)$", t, re.M) for t in (text, table()))
-    assert len(printed) == len(wanted) > 9
-    for (name, flops, stride), (other, counted, one) in zip(printed, wanted, strict=True):
-        again = "print the table of models anew: python -m segjax.models"
-        # XLA's count is not the same in all its versions.
-        assert (name, stride) == (other, one) and abs(float(flops) / float(counted) - 1) < 0.01, again
-    config, loop_code, loading, objects, scoring = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(objects, names := {})
-    made = names["get_config"]()
-    parts = components.build_components(made, make_spec(made.source.classes, things=made.source.things))
-    assert "centre" in parts.model.outputs and parts.task.spec.things[0] == 11
-    exec(scoring, names := {})
-    assert names["ours"].shape == (64, 64) and not names["ours"].any()
-    settings = re.search(r"models.create\((.*?)\)\n", loading, re.DOTALL)[1]
-    # Other models go through the same loop.
-    micro = '"deeplabv3plus", DatasetSpec(("background", "vessel")), backbone="resnet_micro", width=8, norm="group"'
-    other_loop = re.sub(r'"unet", .*(?=\)\nvariables)', micro, loop_code)
-    names = {}
-    exec(config, names)
-    source = arrays(
-        "train",
-        data={"train": {"image": np.zeros((2, 48, 64, 3), np.uint8), "label": np.zeros((2, 48, 64), np.uint8)}},
-        classes=names["get_config"]().source.classes,
-    )
-    made = names["get_config"]()
-    pipeline.train_batches(source, Preprocess(**made.preprocess), Loading(), **made.data)
-    assert loop_code != other_loop
-    for code in (loop_code, other_loop):
-        names = {}
-        exec(code, names)
-        assert names["loss"] > 0 and any(jnp.any(g != 0) for g in jax.tree.leaves(names["grads"]))
-    assert eval(f"models.create({settings})", {"models": models, "spec": DatasetSpec(("a", "b"))}).aux == "c3"
+def test_the_public_face():
+    """What a user finds by <TAB>, with one import and nothing else imported before."""
+    code = """
+        import segjax
+        assert set(segjax.__all__) <= set(dir(segjax)) and {"models", "losses", "Predictor"} < set(segjax.__all__)
+        segjax.models.create, segjax.losses.dice, segjax.metrics.mean_iou, segjax.data.sources.create
+        segjax.nn.backbones.create, segjax.profile.aot.STEPS, segjax.train_and_evaluate, segjax.default_config
+        for name in segjax.__all__:
+            getattr(segjax, name)
+        assert segjax.infer.load == segjax.Predictor.from_workdir and segjax.config.base is segjax.default_config
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
+    assert segjax.__version__ == importlib.metadata.version("segjax")
 
 
-def test_rooms_need_no_import_of_their_own():
-    code = "import segjax; segjax.models.create, segjax.losses.dice, segjax.metrics.confusion_matrix, segjax.train.loop"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+def test_what_is_imported_is_declared():
+    declared = {
+        re.match(r"[\w-]+", line)[0].replace("_", "-").lower() for line in importlib.metadata.requires("segjax")
+    }
+    packages = importlib.metadata.packages_distributions()
+    for path in files():
+        for name in {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}:
+            # Whoever has .pth files has PyTorch; segjax needs it for nothing else.
+            if name in sys.stdlib_module_names or name in ("segjax", "torch"):
+                continue
+            distributions = {each.replace("_", "-").lower() for each in packages.get(name, [name])}
+            assert distributions & declared, f"{path} imports {name}"
+
+
+def test_a_wheel_has_what_is_not_python(tmp_path):
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=PACKAGE.parent, check=True, timeout=120, capture_output=True)
+    for pattern in ("py.typed", "**/*.pyi", "**/*.html"):
+        wanted = {path.relative_to(PACKAGE) for path in PACKAGE.glob(pattern)}
+        assert wanted and wanted == {
+            path.relative_to(tmp_path / "segjax") for path in (tmp_path / "segjax").glob(pattern)
+        }
 
 
 @pytest.mark.parametrize(
@@ -226,7 +211,7 @@ def test_rooms_need_no_import_of_their_own():
 )
 def test_what_is_compared_is_comparable(names, sections):
     """Configurations of one data set, whose docstrings compare them, have the same data, augmentation and loss."""
-    first, *others = (load(PACKAGE.parent / "configs" / f"{name}.py").get_config().to_dict() for name in names)
+    first, *others = (load(name).to_dict() for name in names)
     for other in others:
         for section in sections.split():
             assert first[section] == other[section], section

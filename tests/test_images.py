@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parts import quick
 from PIL import Image
 
 from segjax import augment, infer
 from segjax.checks import UserError
-from segjax.config import base, to_dict
+from segjax.config import default_config, to_dict
 from segjax.data.loader import Loading
 from segjax.data.pipeline import eval_batches, train_batches
 from segjax.data.sources.arrays import arrays
@@ -20,7 +21,7 @@ from segjax.spec import DatasetSpec, Preprocess, channel_names
 from segjax.train.config_json import from_dict
 from segjax.train.loop import train_and_evaluate
 from segjax.train.restore import evaluate_workdir
-from segjax.train.step import coloured, normalise
+from segjax.train.step import augment_colour, normalise
 
 KINDS = {
     "five": (5, np.uint16, 60000),
@@ -40,7 +41,7 @@ def held(kind, count=8, size=(24, 32)):
 
 def configured(kind):
     channels, _, top = KINDS[kind]
-    config = base(source="arrays")
+    config = default_config(source="arrays")
     config.preprocess.mean, config.preprocess.std = (top / 2,) * channels, (top / 4,) * channels
     config.data.crop, config.data.batch_size, config.eval.batch_size = (16, 16), 4, 4
     config.source.classes, config.model.widths, config.run.total = ("low", "high"), (4, 8), 3
@@ -49,27 +50,27 @@ def configured(kind):
     return config
 
 
-@pytest.mark.parametrize("kind", ["five", "float"])
+@pytest.mark.parametrize("kind", quick("five", of=["five", "float"]))
 def test_images_of_any_kind_train_evaluate_and_predict(kind, tmp_path):
     channels, dtype, top = KINDS[kind]
     data, config = held(kind), configured(kind)
-    opened = {s: arrays(s, channels=channels, data=data, classes=("low", "high")) for s in data}
+    sources = {s: arrays(s, channels=channels, data=data, classes=("low", "high")) for s in data}
     with pytest.raises(UserError, match=r"augment.brightness .*preprocess.window"):
-        train_and_evaluate(config, str(tmp_path / "a"), sources=opened)
+        train_and_evaluate(config, str(tmp_path / "a"), sources=sources)
     config.preprocess.window = (0.0, float(top))
     path = str(tmp_path / "run")
-    summary = train_and_evaluate(config, path, sources=opened)
-    assert evaluate_workdir(path, sources=opened)["mIoU"] == summary["mIoU"]
+    summary = train_and_evaluate(config, path, sources=sources)
+    assert evaluate_workdir(path, sources=sources)["mIoU"] == summary["mIoU"]
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["spec"]["image_dtype"] == np.dtype(dtype).name
     assert saved["spec"]["image_channels"] == list(channel_names(channels))
     predict = infer.load(path)
-    assert predict(data["test"]["image"][0])["label"].shape == (24, 32)
+    assert predict(data["test"]["image"][0]).label.shape == (24, 32)
     with pytest.raises(UserError, match=rf"\[y, x, {channels}\] of {np.dtype(dtype).name}"):
         predict(np.zeros((24, 32, channels), np.uint8))
     config.preprocess.mean = config.preprocess.std = (1.0, 1.0)
     with pytest.raises(UserError, match=rf"preprocess.mean=\(1.0, 1.0\) has 2 values.*{channels} channel"):
-        train_and_evaluate(config, str(tmp_path / "b"), sources=opened)
+        train_and_evaluate(config, str(tmp_path / "b"), sources=sources)
 
 
 @pytest.mark.parametrize("loader", ["threads", "tf.data"])
@@ -110,7 +111,7 @@ def test_sixteen_bit_files_in_a_window_move_less_than_a_grey_level(tmp_path):
     for kind, picture in (("images", deep), ("masks", np.zeros((20, 30), np.uint8))):
         (tmp_path / kind).mkdir()
         Image.fromarray(picture).save(tmp_path / kind / "1.png")
-    older = to_dict(base(source="folder"))
+    older = to_dict(default_config(source="folder"))
     del older["objective"]
     older["task"] |= {"dice": 0.5}
     older["source"]["window"], older["preprocess"]["mean"], older["preprocess"]["std"] = [100, 4000], [90.0], [50.0]
@@ -133,19 +134,19 @@ def test_changes_of_colour_work_within_the_window():
     image = random.integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
     amplitudes = {"brightness": 0.3, "contrast": 0.3, "noise": 0.05}
     position = np.arange(4, dtype=np.int32)
-    plain = coloured(jnp.asarray(image), jnp.asarray(position), 0, amplitudes)
+    plain = augment_colour(jnp.asarray(image), jnp.asarray(position), 0, amplitudes)
     deep = jnp.asarray(image.astype(np.uint16) * 16 + 1000)
-    windowed = coloured(deep, jnp.asarray(position), 0, amplitudes, (1000.0, 1000.0 + 255 * 16))
+    windowed = augment_colour(deep, jnp.asarray(position), 0, amplitudes, (1000.0, 1000.0 + 255 * 16))
     np.testing.assert_allclose((windowed - 1000) / 16, plain, atol=2e-3)
 
 
 def test_splits_of_different_depth_are_refused(tmp_path):
     data = held("rgb")
     deep = {"test": {**data["test"], "image": data["test"]["image"].astype(np.uint16) * 257}}
-    opened = {"train": arrays("train", data=data, classes=("low", "high")),
+    sources = {"train": arrays("train", data=data, classes=("low", "high")),
               "test": arrays("test", data=deep, classes=("low", "high"))}  # fmt: skip
-    with pytest.raises(UserError, match=r"image_dtype uint16, but the model is trained on uint8"):
-        train_and_evaluate(configured("rgb"), str(tmp_path), sources=opened)
+    with pytest.raises(UserError, match=r"image_dtype uint16.*uint8"):
+        train_and_evaluate(configured("rgb"), str(tmp_path), sources=sources)
 
 
 class Wide:
@@ -185,7 +186,7 @@ def test_colours_of_8_bits_are_as_they_were(compiled):
     """Without a window changes are of pixel / 255, and times 255: the same bits as `augment.colour` makes so."""
     image = jnp.asarray(held("rgb", 2)["train"]["image"])
     position, amplitudes = jnp.arange(2, dtype=jnp.int32), {"brightness": 0.1, "contrast": 0.2, "hue": 0.05}
-    ours = functools.partial(coloured, seed=3, amplitudes=amplitudes)
+    ours = functools.partial(augment_colour, seed=3, amplitudes=amplitudes)
 
     def plain(image, position):
         key = jax.random.key(3, impl="threefry2x32")

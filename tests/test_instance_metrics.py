@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from segjax.checks import UserError
 from segjax.metrics import instance
-from segjax.metrics.panoptic import decode
+from segjax.metrics.panoptic import decode_panoptic
 from segjax.spec import DatasetSpec
 
 SPEC = DatasetSpec(("ground", "cat", "dog"), things=(1, 2))
@@ -24,7 +24,7 @@ OLD_NUMPY = pytest.mark.filterwarnings("ignore:__array__ implementation:Deprecat
 def cells(numbers, scores=None):
     """Objects of one class from a hand-drawn map of numbers."""
     numbers = np.array(numbers)
-    return instance.objects((numbers > 0).astype(int), numbers, CELLS, scores)
+    return instance.objects_of_maps((numbers > 0).astype(int), numbers, CELLS, scores)
 
 
 def row(*stretches, length=400):
@@ -36,7 +36,7 @@ def row(*stretches, length=400):
 
 
 def figures(truth, detections, spec=CELLS, **options):
-    return instance.summary(instance.update(instance.new_state(), truth, detections), spec, **options)
+    return instance.summary(instance.update(instance.new(spec), truth, detections), **options)
 
 
 def random_maps(rng, size=(160, 200), n=12):
@@ -84,10 +84,10 @@ def by_hand(images, tmp_path):
 
 
 def gathered(images):
-    state = instance.new_state()
+    state = instance.new(SPEC)
     for truth, prediction, scores in images:
         state = instance.update(
-            state, instance.objects(*truth, SPEC), instance.objects(*prediction, SPEC, scores=scores)
+            state, instance.objects_of_maps(*truth, SPEC), instance.objects_of_maps(*prediction, SPEC, scores=scores)
         )
     return state
 
@@ -97,13 +97,13 @@ def test_as_pycocotools_on_files(tmp_path, capsys):
     images = [random_maps(rng) for _ in range(6)]
     state = gathered(images)
     capsys.readouterr()
-    found = instance.summary(state, SPEC)
+    found = instance.summary(state)
     assert capsys.readouterr().out == ""
     names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
     np.testing.assert_allclose([found[name] for name in names], by_hand(images, tmp_path), rtol=1e-12)
     assert 0.05 < found["AP"] < found["AP50"] < 0.99
     assert found["AP"] == pytest.approx(np.mean(list(found["ap_per_class"].values())))
-    assert any(truth.crowd.any() for truth in state.truths) and not any(d.crowd.any() for d in state.detections)
+    assert any(truth.crowd.any() for truth in state.ground_truths) and not any(d.crowd.any() for d in state.detections)
     assert json.loads(json.dumps(found)) == found
 
 
@@ -137,14 +137,14 @@ def test_thresholds():
 
 def test_crowds_excuse_detections_and_are_not_missed():
     label = np.array([[1] * 10 + [1] * 20 + [0] * 10])
-    truth = instance.objects(label, row((1, 0, 10), length=40), SPEC)
+    truth = instance.objects_of_maps(label, row((1, 0, 10), length=40), SPEC)
     assert truth.crowd.tolist() == [True, False] and truth.classes.tolist() == [1, 1]
     numbers = row((1, 0, 10), (2, 12, 20), (3, 20, 28), length=40)
-    cats = instance.objects(np.where(numbers > 0, 1, 0), numbers, SPEC, [0.1, 0.9, 0.8])
-    dogs = instance.objects(np.where(numbers > 1, 2, 1), numbers, SPEC, [0.1, 0.9, 0.8])
+    cats = instance.objects_of_maps(np.where(numbers > 0, 1, 0), numbers, SPEC, [0.1, 0.9, 0.8])
+    dogs = instance.objects_of_maps(np.where(numbers > 1, 2, 1), numbers, SPEC, [0.1, 0.9, 0.8])
     assert figures(truth, cats, SPEC)["AP"] == figures(truth, dogs, SPEC)["AP"] == ONE
     elsewhere = row((1, 0, 10), (2, 32, 40), length=40)
-    surer = instance.objects(np.where(elsewhere > 0, 1, 0), elsewhere, SPEC, [0.1, 0.9])
+    surer = instance.objects_of_maps(np.where(elsewhere > 0, 1, 0), elsewhere, SPEC, [0.1, 0.9])
     found = figures(truth, surer, SPEC)
     assert found["AP"] == pytest.approx(0.5) and found["objects"] == 1
     assert found["ap_per_class"] == {"cat": pytest.approx(0.5), "dog": None}
@@ -153,7 +153,7 @@ def test_crowds_excuse_detections_and_are_not_missed():
 def test_crowds_are_no_detections():
     truth = cells(row((1, 0, 10)))
     label, numbers = np.ones((1, 400), int), row((1, 0, 10))
-    found = figures(truth, instance.objects(label, numbers, CELLS, [0.5]))
+    found = figures(truth, instance.objects_of_maps(label, numbers, CELLS, [0.5]))
     assert found["AP"] == ONE and found["bowl_score"] == 1
 
 
@@ -161,6 +161,7 @@ def test_images_with_many_objects_need_many_detections():
     truth = cells(row(*((n, 3 * n, 3 * n + 2) for n in range(1, 121))))
     assert figures(truth, truth)["AP"] == pytest.approx(84 / 101)  # recalls up to 100/120
     assert figures(truth, truth, max_detections=120)["AP"] == 1
+    assert figures(truth, truth, max_detections=None)["AP"] == 1
 
 
 def test_nothing():
@@ -169,7 +170,7 @@ def test_nothing():
     assert figures(nothing, nothing)["bowl_score"] == 1
     assert figures(nothing, one)["AP"] is None and figures(nothing, one)["bowl_score"] == 0
     assert figures(one, nothing)["AP"] == figures(one, nothing)["bowl_score"] == 0
-    empty = instance.summary(instance.new_state(), CELLS)
+    empty = instance.summary(instance.new(CELLS))
     assert empty["AP"] is empty["bowl_score"] is empty["ap_per_class"]["cell"] is None
 
 
@@ -178,7 +179,7 @@ def test_masks_survive_encoding():
     """Objects that touch corners and lie in pieces; more than 255 of them."""
     rng = np.random.default_rng(0)
     label, numbers = rng.integers(0, 3, (40, 30)).astype(np.uint8), rng.integers(0, 200, (40, 30)).astype(np.uint16)
-    found = instance.objects(label, numbers, SPEC)
+    found = instance.objects_of_maps(label, numbers, SPEC)
     keys = sorted({(int(n), int(c)) for n, c in zip(numbers.flat, label.flat, strict=True) if c})
     assert len(found.rles) == len(keys) > 255
     assert found.classes.tolist() == [c for _, c in keys] and found.crowd.tolist() == [not n for n, _ in keys]
@@ -199,7 +200,7 @@ def test_masks_of_coco(test_data):
         ids = np.array(Image.open(png).convert("RGB")).astype(int) @ [1, 256, 65536]
         keys = [s["id"] for s in annotation["segments_info"]]
         numbers = np.sum([(ids == key) * n for n, key in enumerate(keys, 1)], axis=0)
-        found = instance.objects(*decode((numbers > 0) * 1000 + numbers, 1000), CELLS)
+        found = instance.objects_of_maps(*decode_panoptic((numbers > 0) * 1000 + numbers, 1000), CELLS)
         masks = [a["segmentation"] for a in wanted if a["image_id"] == annotation["image_id"]]
         assert len(masks) == len(found.rles) == len(keys)
         for rle, mask in zip(found.rles, masks, strict=True):
@@ -232,26 +233,26 @@ def test_sets_merge_as_a_whole():
     rng = np.random.default_rng(1)
     images = [random_maps(rng) for _ in range(5)]
     images = [(*maps, scores + 0.01 * i) for i, (*maps, scores) in enumerate(images)]
-    whole = instance.summary(gathered(images), SPEC)
+    whole = instance.summary(gathered(images))
     parts = instance.merge(instance.merge(gathered(images[:1]), gathered(images[1:3])), gathered(images[3:]))
     swapped = instance.merge(gathered(images[3:]), gathered(images[:3]))
     for state in (parts, swapped):
-        found = instance.summary(state, SPEC)
+        found = instance.summary(state)
         assert found.pop("ap_per_class") == pytest.approx(whole["ap_per_class"], rel=1e-12)
         assert found == pytest.approx({k: v for k, v in whole.items() if k != "ap_per_class"}, rel=1e-12)
-    assert whole["images"] == 5 and whole["objects"] == sum(int((~t.crowd).sum()) for t in parts.truths)
+    assert whole["images"] == 5 and whole["objects"] == sum(int((~t.crowd).sum()) for t in parts.ground_truths)
 
 
 def test_errors_name_what_is_wrong(monkeypatch):
     one = cells(row((1, 0, 9)))
     with pytest.raises(UserError, match=r"\(1, 400\) .* \(1, 50\)"):
-        instance.update(instance.new_state(), one, cells(row(length=50)))
+        instance.update(instance.new(CELLS), one, cells(row(length=50)))
     with pytest.raises(UserError, match=r"Sizes differ, \(2, 3\) and \(2, 4\)"):
-        instance.objects(np.zeros((2, 3), int), np.zeros((2, 4), int), CELLS)
-    with pytest.raises(UserError, match="whole numbers, not float64"):
+        instance.objects_of_maps(np.zeros((2, 3), int), np.zeros((2, 4), int), CELLS)
+    with pytest.raises(UserError, match="not float64"):
         instance.bowl_score(row(), row() / 2)
     with pytest.raises(UserError, match=r"numbered 1 \.\. 3, but there are 2 scores"):
         cells(row((1, 0, 9), (3, 10, 20)), [0.5, 0.6])
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(UserError, match=r'pip install "segjax\[coco\]"'):
-        instance.summary(instance.new_state(), CELLS)
+        instance.summary(instance.new(CELLS))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from segjax.checks import UserError
-from segjax.data.instances import Mask, number, paint
+from segjax.data.instances import ObjectMask, number_instances, rasterise_masks
 from segjax.spec import DatasetSpec
 
 SPEC = DatasetSpec(("sky", "car", "road", "person"), things=(1, 3))
@@ -28,26 +28,27 @@ def test_number_equals_brute_force(seed, dtype):
     rng = np.random.default_rng(seed)
     ids = rng.choice(np.array([0, 1, 5, 300, 65000, 7]), (7, 40)).repeat(rng.integers(1, 4), 1).astype(dtype)
     label = rng.choice(np.array([0, 1, 2, 3, 255], np.uint8), ids.shape)
-    instance = number(ids, label, SPEC, "a.png", crowds=True)
+    instance = number_instances(ids, label, SPEC, "a.png", allow_crowds=True)
     assert instance.dtype == np.uint16
     np.testing.assert_array_equal(instance, brute_force(ids, label))
 
 
 def test_no_things_and_no_pixels():
     stuff = DatasetSpec(("a", "b"))
-    assert not number(np.ones((2, 3), int), np.ones((2, 3), np.uint8), stuff, "a.png").any()
-    assert number(np.ones((0, 3), int), np.ones((0, 3), np.uint8), SPEC, "a.png").shape == (0, 3)
+    assert not number_instances(np.ones((2, 3), int), np.ones((2, 3), np.uint8), stuff, "a.png").any()
+    assert number_instances(np.ones((0, 3), int), np.ones((0, 3), np.uint8), SPEC, "a.png").shape == (0, 3)
     with pytest.raises(UserError, match=r"a\.png: 2 pixels of 'car', 1 pixels of 'person' belong to no object"):
-        number(np.zeros((1, 4), int), np.array([[1, 3, 1, 0]], np.uint8), SPEC, "a.png")
+        number_instances(np.zeros((1, 4), int), np.array([[1, 3, 1, 0]], np.uint8), SPEC, "a.png")
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_paint_equals_brute_force(seed):
     rng = np.random.default_rng(seed)
     masks = [
-        Mask(rng.random((8, 9)) < rng.uniform(0.02, 0.9), int(rng.choice(SPEC.things)), n % 4 == 3) for n in range(8)
+        ObjectMask(rng.random((8, 9)) < rng.uniform(0.02, 0.9), int(rng.choice(SPEC.things)), n % 4 == 3)
+        for n in range(8)
     ]
-    label, instance = paint(masks, (8, 9), SPEC, "a.png")
+    label, instance = rasterise_masks(masks, (8, 9), SPEC, "a.png")
     seen = []
     for y, x in np.ndindex(8, 9):
         here = [n for n, mask in enumerate(masks) if mask.inside[y, x]]
@@ -56,4 +57,4 @@ def test_paint_equals_brute_force(seed):
         assert (instance[y, x] == 0) == (top is None or masks[top].crowd)
         seen += [(top, int(instance[y, x]))] if instance[y, x] else []
     assert [n for _, n in sorted(set(seen))] == list(range(1, len(set(seen)) + 1))
-    assert not any(map(np.any, paint([], (8, 9), SPEC, "a.png")))
+    assert not any(map(np.any, rasterise_masks([], (8, 9), SPEC, "a.png")))

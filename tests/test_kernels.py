@@ -11,9 +11,9 @@ from segjax.nn import backbones, kernels
 FAMILIES = ("resnet_micro", "vgg_micro", "mobilenet_v2_micro", "mobilenet_v3_micro", "convnext_micro")
 CASES = [
     ("unet", {"widths": (4, 8, 8)}),
-    ("unet", {"widths": (4, 8, 8), "fold": True}),
+    ("unet", {"widths": (4, 8, 8), "pair_columns": True}),
     ("unet", {"widths": (4, 8), "upsampling": "resize", "norm": "group"}),
-    *(("unet", {"backbone": name}) for name in FAMILIES),
+    ("unet", {"backbone": "resnet_micro"}),
     *(("deeplabv3plus", {"backbone": name, "width": 8}) for name in FAMILIES),
     ("deeplabv3", {"backbone": "resnet_micro", "width": 8, "pooling": (33, 33), "output_stride": 8}),
     ("fcn", {"backbone": "vgg_micro", "head": "8s", "width": 8}),
@@ -35,7 +35,9 @@ def primitives(jaxpr):
 
 
 @pytest.mark.parametrize(
-    "name, settings", CASES, ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values()))
+    "name, settings",
+    [CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])],
+    ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values())),
 )
 def test_without_kernels_a_network_is_plain_lax(name, settings):
     model = models.create(name, classes=3, **settings)
@@ -80,6 +82,7 @@ def test_the_switch_ends_with_its_context():
     assert kernels.enabled()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in backbones.BACKBONES if name.endswith("micro")])
 @pytest.mark.parametrize("model", ["unet", "deeplabv3plus", "panoptic_deeplab", "lraspp", "fcn", "deeplabv3"])
 def test_every_backbone_in_every_model_without_empty_maps(name, model, monkeypatch):
@@ -96,9 +99,10 @@ def test_every_backbone_in_every_model_without_empty_maps(name, model, monkeypat
     assert ("c1" in features) == (backbones.BACKBONES[name].family != "convnext")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", backbones.BACKBONES)
 def test_layers_cover_every_parameter_once(name):
     net = backbones.create(name)
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
-    layers = backbones.layers(name)
+    layers = backbones.layer_names(name)
     assert set(layers) == set(shapes["params"]) and len(set(layers)) == len(layers)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from segjax.checks import UserError
-from segjax.cli.setup import read_config_file
+from segjax.cli.config_flags import read_config_file
 from segjax.data.sources import create
 from segjax.spec import voc_colours
 from segjax.train import components
@@ -220,17 +220,20 @@ def test_cityscapes_objects(cityscapes):
     made = {"instances": "gtFine/{split}/{stem}_gtFine_instanceIds.png", "instance_base": 1000}
     label = [[0, 13, 13, 13, 255, 11], [18, 18, 13, 2, 255, 11]]
     check_objects(
-        create("train", **source | made | {"crowds": True}), 0, label, [[0, 3, 3, 0, 0, 1], [5, 4, 2, 0, 0, 1]]
+        create(split="train", **source | made | {"allow_crowds": True}),
+        0,
+        label,
+        [[0, 3, 3, 0, 0, 1], [5, 4, 2, 0, 0, 1]],
     )
     with pytest.raises(UserError, match=r"000019_gtFine_instanceIds\.png: 1 pixels of 'car' belong to no object"):
-        create("train", **source | made).read(0)
+        create(split="train", **source | made).read(0)
 
 
 def test_ade20k_objects(ade20k):
     """annotations_instance holds its own class in red, the object's number in green; the two maps may differ."""
     config, root = ade20k
     source = dict(config.source)
-    raw = np.array([[1, 13, 13, 13, 21, 0]], np.uint8)  # wall, three pixels of people, a car, and no truth
+    raw = np.array([[1, 13, 13, 13, 21, 0]], np.uint8)  # wall, three pixels of people, a car, and no ground truth
     ids = np.zeros((1, 6, 3), np.uint8)
     ids[0, :, 0], ids[0, :, 1] = [0, 1, 1, 1, 2, 2], [0, 2, 1, 1, 3, 3]
     ids[0, 0] = 1, 2, 0  # the person reaches over the wall in one of the maps
@@ -243,7 +246,7 @@ def test_ade20k_objects(ade20k):
             old.unlink()
         save(root / folder / f"training/ADE_train_00000001.{suffix}", pixels)
     made = {"instances": "annotations_instance/{split}/{stem}.png", "things": ("person", "car")}
-    check_objects(create("training", **source | made), 0, [[0, 12, 12, 12, 20, 255]], [[0, 2, 1, 1, 3, 0]])
+    check_objects(create(split="training", **source | made), 0, [[0, 12, 12, 12, 20, 255]], [[0, 2, 1, 1, 3, 0]])
 
 
 @pytest.fixture
@@ -277,10 +280,10 @@ def coco(tmp_path):
 
 
 def test_coco(coco):
-    """Both truths of one image agree, but that the instance format knows neither stuff nor void."""
-    source = create("val2017", name="coco_panoptic", root=coco)
+    """Both ground truth of one image agree, but that the instance format knows neither stuff nor void."""
+    source = create("coco_panoptic", "val2017", root=coco)
     assert source.spec.classes == ("cat", "sky") and source.spec.things == (0,) and source.name(0) == "000000000139"
     check_objects(source, 0, [[0, 0, 0, 0], [0, 0, 1, 255]], [[1, 1, 2, 1], [0, 0, 0, 0]])
-    source = create("val2017", name="coco_instances", root=coco)
+    source = create("coco_instances", "val2017", root=coco)
     assert source.spec.classes == ("background", "cat") and source.spec.things == (1,)
     check_objects(source, 0, [[1, 1, 1, 1], [1, 1, 0, 0]], [[1, 1, 2, 1], [0, 0, 0, 0]])

@@ -249,7 +249,7 @@ def test_wandb_gets_figures_configuration_and_the_outcome(tmp_path, monkeypatch)
     assert calls[1:] == [({"test/iou_per_class/cat": 0.25}, 3), 1]
 
 
-def test_missing_wandb_names_the_mend(tmp_path, monkeypatch):
+def test_missing_wandb_names_the_fix(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"log\.wandb=True.*pip install wandb"):
         Log(tmp_path, 10, wandb=True)

@@ -6,6 +6,8 @@ import pytest
 
 from segjax import losses
 
+pytestmark = pytest.mark.core
+
 DEVICES = 4
 
 
@@ -15,7 +17,7 @@ def softmax(x):
 
 
 def problem(seed=0, b=8, h=7, w=5, k=3, ignored=0.3):
-    """Logits, labels and validity in which class 2 is in one image only and image 1 has no truth at all."""
+    """Logits, labels and validity in which class 2 is in one image only and image 1 has no ground truth at all."""
     rng = np.random.default_rng(seed)
     stored = rng.integers(0, k - 1, (b, h, w)).astype(np.uint8)
     stored[0, :2] = k - 1

@@ -14,19 +14,23 @@ from segjax import infer
 from segjax.checks import UserError
 from segjax.cli import main
 from segjax.cli.predict import _check_ours, _Listed
-from segjax.data.coco import rgb_to_id
+from segjax.data.coco.read import rgb_to_id
 from segjax.data.sources.coco import coco_panoptic
 from segjax.data.sources.shapes import SPEC, shapes
 from segjax.report import instances, pictures
+from segjax.spec import Segments
 
 # What pycocotools 2.0.11 warns of when it decodes.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+]  # fmt: skip
 
 CONFIG = """
-from segjax.config import base
+from segjax.config import default_config
 
 def get_config(task):
-    config = base(source="shapes", model="panoptic_deeplab", task=task)
+    config = default_config(source="shapes", model="panoptic_deeplab", task=task)
     config.source.count, config.source.size, config.data.crop = 8, (32, 32), (32, 32)
     config.model.backbone, config.model.width, config.loading.loader = "resnet_micro", 16, "threads"
     config.objective.threshold, config.objective.top_k, config.task.divisor, config.task.stuff_area = -9.0, 4, 9, 0
@@ -95,7 +99,7 @@ def test_objects_are_read_back(run, predicted):
     for i in range(2):
         sample = source.read(i)
         found = predict(sample["image"])
-        label, instance = found["label"], found["instance"]
+        label, instance = found.label, found.instance
         assert instance.max() > 0
         np.testing.assert_array_equal(sample["label"], label)
         with Image.open(output / f"{source.name(i)}.png") as mask:
@@ -108,10 +112,10 @@ def test_objects_are_read_back(run, predicted):
         for annotation, n in zip(annotations, numbers, strict=True):
             np.testing.assert_array_equal(listed.annToMask(annotation), instance == n)
             assert annotation["category_id"] == label[instance == n][0] and annotation["iscrowd"] == 0
-            assert annotation["score"] == pytest.approx(float(found["score"][n - 1]), rel=1e-6)
-        np.testing.assert_allclose(np.load(output / f"{source.name(i)}.npy"), found["probability"], rtol=1e-6)
+            assert annotation["score"] == pytest.approx(float(found.score[n - 1]), rel=1e-6)
+        np.testing.assert_allclose(np.load(output / f"{source.name(i)}.npy"), found.probability, rtol=1e-6)
         with Image.open(output / "overlays" / f"{source.name(i)}.png") as overlay:
-            wanted = pictures.overlay(sample["image"], label, SPEC, instance=instance, score=found["score"])
+            wanted = pictures.overlay(sample["image"], label, SPEC, instance=instance, score=found.score)
             np.testing.assert_array_equal(np.array(overlay), wanted)
 
 
@@ -125,12 +129,12 @@ def test_predict_replaces_only_its_own_files(predicted, capsys):
     (output / "a.png").unlink()
     capsys.readouterr()
     assert main(argv) == 1
-    assert "instances.json is there already and was not written by segjax" in capsys.readouterr().err
+    assert "instances.json exists and was not written by segjax" in capsys.readouterr().err
     assert (output / "instances.json").read_text() == foreign and not (output / "a.png").exists()
 
 
 def test_ids_that_would_collide_are_refused(tmp_path):
-    found = {"label": np.ones((2, 2), np.int32), "instance": np.ones((2, 2), np.int32), "score": np.ones(9)}
+    found = Segments(np.ones((2, 2), np.int32), np.ones((2, 2), np.int32), np.ones(9))
     _Listed(tmp_path, SPEC, 10).add(tmp_path / "a.png", found)
     with pytest.raises(UserError, match=r"task.divisor=9 .* 9 objects"):
         _Listed(tmp_path, SPEC, 9).add(tmp_path / "a.png", found)
@@ -143,7 +147,7 @@ def test_other_lists_are_known(tmp_path, text):
         _check_ours(tmp_path / "panoptic.json")
 
 
-def test_predict_without_pycocotools_names_the_mend(predicted, tmp_path, capsys, monkeypatch):
+def test_predict_without_pycocotools_names_the_fix(predicted, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     assert main([*predicted[2][:-1], f"--output={tmp_path / 'out'}"]) == 1
     assert 'pip install "segjax[coco]"' in capsys.readouterr().err

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from segjax.nn.kernels import convolution, max_pool, mean_pool, resample
 from segjax.nn.kernels.formulations import Window
-from segjax.nn.kernels.paired import paired
+from segjax.nn.kernels.stem import stem_by_column_pairs
 from segjax.nn.layers import UpConv2x2
 
 # What `convolution` is to be, and the kind of formulation: (maps, features, kernel, stride, dilation, groups, padding).
@@ -158,12 +158,13 @@ def test_pairs_of_columns_are_columns(shape, size, padding):
     """What TPUs run for the first layer, on the CPU: all remainders by two of kernel and padding."""
     x, kernel = normal(*shape), normal(size, size, shape[-1], 5)
     g = normal(*jax.eval_shape(lambda: plain(x, kernel, 2, 1, 1, padding)).shape)
-    passes = paired(Window(size, 2, 1, padding))
+    passes = stem_by_column_pairs(Window(size, 2, 1, padding))
     ours = jax.jit(lambda *args: (passes.forward(*args[:2]), passes.dx(*args), passes.dk(*args)))
     theirs = jax.jit(with_gradients(lambda x, kernel: plain(x, kernel, 2, 1, 1, padding)))
     assert_close(ours(x, kernel, g), theirs((x, kernel), g))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pointwise stride", "depthwise 5x5", "rows", "overlaps", "plain"])
 def test_convolution_of_half_precision(name):
     """Sums have float32's digits: what is lost is the last rounding, 2^-9 of the value."""
@@ -260,6 +261,7 @@ def operations(text):
     return sorted(name for name in names if name not in ("case", "return", "constant"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_tpu_convolves(name):
     """Value and gradients are XLA's own operations, and no others; of an image's columns in pairs at stride 2."""
@@ -315,6 +317,7 @@ def stays_apart(program, reductions):
     return not any(move in program for move in moves) and program.count(" all-reduce(") <= reductions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in CONVOLUTIONS if n not in ("grouped", "depthwise, two of each")])
 def test_images_stay_on_their_devices(name):
     """The one thing that travels is the gradient of the kernel, once. (XLA's own grouped convolution moves images.)"""
@@ -337,6 +340,7 @@ def test_other_images_stay_on_their_devices():
     assert stays_apart(program, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pointwise stride", "depthwise", "rows", "overlaps"])
 def test_pmap_and_vmap(name):
     """One image a device, and a further axis before the batch."""

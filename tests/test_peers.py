@@ -6,7 +6,7 @@ import pytest
 from peers import input as inputs
 from peers import steps
 
-from segjax.train import aot
+from segjax.profile import aot
 
 
 def test_input_is_what_it_says(tmp_path):
@@ -20,6 +20,6 @@ def test_input_is_what_it_says(tmp_path):
 def test_steps_compare_networks_of_one_size():
     pytest.importorskip("torch")
     widths = (4, 8, 16)
-    (program,) = aot.programs(steps.configuration("unet", 1, (16, 24), "bfloat16", widths), ("train",))
+    (program,) = aot.step_programs(steps.configuration("unet", 1, (16, 24), "bfloat16", widths), ("train",))
     ours = sum(x.size for x in jax.tree.leaves(program.variables["params"]))
     assert ours == sum(p.numel() for p in steps.plain_unet(widths).parameters())

@@ -9,10 +9,10 @@ from PIL import Image
 
 from segjax import report
 from segjax.checks import UserError
-from segjax.config import base
+from segjax.config import default_config
 from segjax.data.reading import CorruptImage
 from segjax.data.sources.arrays import arrays
-from segjax.report import instances, pictures, saved
+from segjax.report import instances, mask_files, pictures
 from segjax.spec import DatasetSpec
 from segjax.train import loop
 
@@ -34,17 +34,17 @@ def test_colours_of_classes_and_hatched_ignore():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_overlay_mixes(channels):
     image = np.full((1, 3, channels), 100, np.uint8)
-    mixed = pictures.overlay(image, np.array([[0, 1, 2]], np.int32), SPEC, share=0.25)
+    mixed = pictures.overlay(image, np.array([[0, 1, 2]], np.int32), SPEC, opacity=0.25)
     np.testing.assert_array_equal(mixed[0], np.round(75 + 0.25 * np.array(SPEC.colours)))
 
 
 def test_errors_are_red_where_there_is_truth():
     image, truth = np.zeros((1, 4, 3), np.uint8), np.array([[0, 1, 255, 2]], np.uint8)
-    picture = pictures.errors(image, truth, np.array([[0, 2, 1, 2]], np.int32), SPEC)
+    picture = pictures.error_map(image, truth, np.array([[0, 2, 1, 2]], np.int32), SPEC)
     assert [tuple(p) == pictures.WRONG for p in picture[0].tolist()] == [False, True, False, False]
     truth = np.array([[[1, 0], [1, 255], [255, 0], [255, 255]]], np.uint8)
     found = np.array([[[True, False], [True, True], [True, True], [True, True]]])
-    picture = pictures.errors(image, truth, found, MULTI)
+    picture = pictures.error_map(image, truth, found, MULTI)
     assert [tuple(p) == pictures.WRONG for p in picture[0].tolist()] == [False, False, True, False]
 
 
@@ -53,13 +53,13 @@ def test_masks_hold_indices(tmp_path, mode, dtype):
     classes = 300 if mode == "I;16" else 3
     spec = DatasetSpec(tuple(map(str, range(classes))), ignore=65535 if classes > 255 else 255)
     label = np.random.default_rng(0).integers(0, classes, (9, 7)).astype(dtype)
-    ((suffix, mask),) = saved.masks(label, spec)
+    ((suffix, mask),) = mask_files.mask_pictures(label, spec)
     mask.save(tmp_path / "mask.png")
     with Image.open(tmp_path / "mask.png") as read:
         assert suffix == "" and read.mode == mode
         np.testing.assert_array_equal(np.array(read), label)
     several = np.random.default_rng(0).random((9, 7, 2)) > 0.5
-    for k, (suffix, mask) in enumerate(saved.masks(several, MULTI)):
+    for k, (suffix, mask) in enumerate(mask_files.mask_pictures(several, MULTI)):
         assert suffix == f".{MULTI.classes[k]}"
         np.testing.assert_array_equal(np.array(mask), several[..., k])
 
@@ -147,7 +147,7 @@ OPENED = {"train": Named(), "test": Named()}
 def run(tmp_path_factory):
     """A run on such samples, and its report."""
     workdir = tmp_path_factory.mktemp("report") / "r & d"
-    config = base("arrays")
+    config = default_config("arrays")
     config.source.classes, config.loading.max_corrupt = ("r", "g", "b"), 0.5
     config.data.crop, config.data.batch_size, config.eval.batch_size = (16, 16), 4, 4
     config.model.widths, config.loading.loader, config.log.tensorboard = (4, 8), "threads", False
@@ -165,6 +165,7 @@ def run(tmp_path_factory):
     return workdir, summary
 
 
+@pytest.mark.slow
 def test_report_is_well_formed_and_complete(run):
     workdir, summary = run
     page = Page((workdir / "report" / "index.html").read_text(encoding="utf-8"))
@@ -187,7 +188,7 @@ def test_pictures_inline(run):
     page = Page(report.show(str(workdir), 3, OPENED))
     assert page.open == [] and len(page.images) == 2  # the third is torn
     assert all(src.startswith("data:image/png;base64,") for src in page.images)
-    for part in (report.curves(str(workdir)), report.table(summary)):
+    for part in (report.curves(str(workdir)), report.html_table(summary)):
         assert Page(part).open == [] and part._repr_html_() == str(part)
 
 
@@ -232,14 +233,14 @@ def test_overlay_draws_contours_one_pixel_wide_and_names():
 
 
 def test_errors_of_objects():
-    """A row a case: truth and prediction as (class, object) a pixel, and r(ed), o(range), . or h(atched)."""
+    """A row a case: ground truth and prediction as (class, object) a pixel, and r(ed), o(range), . or h(atched)."""
     cases = [
         ("11 11 11 11", "15 15 15 15", "...."),  # numbers do not matter
         ("11 11 11 12", "11 11 11 11", "...."),  # 3 of 4; the other true object lies in a matched one
         ("11 11 00 00", "11 11 11 11", "oorr"),  # IoU 1/2 is no match
         ("11 11 12 12", "11 11 11 11", "oooo"),
         ("11 11 11 11", "11 11 12 12", "oooo"),
-        ("11 11 11 -0", "11 11 11 11", "...h"),  # no truth
+        ("11 11 11 -0", "11 11 11 11", "...h"),  # no ground truth
         ("11 -0 -0 -0", "11 11 11 11", ".hhh"),
         ("10 10 10 00", "11 11 11 11", "...r"),  # a crowd
         ("21 21 21 11", "11 11 11 11", "rrro"),  # of another class
@@ -251,24 +252,24 @@ def test_errors_of_objects():
             np.array([[int(p[i].replace("-", "255")) for p in row.split()]], np.int32)
             for row, i in ((truth, 0), (truth, 1), (found, 0), (found, 1))
         )
-        picture = pictures.errors(np.zeros((1, 4, 3), np.uint8), label, prediction, SPEC, true, instance)
+        picture = pictures.error_map(np.zeros((1, 4, 3), np.uint8), label, prediction, SPEC, true, instance)
         marks = [next((k for k, c in colours.items() if tuple(p) == c), ".") for p in picture[0].tolist()]
         assert "".join(marks) == wanted.replace("h", "."), (truth, found)
 
 
 def test_directions_are_a_wheel_of_colours():
     offset = np.array([[[0, 3], [3, 0], [0, -3], [-3, 0], [0, 0], [0, 1.5], [0, 99]]], np.float32)
-    picture = instances.directions(offset, np.array([[True] * 6 + [False]]))[0].tolist()
+    picture = instances.colour_offsets(offset, np.array([[True] * 6 + [False]]))[0].tolist()
     assert picture[0] == [255, 0, 0] and picture[2] == [0, 255, 255]
     assert picture[1] == [128, 255, 0] and picture[3] == [128, 0, 255]
     assert picture[4] == [255] * 3 and picture[5] == [255, 128, 128] and picture[6] == list(instances.OUTSIDE)
-    nothing = instances.directions(np.zeros((2, 2, 2), np.float32), np.zeros((2, 2), bool))
+    nothing = instances.colour_offsets(np.zeros((2, 2, 2), np.float32), np.zeros((2, 2), bool))
     assert (nothing == instances.OUTSIDE).all()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_heat_grows_with_the_centre_map(channels):
     image = np.full((1, 11, channels), 90, np.uint8)
-    picture = instances.heat(image, np.linspace(-0.1, 1.1, 11, dtype=np.float32)[None])[0].astype(int)
+    picture = instances.overlay_heatmap(image, np.linspace(-0.1, 1.1, 11, dtype=np.float32)[None])[0].astype(int)
     assert picture[0].tolist() == [45] * 3 and picture[-1].tolist() == [255] * 3
     assert (np.diff(picture[:, 0]) >= -1).all() and (picture[5, 0] > picture[5, 1] > picture[5, 2])

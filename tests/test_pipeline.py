@@ -3,17 +3,17 @@ import itertools
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from parts import quick
 from PIL import Image
 
 from segjax.checks import UserError
-from segjax.data import elastic, geometry
+from segjax.data import elastic, warping
 from segjax.data.loader import Loading
-from segjax.data.pipeline import eval_batches, shuffled, train_batches
+from segjax.data.pipeline import eval_batches, shuffled_index, train_batches
 from segjax.data.sources.arrays import arrays
 from segjax.data.sources.folder import folder
 from segjax.spec import Preprocess
@@ -25,7 +25,7 @@ EVERYTHING = {
     "rotate": 30.0,
     "flip_vertical": True,
     "elastic": 4.0,
-    "rare": 0.5,
+    "rare_class_fraction": 0.5,
 }
 
 
@@ -55,12 +55,12 @@ def assert_equal(a, b):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 17, 64, 1000])
 def test_order_is_a_permutation_of_each_epoch(count):
-    epochs = [[shuffled(e * count + i, count, seed=5) for i in range(count)] for e in range(3)]
+    epochs = [[shuffled_index(e * count + i, count, seed=5) for i in range(count)] for e in range(3)]
     for epoch in epochs:
         assert sorted(epoch) == list(range(count))
     if count > 5:
         assert epochs[0] != epochs[1] != epochs[2]
-        assert epochs[0] != [shuffled(i, count, seed=6) for i in range(count)]
+        assert epochs[0] != [shuffled_index(i, count, seed=6) for i in range(count)]
 
 
 def test_order_is_even():
@@ -69,7 +69,7 @@ def test_order_is_even():
     table = np.zeros((count, count))
     for e in range(epochs):
         for i in range(count):
-            table[i, shuffled(e * count + i, count, seed=1)] += 1
+            table[i, shuffled_index(e * count + i, count, seed=1)] += 1
     expected = epochs / count
     assert ((table - expected) ** 2 / expected).sum() < 140  # 81 degrees of freedom
 
@@ -118,10 +118,8 @@ def test_opening_far_ahead_reads_nothing_before(monkeypatch):
     read, opened = type(data).read, []
     monkeypatch.setattr(type(data), "read", lambda self, i: opened.append(i) or read(self, i))
     batches = train_batches(data, GREY, THREADS, 0, batch_size=2, crop=(8, 8))
-    began = time.perf_counter()
     next(batches.batches(1_000_000, 1_000_001))
     assert len(opened) == 2
-    assert time.perf_counter() - began < 5
 
 
 def test_plain_crop_copies_pixels():
@@ -163,9 +161,9 @@ def test_quarter_turn_and_zoom_against_numpy():
     label = (np.arange(48) % 3).astype(np.uint8).reshape(6, 8)
 
     def warped(matrix, size):
-        warp = geometry.Warp(np.array(matrix, np.float32), np.zeros((0, 0, 2), np.float32))
-        at = geometry.positions(warp, size, 0)
-        return geometry.sample_image(image, at, GREY), geometry.sample_label(label, at, 255)
+        warp = warping.Warp(np.array(matrix, np.float32), np.zeros((0, 0, 2), np.float32))
+        at = warping.source_positions(warp, size, 0)
+        return warping.sample_image(image, at, GREY), warping.sample_label(label, at, 255)
 
     turned = warped([[0, 1, 0], [-1, 0, 7]], (8, 6))
     np.testing.assert_array_equal(turned[0], np.rot90(image))
@@ -179,13 +177,13 @@ def test_quarter_turn_and_zoom_against_numpy():
 def test_outside_is_mean_and_ignored_or_mirrored():
     image = np.random.default_rng(0).integers(0, 255, (5, 6, 1), np.uint8)
     label = np.ones((5, 6), np.uint8)
-    warp = geometry.whole((5, 6), GREY)
-    at = geometry.positions(warp, (5, 6), 3)
-    out = geometry.sample_image(image, at, GREY)
+    warp = warping.evaluation_warp((5, 6), GREY)
+    at = warping.source_positions(warp, (5, 6), 3)
+    out = warping.sample_image(image, at, GREY)
     np.testing.assert_array_equal(out[3:-3, 3:-3], image)
     assert (out[:3] == 100).all() and (out[-3:] == 100).all() and (out[:, :3] == 100).all()
-    assert (geometry.sample_label(label, at, 255)[:3] == 255).all()
-    mirrored = geometry.sample_image(image, at, replace(GREY, outside="mirror"))
+    assert (warping.sample_label(label, at, 255)[:3] == 255).all()
+    mirrored = warping.sample_image(image, at, replace(GREY, outside="mirror"))
     np.testing.assert_array_equal(mirrored, np.pad(image, ((3, 3), (3, 3), (0, 0)), "symmetric"))
 
 
@@ -203,32 +201,32 @@ def test_elastic_moves_image_and_label_together():
     image = np.random.default_rng(0).integers(0, 255, (20, 30, 1), np.uint8)
     label = (image[..., 0] > 128).astype(np.uint8)
     grid = np.broadcast_to(np.array([2.0, -3.0], np.float32), (3, 3, 2))
-    shifted = geometry.whole((20, 30), GREY)._replace(grid=grid)
-    at = geometry.positions(shifted, (20, 30), 0)
-    moved = geometry.sample_image(image, at, GREY)
+    shifted = warping.evaluation_warp((20, 30), GREY)._replace(grid=grid)
+    at = warping.source_positions(shifted, (20, 30), 0)
+    moved = warping.sample_image(image, at, GREY)
     np.testing.assert_array_equal(moved[:-2, 3:], image[2:, :-3])
-    np.testing.assert_array_equal(geometry.sample_label(label, at, 255)[:-2, 3:], label[2:, :-3])
+    np.testing.assert_array_equal(warping.sample_label(label, at, 255)[:-2, 3:], label[2:, :-3])
     steps = np.zeros((64, 64, 1), np.uint8)
     steps[20:45, 15:50] = 200
-    drawing = geometry.Geometry((64, 64), elastic=6.0)
-    warp = geometry.draw(drawing, steps[..., 0], 255, GREY, (0, 1))
-    at = geometry.positions(warp, (64, 64), 0)
-    bent = geometry.sample_image(steps, at, GREY)[..., 0]
-    mask = geometry.sample_label((steps[..., 0] > 0).astype(np.uint8), at, 255)
+    drawing = warping.CropSettings((64, 64), elastic=6.0)
+    warp = warping.draw_warp(drawing, steps[..., 0], 255, GREY, (0, 1))
+    at = warping.source_positions(warp, (64, 64), 0)
+    bent = warping.sample_image(steps, at, GREY)[..., 0]
+    mask = warping.sample_label((steps[..., 0] > 0).astype(np.uint8), at, 255)
     assert not np.array_equal(bent, steps[..., 0])
     assert (mask[bent == 200] == 1).all() and (mask[bent == 0] == 0).all()
 
 
 def test_elastic_displacements_have_the_asked_size():
-    drawing = geometry.Geometry((64, 64), elastic=10.0)
-    grids = [geometry.draw(drawing, np.zeros((64, 64), np.uint8), 255, GREY, (0, i)).grid for i in range(300)]
+    drawing = warping.CropSettings((64, 64), elastic=10.0)
+    grids = [warping.draw_warp(drawing, np.zeros((64, 64), np.uint8), 255, GREY, (0, i)).grid for i in range(300)]
     assert 9 < np.std(grids) < 11 and grids[0].shape == (3, 3, 2)
 
 
 def test_rotation_and_zoom_stay_in_their_ranges():
-    drawing = geometry.Geometry((20, 20), scale=(0.5, 2.0), rotate=15.0)
+    drawing = warping.CropSettings((20, 20), scale=(0.5, 2.0), rotate=15.0)
     label = np.zeros((50, 50), np.uint8)
-    matrices = np.stack([geometry.draw(drawing, label, 255, GREY, (0, i)).matrix[:, :2] for i in range(500)])
+    matrices = np.stack([warping.draw_warp(drawing, label, 255, GREY, (0, i)).matrix[:, :2] for i in range(500)])
     zoom = 1 / np.sqrt(np.linalg.det(matrices))
     angle = np.degrees(np.arctan2(matrices[:, 0, 1], matrices[:, 0, 0]))
     assert 0.5 <= zoom.min() < 0.53 and 1.9 < zoom.max() <= 2.0
@@ -241,10 +239,12 @@ def test_rare_crops_hold_the_rare_class():
     label[5, 60] = 1
     data = {"train": {"image": np.zeros((1, 64, 64, 1), np.uint8), "label": label[None]}}
     shares = {}
-    for rare in (0.0, 1.0):
+    for fraction in (0.0, 1.0):
         data_source = arrays("train", channels=1, data=data, classes=("common", "rare"))
-        batches = train_batches(data_source, GREY, THREADS, 0, batch_size=50, crop=(16, 16), rare=rare)
-        shares[rare] = np.mean([(x == 1).any() for batch in batches.batches(0, 4) for x in batch["label"]])
+        batches = train_batches(
+            data_source, GREY, THREADS, 0, batch_size=50, crop=(16, 16), rare_class_fraction=fraction
+        )
+        shares[fraction] = np.mean([(x == 1).any() for batch in batches.batches(0, 4) for x in batch["label"]])
     # Half of the sought crops aim at the rare class, whose pixel they always hold.
     assert shares[0.0] < 0.2 < 0.4 < shares[1.0] < 0.7
 
@@ -275,9 +275,9 @@ def test_resized_evaluation_keeps_native_labels():
     batches = eval_batches(data, replace(GREY, resize=(16, 16)), THREADS, batch_size=3)
     (batch,) = batches.batches(0, 1)
     assert batch["image"].shape == (3, 16, 16, 1) and batch["label"].shape == (3, 33, 30)
-    for index, content in zip(batch["index"], batch["content"], strict=True):
+    for index, valid, native in zip(batch["index"], batch["valid_size"], batch["native_size"], strict=True):
         size = data.size(int(index))
-        assert tuple(content) == (*geometry.resized(size, (16, 16)), *size)
+        assert tuple(valid) == warping.resized_size(size, (16, 16)) and tuple(native) == size
 
 
 def test_corrupt_image_becomes_unlabelled_and_is_named(tmp_path, caplog):
@@ -365,14 +365,14 @@ def test_a_mask_of_another_size_is_found_before_the_first_batch(tmp_path):
             make()
 
 
-@pytest.mark.parametrize("loader", ["threads", "tf.data"])
+@pytest.mark.parametrize("loader", quick("threads", of=["threads", "tf.data"]))
 def test_a_failed_run_ends_its_process(loader):
     """An error in the middle of an epoch leaves the pipeline half read: the process still ends, at once."""
     code = f"""
         from segjax.data import pipeline, sources
         from segjax.data.loader import Loading
         from segjax.spec import Preprocess
-        source = sources.create("train", name="shapes", count=64)
+        source = sources.create("shapes", "train", count=64)
         batches = pipeline.train_batches(source, Preprocess(), Loading("{loader}"), batch_size=4, crop=(64, 64))
         for _ in batches.batches(0, 1000):
             raise ValueError("in the middle")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from segjax.data.sources.shapes import shapes
-from segjax.metrics.panoptic import encode, panoptic_quality
-from segjax.objectives import grouping, targets
+from segjax.metrics.panoptic import encode_panoptic, panoptic_quality
+from segjax.objectives import centre_grouping, centre_targets
 from segjax.tasks.objects import vote
 
 THINGS, IGNORE, K = (2, 3), 255, 4
@@ -29,7 +29,7 @@ class Found(NamedTuple):
 
 def panoptic(logits, centre, offset, inside, *, things, ignore, stuff_area=2048, **settings):
     """Objects from maps, and their classes from votes."""
-    instance, confidence, points = grouping.find_objects(centre, offset, inside, **settings)
+    instance, confidence, points = centre_grouping.find_objects(centre, offset, inside, **settings)
     merged = vote(logits, instance, confidence, inside, things=things, ignore=ignore, stuff_area=stuff_area)
     return Found(*merged, points, confidence > 0)
 
@@ -153,12 +153,15 @@ def test_ties():
     check(logits, centre, offset)
 
 
+@pytest.mark.slow
 def test_touching_things_of_one_class():
     label = np.zeros((1, 20, 24), np.uint8)
     instance = label.astype(np.uint16)
     for number, part in enumerate((np.s_[2:10, 2:12], np.s_[2:10, 12:22], np.s_[10:18, 2:22]), 1):
         label[0][part], instance[0][part] = 2, number
-    aims = targets.make(jnp.asarray(label), jnp.asarray(instance), things=THINGS, ignore=IGNORE, count=9, sigma=2.0)
+    aims = centre_targets.make_targets(
+        jnp.asarray(label), jnp.asarray(instance), things=THINGS, ignore=IGNORE, count=9, sigma=2.0
+    )
     found = check(one_hot(label), aims.centre, aims.offset)
     pairs = set(zip(instance.ravel().tolist(), found.instance.ravel().tolist(), strict=True))
     assert len(pairs) == 4 and len({a for a, _ in pairs}) == len({b for _, b in pairs}) == 4
@@ -193,18 +196,19 @@ def test_pixels_outside_have_no_part():
     np.testing.assert_allclose(found.scores, alone.scores, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_exact_maps_give_back_their_objects():
-    """From a truth to its targets and back: all of PQ but what objects with one centre, such as rings, cost."""
+    """From a ground truth to its targets and back: all of PQ but what objects with one centre, such as rings, cost."""
     source = shapes("test", count=8, size=(96, 96), objects=(2, 6))
     scenes = [source.read(i) for i in range(len(source))]
     label, instance = (jnp.asarray(np.stack([scene[key] for scene in scenes])) for key in ("label", "instance"))
-    aims = targets.make(label, instance, things=source.spec.things, ignore=255, count=99, sigma=2.0)
+    aims = centre_targets.make_targets(label, instance, things=source.spec.things, ignore=255, count=99, sigma=2.0)
     logits = 9.0 * jax.nn.one_hot(label, 8)
     found = panoptic(
         logits, aims.centre, aims.offset, label >= 0, things=source.spec.things, ignore=255, stuff_area=0, top_k=40
     )
     np.testing.assert_array_equal(found.label, label)
-    truth, ours = (np.asarray(encode(label, numbers, 99)) for numbers in (instance, found.instance))
+    truth, ours = (np.asarray(encode_panoptic(label, numbers, 99)) for numbers in (instance, found.instance))
     assert panoptic_quality(list(truth), list(ours), source.spec, divisor=99, ignore=255)["pq"] > 0.97
 
 

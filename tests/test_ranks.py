@@ -8,7 +8,7 @@ from jax import lax
 
 from segjax import losses
 from segjax.metrics import confusion, multilabel
-from segjax.nn.layers import Conv, ConvNorm, Style
+from segjax.nn.layers import Conv, ConvNorm, LayerConfig
 from segjax.nn.resize import resize
 
 SHAPE, K = (2, 3, 4, 5), 3
@@ -49,11 +49,11 @@ def test_counts_of_volumes():
     expected = np.zeros((2, K, K), int)
     for place in np.ndindex(SHAPE):
         expected[place[0], label[place], prediction[place]] += valid[place]
-    found = confusion.confusion_matrix(*map(jnp.asarray, (prediction, label, valid)), K)
+    found = confusion.confusion_matrix(*map(jnp.asarray, (label, prediction, valid)), K)
     np.testing.assert_array_equal(found, expected)
     there, truth = logits > 0, label[..., None] == np.arange(K)
     every = np.broadcast_to(valid[..., None], there.shape)
-    found = multilabel.multilabel_confusion(*map(jnp.asarray, (there, truth, every)))
+    found = multilabel.multilabel_confusion(*map(jnp.asarray, (truth, there, every)))
     np.testing.assert_array_equal(found[:, :, 1, 1], (there & truth & every).sum((1, 2, 3)))
     np.testing.assert_array_equal(found.sum((-1, -2)), every.sum((1, 2, 3)))
 
@@ -105,7 +105,7 @@ def test_conv_of_volumes(settings):
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_norms_of_volumes(norm):
     x = jax.random.normal(jax.random.key(0), (2, 5, 6, 7, 4))
-    layer = ConvNorm(4, Style(norm=norm), activation=None)
+    layer = ConvNorm(4, LayerConfig(norm=norm), activation=None)
     y, _ = layer.init_with_output(jax.random.key(1), x, True)
     axes = (0, 1, 2, 3) if norm == "batch" else (1, 2, 3, 4)
     np.testing.assert_allclose(y.mean(axes), 0.0, atol=1e-5)

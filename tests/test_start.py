@@ -39,12 +39,13 @@ def folder_of(root, count):
             "fractions": {"all": (0.0, 1.0)}, "channels": 1}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_large_set_starts_with_as_few_files_as_a_small_one(tmp_path, opened):
     counts = {}
     for count in (200, 20000):
         settings = folder_of(tmp_path / str(count), count)
         opened.clear()
-        source = sources.create("all", **settings)
+        source = sources.create(split="all", **settings)
         preprocess, loading = Preprocess(mean=(90.0,), std=(9.0,)), Loading("threads", workers=2)
         train = train_batches(source, preprocess, loading, batch_size=4, crop=(8, 8))
         test = eval_batches(source, preprocess, loading, batch_size=4)
@@ -55,7 +56,9 @@ def test_a_large_set_starts_with_as_few_files_as_a_small_one(tmp_path, opened):
     assert counts[20000][0] <= counts[200][0] + 64 and counts[20000][1] - counts[20000][0] <= 16
     # The sizes of the test split are read when they are first needed: each file once, in the readers' threads.
     opened.clear()
-    small = eval_batches(sources.create("all", **(settings | {"root": str(tmp_path / "200")})), preprocess, loading)
+    small = eval_batches(
+        sources.create(split="all", **(settings | {"root": str(tmp_path / "200")})), preprocess, loading
+    )
     opened.clear()
     assert small.count == 25 and small.count == 25
     assert len(opened) == 400 and len({thread for _, thread in opened}) == 2

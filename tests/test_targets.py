@@ -11,11 +11,11 @@ from segjax.checks import UserError
 from segjax.data.loader import Loading
 from segjax.data.pipeline import train_batches
 from segjax.data.sources.shapes import shapes
-from segjax.objectives import targets
+from segjax.objectives import centre_targets
 from segjax.spec import Preprocess
 
 SETTINGS = {"things": (3, 4, 5, 6, 7), "ignore": 255, "count": 20, "sigma": 3.0, "small_area": 60, "small_weight": 3.0}
-make = jax.jit(functools.partial(targets.make, **SETTINGS))
+make = jax.jit(functools.partial(centre_targets.make_targets, **SETTINGS))
 
 
 def plain(label, instance):
@@ -35,11 +35,11 @@ def plain(label, instance):
         if mask.sum() < 60:
             small[mask] = 3
     crowd = np.isin(label, SETTINGS["things"]) & (instance == 0)
-    return targets.Targets(centre, offset, (label != 255) & ~crowd, instance > 0, small)
+    return centre_targets.Targets(centre, offset, (label != 255) & ~crowd, instance > 0, small)
 
 
 def scenes(count=6, size=(48, 64)):
-    """Label and instance maps of generated scenes, with a region without truth and a crowd."""
+    """Label and instance maps of generated scenes, with a region without ground truth and a crowd."""
     source = shapes("train", count=count, size=size, objects=(3, 12))
     read = [source.read(i) for i in range(count)]
     label, instance = (np.stack([scene[key] for scene in read]) for key in ("label", "instance"))
@@ -76,7 +76,7 @@ def test_made_after_every_augmentation(loader):
     source = shapes("train", count=4, size=(64, 80), objects=(3, 8))
     batches = train_batches(
         source, Preprocess(), Loading(loader, workers=2), 0, max_objects=19, batch_size=4, crop=(48, 64),
-        scale=(0.7, 1.5), rotate=30.0, flip_vertical=True, elastic=2.0, paste=0.7,
+        scale=(0.7, 1.5), rotate=30.0, flip_vertical=True, elastic=2.0, copy_paste_fraction=0.7,
     )  # fmt: skip
     for batch in batches.batches(0, 3):
         assert batch["instance"].dtype == np.uint16 and (np.isin(batch["label"], SETTINGS["things"]) ==
@@ -113,11 +113,13 @@ def test_large_objects_have_exact_centres():
     """Sums of a million coordinates, which float32 would round."""
     instance = np.ones((1, 1024, 1024), np.uint16)
     instance[0, :3] = 0
-    area, centre = targets.centres_of_mass(jnp.asarray(instance), 2)
+    area, centre = centre_targets.centres_of_mass(jnp.asarray(instance), 2)
     assert area[0, 1] == 1021 * 1024 and centre[0, 1].tolist() == [513.0, 511.5]
     assert centre[0, 0].tolist() == [0, 0]
     with pytest.raises(UserError, match=r"use a smaller data\.crop"):
-        jax.eval_shape(lambda x: targets.centres_of_mass(x, 2), jax.ShapeDtypeStruct((1, 8192, 8192), jnp.uint16))
+        jax.eval_shape(
+            lambda x: centre_targets.centres_of_mass(x, 2), jax.ShapeDtypeStruct((1, 8192, 8192), jnp.uint16)
+        )
 
 
 def test_no_objects_make_empty_maps():

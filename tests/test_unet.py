@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
+from parts import quick
 
 from segjax import models
 from segjax.nn.kernels import max_pool
 from segjax.nn.kernels.scaling import transposed_convolution
 from segjax.nn.layers import UpConv2x2
-from segjax.nn.resize import fit, resize
+from segjax.nn.resize import resize, resize_valid_region
 from segjax.spec import DatasetSpec
+
+pytestmark = pytest.mark.core
 
 SPEC = DatasetSpec(("a", "b", "c"))
 VARIANTS = {
@@ -50,7 +53,7 @@ def test_paper_sizes():
     assert len(kernels) == 23
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", quick("bf16", of=VARIANTS))
 def test_gradient_reaches_every_parameter(variant):
     model, variables, _ = make(**VARIANTS[variant])
     images = jax.random.normal(jax.random.key(1), (2, 60, 60, 3))
@@ -71,6 +74,7 @@ def test_gradient_reaches_every_parameter(variant):
         assert jnp.any(g != 0), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_every_skip_changes_the_output(monkeypatch):
     model, variables, images = make()
     before = model.apply(variables, images, train=False)["logits"]
@@ -127,10 +131,11 @@ def test_platform_forms_agree():
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 def test_folding_changes_nothing(train):
     """Parameters, outputs, gradients and statistics are those of the unfolded network, to float32 rounding."""
-    nets = [models.create("unet", SPEC, widths=(4, 8), fold=fold) for fold in (False, True)]
+    nets = [models.create("unet", SPEC, widths=(4, 8), pair_columns=paired) for paired in (False, True)]
     images = jax.random.normal(jax.random.key(1), (2, 9, 7, 3))
     plain = jax.jit(functools.partial(nets[0].init, train=False))(jax.random.key(0), images)
     folded = jax.eval_shape(functools.partial(nets[1].init, train=False), jax.random.key(0), images)
@@ -171,7 +176,7 @@ def test_resize_is_half_pixel_without_antialiasing():
 
 def test_fit_resizes_each_image_as_if_alone():
     x = jax.random.normal(jax.random.key(0), (2, 8, 10, 3))
-    content = jnp.array([[8, 6, 16, 13], [4, 10, 9, 20]])
-    found = fit(x, content, (8, 10), (16, 20))
-    for i, (h, w, y, u) in enumerate(content.tolist()):
+    valid, native = jnp.array([[8, 6], [4, 10]]), jnp.array([[16, 13], [9, 20]])
+    found = resize_valid_region(x, valid, native, (8, 10), (16, 20))
+    for i, ((h, w), (y, u)) in enumerate(zip(valid.tolist(), native.tolist(), strict=True)):
         np.testing.assert_allclose(found[i, :y, :u], resize(x[i : i + 1, :h, :w], (y, u))[0], atol=1e-5)

@@ -26,14 +26,14 @@ from state_dicts import (
 
 from segjax import models, parallel, weights
 from segjax.checks import UserError
-from segjax.config import base
+from segjax.config import default_config
 from segjax.data.sources.arrays import arrays
 from segjax.spec import Preprocess
 from segjax.train import loop, optimizer, state, workdir
 from segjax.train.pretrained import start_from
 from segjax.train.restore import restore
 from segjax.weights import names
-from segjax.weights.match import match
+from segjax.weights.match import match_tensors
 
 
 def test_every_kind_of_tensor():
@@ -68,7 +68,7 @@ def test_every_kind_of_tensor():
     )
     assert (report.layout, report.settings, report.align_corners) == (
         "torchvision",
-        {"convention": "torchvision", "output_stride": 8, "aux": "c4"},
+        {"variant": "torchvision", "output_stride": 8, "aux": "c4"},
         False,
     )
     with pytest.raises(AttributeError):
@@ -78,11 +78,11 @@ def test_every_kind_of_tensor():
 def test_leaves_stay_where_they_are():
     """JAX's leaves keep their dtype and their place on the devices, and do not share memory with the source."""
     mesh = Mesh(np.array(jax.devices()), "data")
-    placed = NamedSharding(mesh, PartitionSpec())
-    before = jax.tree.map(lambda x: jax.device_put(x.astype(jnp.bfloat16), placed), backbone())
+    shardings = NamedSharding(mesh, PartitionSpec())
+    before = jax.tree.map(lambda x: jax.device_put(x.astype(jnp.bfloat16), shardings), backbone())
     theirs = normal(resnet())
     variables, _ = load(theirs, before)
-    assert all(x.dtype == jnp.bfloat16 and x.sharding == placed for x in jax.tree.leaves(variables))
+    assert all(x.dtype == jnp.bfloat16 and x.sharding == shardings for x in jax.tree.leaves(variables))
     theirs, before = normal(resnet()), jax.tree.map(jnp.asarray, backbone())
     variables, _ = load(theirs, before)
     expected = np.array(variables["params"]["conv1"]["norm"]["bias"])
@@ -100,7 +100,7 @@ def test_classifier_fills_the_backbone():
     assert f"loaded {len(report.loaded)} of {len(jax.tree.leaves(variables))} tensors, layout torchvision" in text
     for count in ("conv (5)", "head (2)", "aux_conv (5)", "aux_head (2)"):
         assert f" {count}" in text
-    assert "not used: fc (2)" in text and "preprocess.mean=(123.675, 116.28, 103.53)" in text
+    assert "fc (2)" in text and "preprocess.mean=(123.675, 116.28, 103.53)" in text
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "timm", "smp"])
@@ -141,7 +141,7 @@ def test_another_number_of_classes():
     assert report.classes == (21, 3) and not report.mismatched and not report.missing
     assert all(untouched(variables, f"params/{name}") for name in report.reinitialised)
     assert not untouched(variables, "params/conv/conv/kernel")
-    assert "made anew for 3 classes instead of 21: " in str(report) and "aux_head/kernel" in str(report)
+    assert "reinitialised for 3 classes instead of 21: " in str(report) and "aux_head/kernel" in str(report)
 
 
 def test_a_head_of_another_width_is_a_mismatch():
@@ -208,6 +208,7 @@ def test_tensors_that_are_left_over(theirs, options, left):
     assert any(left in name for name in report.unused)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("theirs", "name", "layout", "right"),
     [
@@ -220,9 +221,9 @@ def test_wrong_layout_is_told_from_the_right_one(theirs, name, layout, right):
     for strict in (True, False):
         with pytest.raises(UserError) as error:
             load(theirs, network(name), layout, strict=strict)
-        assert f"none of its {len(theirs)} tensors fits" in str(error.value)
+        assert f"none of its {len(theirs)} tensors matches" in str(error.value)
         count = len(jax.tree.leaves(network(name)))
-        assert f"layout={right!r} would fit {count} of {count}." in str(error.value)
+        assert f"layout={right!r} would match {count} of {count}." in str(error.value)
 
 
 def test_layouts_have_names():
@@ -232,7 +233,7 @@ def test_layouts_have_names():
 
 def test_nothing_fits():
     for strict in (True, False):
-        with pytest.raises(UserError, match=r"none of its 1 tensors fits, \S+ is looked for\.$"):
+        with pytest.raises(UserError, match=r"none of its 1 tensors matches, \S+ is expected\.$"):
             load({"x": np.zeros(3)}, network(), strict=strict)
 
 
@@ -241,7 +242,7 @@ def test_networks_without_published_weights():
         load(classifier(), blank(models.create("unet", SPEC, widths=(4, 8))))
     with pytest.raises(UserError, match="it has no convnext networks"):
         load(classifier(), backbone("convnext_micro"), "timm", strict=False)
-    with pytest.raises(UserError, match="another network is looked for"):
+    with pytest.raises(UserError, match="another network is expected"):
         load(classifier(), backbone("mobilenet_v3_micro"), "timm")
 
 
@@ -327,6 +328,7 @@ NAMES = {  # layout, network: our leaf, their tensor
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "name"), NAMES)
 def test_names(layout, name):
     """Every leaf of a published backbone asks for a tensor of its own, by the name that the package has for it."""
@@ -335,7 +337,7 @@ def test_names(layout, name):
         "/".join(key.key for key in path[1:]): x.shape for path, x in jax.tree_util.tree_leaves_with_path(variables)
     }
     some = next(iter(NAMES[layout, name].values()))
-    wanted = match({some: np.zeros(1)}, shapes, variables["params"], layout, family(variables["params"])).wanted
+    wanted = match_tensors({some: np.zeros(1)}, shapes, variables["params"], layout, family(variables["params"])).wanted
     assert set(wanted) == set(shapes) and len(set(wanted.values())) == len(wanted)
     assert {ours: wanted[ours] for ours in NAMES[layout, name]} == NAMES[layout, name]
 
@@ -401,36 +403,37 @@ def test_settings_of_smp_deeplab():
     shapes = resnet(prefix="encoder.") | conv("decoder.block1.0", 48, 32, 1)
     ours = network("deeplabv3plus", width=8)
     report = load(normal(shapes), ours, "smp", strict=False)[1]
-    assert report.align_corners and report.settings["convention"] == "smp" and "align_corners" in str(report)
+    assert report.align_corners and report.settings["variant"] == "smp" and "align_corners" in str(report)
     with pytest.raises(
-        UserError, match=r"model.convention='smp', .*model.atrous_rates=\(12, 24, 36\), model.refine=1, model.fuse=1"
+        UserError, match=r"model.variant='smp', .*model.atrous_rates=\(12, 24, 36\), model.refine=1, model.fuse=1"
     ):
         load(normal(shapes), ours, "smp")
 
 
 def test_settings_that_no_shape_tells():
     """Given the network, another one's weights are refused; the right place of an auxiliary head is told."""
-    ours = models.create("fcn", SPEC, backbone="resnet_micro", aux="c4", convention="torchvision")
+    ours = models.create("fcn", SPEC, backbone="resnet_micro", aux="c4", variant="torchvision")
     assert load(fcn(), blank(ours), model=ours)[1].settings["aux"] == "c4"
     for changes, message in [
         ({"output_stride": 16}, "model.output_stride=8"),
-        ({"convention": "atrous"}, "'torchvision'"),
+        ({"variant": "atrous"}, "'torchvision'"),
     ]:
         other = ours.clone(**changes)
         assert load(fcn(), blank(other))[1].loaded
         with pytest.raises(UserError, match=f"weights of another network: set .*{message}.*check_settings=False here"):
             load(fcn(), blank(other), model=other)
-    with pytest.raises(UserError, match=r"have another shape.*Make the network like theirs .*model.aux='c4'"):
-        load(fcn(), network(aux="c3", convention="torchvision"))
+    with pytest.raises(UserError, match=r"have another shape.*.*model.aux='c4'"):
+        load(fcn(), network(aux="c3", variant="torchvision"))
 
 
 def test_shapes_must_be_filled():
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), network())
     assert all(type(x) is np.ndarray for x in jax.tree.leaves(load(fcn(), shapes)[0]))
-    with pytest.raises(UserError, match=r"leaves shapes without values \(.*\): initialise the network first"):
+    with pytest.raises(UserError, match=r"does not have values for .*: initialise the network first"):
         load(classifier(), shapes)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_weights(tmp_path):
     """Parameters, statistics and averages are the weights'; other inputs or another convention are refused."""
     safetensors = pytest.importorskip("safetensors.numpy")
@@ -438,30 +441,31 @@ def test_a_run_starts_from_weights(tmp_path):
     safetensors.save_file(fcn(classes=10), path)
     imagenet = Preprocess((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
-    def start(preprocess=imagenet, convention="torchvision", **settings):
-        model = models.create("fcn", SPEC, backbone="resnet_micro", aux="c4", convention=convention)
-        tx, _ = optimizer.make(10, 0)
-        first = state.init(model, tx, (1, 64, 64, 3), True, 0, parallel.make_mesh())
+    def start(preprocess=imagenet, variant="torchvision", **settings):
+        model = models.create("fcn", SPEC, backbone="resnet_micro", aux="c4", variant=variant)
+        tx, _ = optimizer.make_optimizer(10, 0)
+        first = state.init_state(model, tx, (1, 64, 64, 3), True, 0, parallel.make_mesh())
         return first, *start_from(first, model, preprocess, **settings)
 
-    first, now, origin = start(weights=path)
-    assert "made anew for 3 classes instead of 10: " in origin and path in origin
+    first, train_state, origin = start(weights=path)
+    assert "reinitialised for 3 classes instead of 10: " in origin and path in origin
     kernel = fcn(10)["backbone.conv1.weight"].transpose(2, 3, 1, 0)
-    for params in (now.params, now.ema["params"]):
+    for params in (train_state.params, train_state.ema["params"]):
         np.testing.assert_array_equal(params["backbone"]["conv1"]["conv"]["kernel"], kernel)
         np.testing.assert_array_equal(params["head"]["kernel"], first.params["head"]["kernel"])
-    assert not np.allclose(now.batch_stats["backbone"]["conv1"]["norm"]["mean"], 0)
-    assert jax.tree.map(lambda x: x.sharding, now) == jax.tree.map(lambda x: x.sharding, first)
+    assert not np.allclose(train_state.batch_stats["backbone"]["conv1"]["norm"]["mean"], 0)
+    assert jax.tree.map(lambda x: x.sharding, train_state) == jax.tree.map(lambda x: x.sharding, first)
     other = Preprocess((127.5,) * 3, (64.0,) * 3)
     with pytest.raises(UserError, match=r"set preprocess.mean=\(123.675, .*or init.check_inputs=False"):
         start(other, weights=path)
     with pytest.raises(UserError, match=r"init\.check_inputs=False"):
         start(Preprocess((127.5,), (64.0,)), weights=path)
-    with pytest.raises(UserError, match=r"set model.convention='torchvision', or have .*init.check_settings=False"):
-        start(convention="atrous", weights=path)
+    with pytest.raises(UserError, match=r"set model.variant='torchvision', or .*init.check_settings=False"):
+        start(variant="atrous", weights=path)
     assert "loaded" in start(other, "atrous", weights=path, check_settings=False, check_inputs=False)[2]
 
 
+@pytest.mark.slow
 def test_resume_comes_before_weights_and_weights_before_scratch(tmp_path, capsys):
     """A run says where it starts from, and does."""
     safetensors = pytest.importorskip("safetensors.numpy")
@@ -472,9 +476,9 @@ def test_resume_comes_before_weights_and_weights_before_scratch(tmp_path, capsys
     source = arrays("train", data=data, classes=("a", "b", "c"))
 
     def run(steps):
-        config = base(source="arrays", model="fcn")
+        config = default_config(source="arrays", model="fcn")
         config.preprocess.mean, config.preprocess.std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-        config.model.backbone, config.model.aux, config.model.convention = "resnet_micro", "c4", "torchvision"
+        config.model.backbone, config.model.aux, config.model.variant = "resnet_micro", "c4", "torchvision"
         config.data.crop, config.data.batch_size, config.eval.batch_size = (32, 32), 4, 4
         config.optimizer.learning_rate, config.optimizer.weight_decay = 0.0, 0.0
         config.init.weights, config.loading.loader, config.log.tensorboard = str(path), "threads", False
@@ -485,8 +489,8 @@ def test_resume_comes_before_weights_and_weights_before_scratch(tmp_path, capsys
 
     assert f"{path}: loaded" in run(1)
     config, spec = workdir.read_config(str(tmp_path / "run"))
-    _, now, _ = restore(config, spec, str(tmp_path / "run"))
+    _, train_state, _ = restore(config, spec, str(tmp_path / "run"))
     kernel = fcn(10)["backbone.conv1.weight"].transpose(2, 3, 1, 0)
-    np.testing.assert_array_equal(now.params["backbone"]["conv1"]["conv"]["kernel"], kernel)
+    np.testing.assert_array_equal(train_state.params["backbone"]["conv1"]["conv"]["kernel"], kernel)
     path.unlink()
-    assert "resumed at step 1, so init.weights is not read" in run(2)
+    assert "resumed at step 1; init.weights" in run(2)

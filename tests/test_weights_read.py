@@ -44,12 +44,12 @@ def test_half_precision_safetensors(tmp_path, dtype, name):
 def test_damaged_safetensors(tmp_path, content):
     path = save(tmp_path / "x.safetensors", classifier())
     path.write_bytes(path.read_bytes()[:-100] if content is None else content)
-    with pytest.raises(UserError, match=r"x\.safetensors is no safetensors file, or not all of one"):
+    with pytest.raises(UserError, match=r"x\.safetensors is not a safetensors file"):
         load(path, network())
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("x.pth", "no file"), ("x.h5", r"\.h5 is not one of"), ("x", "without ending")]
+    ("name", "words"), [("x.pth", "no file"), ("x.h5", r"\.h5 is not one of"), ("x", "without extension")]
 )
 def test_paths_that_are_no_weights(tmp_path, name, words):
     if name != "x.pth":
@@ -81,17 +81,17 @@ def test_dicts_without_tensors(source):
 
 
 @pytest.mark.parametrize(
-    ("package", "file", "mend"),
+    ("package", "file", "fix"),
     [
         ("safetensors", "x.safetensors", r'pip install "segjax\[weights\]"'),
         ("torch", "x.pth", "pip install torch"),
         ("huggingface_hub", "hf://someone/something", r'pip install "segjax\[weights\]"'),
     ],
 )
-def test_packages_that_are_missing(tmp_path, monkeypatch, package, file, mend):
+def test_packages_that_are_missing(tmp_path, monkeypatch, package, file, fix):
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / file.rpartition("/")[2]).write_bytes(b"x")
-    with pytest.raises(UserError, match=mend):
+    with pytest.raises(UserError, match=fix):
         load(file if file.startswith("hf:") else tmp_path / file, network())
 
 
@@ -184,13 +184,13 @@ def test_hub_that_cannot_be_reached(tmp_path):
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(commit)
     save(folder / "snapshots" / commit / "model.safetensors", {"x": np.ones(3, np.float32)})
-    code = "from segjax.weights.read import read\nprint(*read('hf://someone/something').tensors)\nread('hf://no/body')"
+    code = "from segjax.weights.read import read_state_dict\nprint(*read_state_dict('hf://someone/something').tensors)\nread_state_dict('hf://no/body')"
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"},
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.split() == ["x"]
-    assert "UserError: hf://no/body is not in the cache and the hub cannot be reached" in done.stderr
+    assert "UserError: hf://no/body is not in the cache and the Hub cannot be reached" in done.stderr
 
 
 def test_hub_faults(hub):
@@ -198,7 +198,7 @@ def test_hub_faults(hub):
         load("hf://someone/something", network())
     with pytest.raises(UserError, match="hf://no/body cannot be fetched: 404"):
         load("hf://no/body", network())
-    with pytest.raises(UserError, match="hub cannot be reached: no connection"):
+    with pytest.raises(UserError, match="Hub cannot be reached: no connection"):
         load("hf://far/away", network())
 
 

@@ -1,4 +1,4 @@
-"""The command line: `segjax VERB …`, one file a verb."""
+"""The command line: `segjax VERB …`, one module per verb."""
 
 import functools
 import importlib.metadata
@@ -19,26 +19,26 @@ from segjax.checks import UserError
 
 
 class Verb(NamedTuple):
-    """What a verb does, and the flags that it cannot do without."""
+    """What a verb does, and its required flags."""
 
     text: str
     required: tuple[str, ...] = ()
 
 
 VERBS = {
-    "train": Verb("trains and evaluates; resumes from the workdir by itself", ("config", "workdir")),
-    "evaluate": Verb("scores a workdir's checkpoint", ("workdir",)),
-    "predict": Verb("images or a folder in, masks and overlays out", ("workdir", "input", "output")),
-    "compile": Verb("says what the steps of a run cost, also on a TPU that is not there", ("config",)),
-    "benchmark": Verb("times the same steps, and the input, on the devices here; names the bottleneck", ("config",)),
-    "inspect": Verb("audits a data set and shows what the pipeline feeds", ("config",)),
-    "config": Verb("prints the keys of a configuration, or [SECTION[.KEY]], with value, range and meaning"),
-    "doctor": Verb("versions, devices, what is missing and the command that mends it"),
+    "train": Verb("trains and evaluates; resumes automatically from the workdir", ("config", "workdir")),
+    "evaluate": Verb("evaluates a workdir's checkpoint", ("workdir",)),
+    "predict": Verb("predicts masks and overlays for images or folders", ("workdir", "input", "output")),
+    "compile": Verb("estimates memory and time of a run's steps, also for a TPU you do not have", ("config",)),
+    "benchmark": Verb("times the same steps, and the input, on the local devices; names the bottleneck", ("config",)),
+    "inspect": Verb("audits a data set and draws training crops", ("config",)),
+    "config": Verb("prints all keys of a configuration, or [SECTION[.KEY]], with value, range and meaning"),
+    "doctor": Verb("reports versions, devices and problems, with the command that fixes each"),
 }
 
 
 class _Stderr(logging.StreamHandler):
-    """Writes to what stderr is at the moment: the progress bar replaces it to print lines above itself."""
+    """Writes to the current sys.stderr: the progress bar replaces it to print lines above itself."""
 
     def emit(self, record):
         self.stream = sys.stderr
@@ -50,13 +50,13 @@ _HANDLER = _Stderr()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb; the last line on stdout is one JSON object.
+    """Runs a verb; the last line on stdout is a JSON object.
 
     Args:
-        argv: verb and flags; None takes them from the process.
+        argv: verb and flags; None for those of the process.
 
     Returns:
-        Exit code: 0, 1 for what went wrong in the run, 2 for a command that cannot be understood, 130 for Ctrl-C.
+        Exit code: 0 for success, 1 for a failed run, 2 for an invalid command, 130 for Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = argv[0] if argv else "--help"
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         log.error("segjax: %s", "interrupted" if isinstance(error, KeyboardInterrupt) else error)
         return _leave(2 if isinstance(error, flags.Error) else 130 if isinstance(error, KeyboardInterrupt) else 1)
-    except Exception as error:  # a fault of ours or of a library: one line all the same
+    except Exception as error:  # a bug, ours or a library's: still one line
         if "--verbose" in argv:
             traceback.print_exc()
         text = " ".join(str(error).split())[:500]
@@ -93,10 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _leave(code: int) -> int:
-    """Exit code of a run that failed; of several hosts it ends the process at once.
+    """Returns the exit code of a failed run; with several hosts, ends the process at once.
 
-    Else JAX would wait at the exit for the other hosts, which wait for this one in a step. Without it they end too:
-    see HEARTBEAT_SECONDS in segjax.cli.join.
+    Otherwise JAX would wait at exit for the other hosts, which wait for this one in a step. They end after it does: see
+    HEARTBEAT_SECONDS in segjax.cli.join.
     """
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
@@ -107,7 +107,7 @@ def _leave(code: int) -> int:
 
 
 def _module(verb: str) -> ModuleType:
-    """The verb's file, imported only now: `segjax doctor` must run where half of the packages are broken."""
+    """Imports a verb's module on demand: `segjax doctor` must run even if half of the packages are broken."""
     if verb == "train":
         from segjax.cli import train as module
     elif verb == "evaluate":
@@ -139,7 +139,7 @@ def _parse(verb: str, argv: list[str]) -> flags.FlagValues | None:
         return None
     try:
         if "config" in values:
-            from segjax.cli.setup import load_config
+            from segjax.cli.config_flags import load_config
 
             argv = load_config(values, argv)
         rest = values([verb, *argv])[1:]
@@ -162,9 +162,9 @@ def _parse(verb: str, argv: list[str]) -> flags.FlagValues | None:
 
 
 def _quiet() -> None:
-    """Keeps the libraries' chatter away from the run's own lines."""
+    """Silences the libraries' messages."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("absl").setLevel(logging.ERROR)
     log.setLevel(logging.INFO)
-    # At the root, where absl would otherwise put another handler, which prints each line a second time.
+    # On the root logger, to which absl would otherwise add a handler that prints each line a second time.
     logging.getLogger().addHandler(_HANDLER)

@@ -1,4 +1,4 @@
-"""`segjax benchmark`: times the steps of a run and its input on the devices here, and names the bottleneck."""
+"""`segjax benchmark`: times the steps of a run and its input on the local devices, and names the bottleneck."""
 
 import json
 import pathlib
@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from segjax.checks import UserError, check_choice
-from segjax.cli.compile import size
+from segjax.cli.config_flags import define_cache, define_config
+from segjax.cli.console import format_bytes
+from segjax.cli.fake_data import define_size, open_sources
 from segjax.cli.hosts import define_hosts, join_hosts
-from segjax.cli.setup import define_cache, define_config
-from segjax.cli.standins import define_size, open_sources
-from segjax.train import aot, benchmark, compilation
+from segjax.profile import aot, timing
+from segjax.train import compilation
 
 PARTS = (*aot.STEPS, "input")
 
@@ -23,9 +24,9 @@ PARTS = (*aot.STEPS, "input")
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the verb's flags."""
     define_config(values)
-    flags.DEFINE_list("what", list(PARTS), "Steps to time; input is that of training.", flag_values=values)
-    flags.DEFINE_float("seconds", 5.0, "To spend on each measurement.", 0, flag_values=values)
-    text = "What an earlier run printed: ratios to it are printed too."
+    flags.DEFINE_list("what", list(PARTS), "Steps to time; input is the training input.", flag_values=values)
+    flags.DEFINE_float("seconds", 5.0, "Seconds to spend on each measurement.", 0, flag_values=values)
+    text = "File with the output of an earlier run, to compare with."
     flags.DEFINE_string("compare", None, text, flag_values=values)
     define_size(values)
     define_cache(values)
@@ -35,19 +36,16 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> dict[str, Any] | None:
     """Runs the verb.
 
-    Args:
-        values: its flags.
-
     Returns:
-        Figures of each part, see `segjax.train.benchmark`, the "bottleneck" and, with --compare, "compared"; None on
+        Timings of each part, see `segjax.profile.timing`, the "bottleneck" and, with --compare, "compared"; None on
         all hosts but the first.
     """
     join_hosts(values)
-    compilation.switch_cache(values.cache)
+    compilation.enable_compilation_cache(values.cache)
     for name in values.what:
         check_choice("what", name, PARTS)
     if set(values.what) <= ({"input"} if values.size else set()):
-        raise UserError(f"--what names nothing to time: name one of {', '.join(aot.STEPS)}, or input without --size.")
+        raise UserError(f"--what leaves nothing to time: name one of {', '.join(aot.STEPS)}, or input without --size.")
     before = _read(values.compare) if values.compare else None
     config, console = values.config, Console(stderr=True, highlight=False, quiet=jax.process_index() > 0)
     sources = open_sources(config, values.size, values.classes)
@@ -55,17 +53,17 @@ def main(values: flags.FlagValues) -> dict[str, Any] | None:
     facts: dict[str, Any] = {"device": device.device_kind, "devices": jax.device_count(), "jax": jax.__version__}
     chosen = tuple(name for name in values.what if name != "input")
     if chosen:
-        facts |= benchmark.steps(config, chosen, values.seconds, sources)
+        facts |= timing.time_steps(config, chosen, values.seconds, sources)
         _steps(console, facts, chosen)
     if "input" in values.what and values.size is None:
-        facts["input"] = benchmark.inputs(config, values.seconds, sources)
+        facts["input"] = timing.time_input(config, values.seconds, sources)
         _input(console, facts["input"])
     elif "input" in values.what:
-        console.print("The input is not timed: --size stands in for the data.")
+        console.print("The input is not timed: --size replaces the data by noise.")
     if {"train", "input"} <= facts.keys():
         facts["bottleneck"] = _bottleneck(console, facts)
     if before is not None:
-        facts["compared"] = benchmark.compared(facts, before)
+        facts["compared"] = timing.compare_rates(facts, before)
         _compare(console, facts, before)
     return facts if jax.process_index() == 0 else None
 
@@ -73,14 +71,14 @@ def main(values: flags.FlagValues) -> dict[str, Any] | None:
 def _read(path: str) -> dict[str, Any]:
     try:
         lines = pathlib.Path(path).read_text(encoding="utf-8").strip().splitlines()
-        found = json.loads(lines[-1])
+        saved = json.loads(lines[-1])
     except (OSError, IndexError, ValueError) as error:
         raise UserError(
             f"--compare={path}: no run was saved there. Save one with `segjax benchmark … > {path}`."
         ) from error
-    if not isinstance(found, dict) or "device" not in found:
-        raise UserError(f"--compare={path}: its last line is not what `segjax benchmark` prints.")
-    return found
+    if not isinstance(saved, dict) or "device" not in saved:
+        raise UserError(f"--compare={path}: its last line is not the output of `segjax benchmark`.")
+    return saved
 
 
 def _steps(console, facts, chosen):
@@ -95,7 +93,7 @@ def _steps(console, facts, chosen):
         "share of peak": lambda each: "-" if each["share_of_peak"] is None else f"{each['share_of_peak']:.1%}",
         "compiled in": lambda each: f"{each['cold_seconds']:.1f} s",
         "from the cache in": lambda each: f"{each['warm_seconds']:.1f} s",
-        "memory a device": lambda each: size(each["peak_bytes"]),
+        "memory per device": lambda each: format_bytes(each["peak_bytes"]),
     }
     for name, write in lines.items():
         grid.add_row(name, *(write(facts[step]) for step in chosen))
@@ -104,9 +102,9 @@ def _steps(console, facts, chosen):
 
 def _input(console, each):
     lines = [
-        ("read and decode", f"{each['read_ms']:.2f} ms an image, one core"),
-        ("draw, warp and batch", f"{each['warp_ms']:.2f} ms an image, one core"),
-        ("to the devices", f"{each['transfer_ms']:.2f} ms a batch"),
+        ("read and decode", f"{each['read_ms']:.2f} ms per image, one core"),
+        ("draw, warp and batch", f"{each['warp_ms']:.2f} ms per image, one core"),
+        ("to the devices", f"{each['transfer_ms']:.2f} ms per batch"),
         ("input alone", f"{each['images_per_second']:,.1f} images/s with {each['workers']} readers"),
         ("input and train step", f"{each['together']:,.1f} images/s"),
     ]
@@ -117,7 +115,7 @@ def _input(console, each):
 
 
 def _bottleneck(console, facts):
-    """Names the slowest part, which the others wait for."""
+    """Prints and returns the slowest part, which limits the others."""
     each, step = facts["input"], facts["train"]["images_per_second"]
     slower = "read and decode" if each["read_ms"] > each["warp_ms"] else "draw, warp and batch"
     rates = {
@@ -136,5 +134,5 @@ def _compare(console, facts, before):
         console.print(f"The earlier run was on {before.get('devices')} x {before['device']}.")
     for name, ratio in facts["compared"].items():
         other = before[name].get("hash") != facts[name].get("hash")
-        note = ", which was another program" if other else ""
+        note = ", which ran another program" if other else ""
         console.print(f"{name}: {ratio:.2f} times the images/s of the earlier run{note}")

@@ -10,26 +10,23 @@ from rich.text import Text
 
 from segjax import checks
 from segjax.checks import check_choice
-from segjax.cli.setup import define_config
-from segjax.config import base, functions, run
+from segjax.cli.config_flags import define_config
+from segjax.config import TopLevel, default_config, section_functions
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the verb's flags."""
     define_config(values)
-    flags.DEFINE_string("key", "", "Section or section.key to print; all of them.", flag_values=values)
+    flags.DEFINE_string("key", "", "Section or section.key to print; default: all.", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Runs the verb.
 
-    Args:
-        values: its flags.
-
     Raises:
-        UserError: no such section or key.
+        UserError: an unknown section or key.
     """
-    config = values.config or base()
+    config = values.config or default_config()
     rows = list(describe(config))
     sections = {path.partition(".")[0] for path, *_ in rows}
     if values.key:
@@ -47,16 +44,16 @@ def describe(config: ConfigDict):
     """Describes every key of a configuration.
 
     Args:
-        config: from `segjax.config.base`.
+        config: from `segjax.config.default_config`.
 
     Yields:
         Key, value, range and meaning as text.
 
     Example:
-        >>> list(describe(base()))[0]
-        ('seed', '0', '[0, inf)', 'of parameters, sample order, augmentation and dropout')
+        >>> list(describe(default_config()))[0]
+        ('seed', '0', '[0, inf)', 'seed of parameters, sample order, augmentation and dropout')
     """
-    for section, function in {"": run, **functions(config)}.items():
+    for section, function in {"": TopLevel, **section_functions(config)}.items():
         if section in config and "name" in config[section] and "name" not in checks.keys_of(function):
             yield f"{section}.name", config[section].name, "", f"which {section}"
         for name, setting in checks.keys_of(function).items():

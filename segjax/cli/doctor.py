@@ -1,6 +1,6 @@
-"""`segjax doctor`: versions, devices, what is missing and the command that mends it.
+"""`segjax doctor`: reports versions, devices and problems, with the command that fixes each.
 
-Whatever may be broken on a machine is imported inside the functions, so that the report can say so.
+Packages that may be broken are imported inside the functions, so that the report can say so.
 """
 
 import glob
@@ -18,68 +18,58 @@ from absl import flags
 
 REQUIRED = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets"),
-    *("ml-collections", "absl-py", "jaxtyping", "lazy-loader", "numpy", "pillow", "rich", "jinja2"),
+    *("ml-collections", "absl-py", "jaxtyping", "lazy-loader", "numpy", "scipy", "pillow", "rich", "jinja2"),
+    "markupsafe",
 )
 EXTRAS = {  # extra -> (modules, what they are for)
     "tf": (("tensorflow", "array_record"), "TFDS sources and the tf.data loader"),
     "brain": (("nilearn", "nibabel"), "the brain source"),
     "weights": (("safetensors", "huggingface_hub"), "published weights"),
-    "coco": (("pycocotools",), "COCO's masks, polygons and scores"),
+    "coco": (("pycocotools",), "COCO's masks, polygons and metrics"),
     "tensorboard": (("tensorboardX",), "TensorBoard"),
     "wandb": (("wandb",), "Weights & Biases"),
 }
 PYTHON = (3, 11)
 OLDEST_JAX = (0, 7, 2)
 WRONG_JAX = (0, 10, 1)  # users report wrong results; setup.py excludes it too
-MEND_JAX = 'pip install -U "jax>=0.7.2,!=0.10.1"'
+FIX_JAX = 'pip install -U "jax>=0.7.2,!=0.10.1"'
 CUDA_13_DRIVER = 580  # CUDA 13.0 release notes: the oldest driver
 
 
 class Problem(NamedTuple):
-    """Something wrong, and the command or deed that mends it."""
+    """A problem, and the command or action that fixes it."""
 
     problem: str
-    mend: str
+    fix: str
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Defines the verb's flags: it has none.
-
-    Args:
-        values: left as they are.
-    """
+    """Defines the verb's flags: there are none."""
 
 
 def main(values: flags.FlagValues) -> dict[str, Any]:
-    """Runs the verb.
-
-    Args:
-        values: its flags.
-
-    Returns:
-        The report, see `report`.
-    """
-    found = report()
-    print(render(found), file=sys.stderr)
-    return found
+    """Runs the verb; returns the report of `examine`."""
+    report = examine()
+    print(format_report(report), file=sys.stderr)
+    return report
 
 
-def report() -> dict[str, Any]:
+def examine() -> dict[str, Any]:
     """Examines the installation, the devices and the working directory.
 
     Returns:
         A dict that `json.dumps` takes:
 
-        - `python`, `system`: version, and what it runs on.
-        - `packages`: version by name, None where it is missing.
-        - `devices`: `platform`, `kind`, `count`, `processes` and `memory_bytes` of one device (None where the
-          backend does not say); None where JAX does not start.
-        - `extras`: for each optional extra that is missing, what it is for (`what`) and the command (`mend`).
-        - `problems`: what is wrong (`problem`) and what mends it (`mend`).
+        - `python`, `system`: Python's version, and the operating system.
+        - `packages`: version by name, None if missing.
+        - `devices`: `platform`, `kind`, `count`, `processes` and `memory_bytes` of one device (None if the backend does
+          not tell); None if JAX does not start.
+        - `extras`: for each missing optional extra, what it is for (`what`) and the command that installs it (`fix`).
+        - `problems`: what is wrong (`problem`) and how to fix it (`fix`).
         - `ok`: whether there is no problem.
 
     Example:
-        >>> sorted(report())
+        >>> sorted(examine())
         ['devices', 'extras', 'ok', 'packages', 'problems', 'python', 'system']
     """
     versions = {name: _version(name) for name in REQUIRED}
@@ -94,7 +84,7 @@ def report() -> dict[str, Any]:
         "packages": versions,
         "devices": devices,
         "extras": {
-            extra: {"what": what, "mend": _install(extra)}
+            extra: {"what": what, "fix": _install(extra)}
             for extra, (modules, what) in EXTRAS.items()
             if not all(importlib.util.find_spec(module) for module in modules)
         },
@@ -103,11 +93,11 @@ def report() -> dict[str, Any]:
     }
 
 
-def render(report: dict[str, Any]) -> str:
-    """Lays a report out as text.
+def format_report(report: dict[str, Any]) -> str:
+    """Formats a report as text.
 
     Args:
-        report: from `report`.
+        report: from `examine`.
 
     Returns:
         Lines without colour codes.
@@ -126,10 +116,10 @@ def render(report: dict[str, Any]) -> str:
     lines = [f"{name:22}{text}" for name, text in rows.items()]
     if report["extras"]:
         lines += ["", "Optional, not installed:"]
-        lines += [f"  {each['what']:38}{each['mend']}" for each in report["extras"].values()]
+        lines += [f"  {each['what']:38}{each['fix']}" for each in report["extras"].values()]
     lines += ["", "Problems:" if report["problems"] else "No problems found."]
     for each in report["problems"]:
-        lines += [f"  {each['problem']}", f"    mend: {each['mend']}"]
+        lines += [f"  {each['problem']}", f"    fix: {each['fix']}"]
     return "\n".join(lines)
 
 
@@ -145,7 +135,7 @@ def _install(extra: str) -> str:
 
 
 def _devices() -> tuple[dict[str, Any] | None, list[Problem]]:
-    """The devices that JAX sees, or why it sees none."""
+    """Returns the devices that JAX sees, or why it sees none."""
     try:
         import jax
 
@@ -153,8 +143,8 @@ def _devices() -> tuple[dict[str, Any] | None, list[Problem]]:
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     except (ImportError, RuntimeError) as error:
         chosen = os.environ.get("JAX_PLATFORMS")
-        mend = f"unset JAX_PLATFORMS (it is {chosen!r})" if chosen else MEND_JAX
-        return None, [Problem(f"JAX does not start: {error}", mend)]
+        fix = f"unset JAX_PLATFORMS (it is {chosen!r})" if chosen else FIX_JAX
+        return None, [Problem(f"JAX does not start: {error}", fix)]
     found = {
         "platform": devices[0].platform,
         "kind": devices[0].device_kind,
@@ -166,7 +156,7 @@ def _devices() -> tuple[dict[str, Any] | None, list[Problem]]:
 
 
 def _package_problems(versions: dict[str, str | None]) -> list[Problem]:
-    """Packages that are missing or must not be used, and the same of Python."""
+    """Finds missing and unsupported packages, and an unsupported Python."""
     problems = [
         Problem(f"{name} is not installed.", f"pip install {name}")
         for name in REQUIRED
@@ -175,12 +165,12 @@ def _package_problems(versions: dict[str, str | None]) -> list[Problem]:
     if sys.version_info[:2] < PYTHON:
         problems.append(Problem(f"Python {platform.python_version()} is too old.", "install Python 3.11, 3.12 or 3.13"))
     if versions["jax"] is None or versions["jaxlib"] is None:
-        return [*problems, Problem("jax or jaxlib is not installed.", MEND_JAX)]
+        return [*problems, Problem("jax or jaxlib is not installed.", FIX_JAX)]
     jax = tuple(int(number) for number in re.findall(r"\d+", versions["jax"])[:3])
     if jax < OLDEST_JAX:
-        problems.append(Problem(f"jax {versions['jax']} is too old: 0.7.2 is the oldest that works.", MEND_JAX))
+        problems.append(Problem(f"jax {versions['jax']} is too old: 0.7.2 is the oldest that works.", FIX_JAX))
     if jax == WRONG_JAX:
-        problems.append(Problem(f"jax {versions['jax']} is reported to return wrong results.", MEND_JAX))
+        problems.append(Problem(f"jax {versions['jax']} is reported to return wrong results.", FIX_JAX))
     return problems
 
 
@@ -188,11 +178,11 @@ def _folder_problems() -> list[Problem]:
     folder = os.getcwd()
     if os.access(folder, os.W_OK):
         return []
-    return [Problem(f"{folder} cannot be written to.", "work in another folder, or give --workdir one")]
+    return [Problem(f"{folder} cannot be written to.", "change to another folder, or set --workdir to one")]
 
 
 def _accelerator_problems() -> list[Problem]:
-    """Accelerators that JAX, which sees only the CPU, does not use."""
+    """Finds an accelerator that JAX, which sees only the CPU, does not use."""
     driver = _nvidia_driver()
     if _has_tpu():
         name, extra = "a TPU", "tpu"
@@ -201,8 +191,8 @@ def _accelerator_problems() -> list[Problem]:
     else:
         return []
     chosen = os.environ.get("JAX_PLATFORMS")
-    mend = f"unset JAX_PLATFORMS (it is {chosen!r})" if chosen else _install(extra)
-    return [Problem(f"There is {name}, but JAX sees only the CPU.", mend)]
+    fix = f"unset JAX_PLATFORMS (it is {chosen!r})" if chosen else _install(extra)
+    return [Problem(f"There is {name}, but JAX sees only the CPU.", fix)]
 
 
 def _has_tpu() -> bool:

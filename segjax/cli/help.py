@@ -1,4 +1,4 @@
-"""The texts of --help."""
+"""Texts of --help."""
 
 from absl import flags
 
@@ -6,13 +6,13 @@ from segjax.cli import VERBS
 
 
 def verbs() -> str:
-    """All verbs, one a line."""
+    """Lists all verbs, one per line."""
     lines = ["usage: segjax VERB [flags]     (segjax VERB --help lists the flags)", ""]
     return "\n".join(lines + [f"  {name:10}{each.text}" for name, each in VERBS.items()])
 
 
 def flags_of(verb: str, values: flags.FlagValues) -> str:
-    """A verb's flags, one a line."""
+    """Lists a verb's flags, one per line."""
     needed = "".join(f" --{name} {name.upper()}" for name in VERBS[verb].required)
     lines = [f"segjax {verb}: {VERBS[verb].text}", "", f"usage: segjax {verb}{needed} [flags]", ""]
     for name in values:

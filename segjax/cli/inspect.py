@@ -1,7 +1,8 @@
-"""`segjax inspect`: audits a data set and shows what the pipeline feeds."""
+"""`segjax inspect`: audits a data set and draws training crops."""
 
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,34 +15,29 @@ from rich.text import Text
 
 from segjax import objectives
 from segjax.checks import UserError, writing
-from segjax.cli.setup import define_config
+from segjax.cli.config_flags import define_config
 from segjax.data import audit
 from segjax.data.loader import Loading
 from segjax.data.pipeline import train_batches
-from segjax.report import instances, pictures, saved
+from segjax.report import instances, pictures
 from segjax.spec import Preprocess
-from segjax.train.components import open_source, read_labels
-from segjax.train.step import coloured
+from segjax.train.components import open_source, task_spec
+from segjax.train.step import augment_colour
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the verb's flags."""
     define_config(values)
-    flags.DEFINE_string("split", None, "What the source calls it; the configured training split.", flag_values=values)
+    flags.DEFINE_string(
+        "split", None, "Name of a split in the source; default: the training split.", flag_values=values
+    )
     flags.DEFINE_string("output", "inspect", "Folder for contact_sheet.png.", flag_values=values)
-    flags.DEFINE_integer("limit", None, "Samples to read, spread evenly; all of them.", 1, flag_values=values)
+    flags.DEFINE_integer("limit", None, "Samples to read, spread evenly; default: all.", 1, flag_values=values)
     flags.DEFINE_integer("pictures", 8, "Training crops on the contact sheet.", 1, flag_values=values)
 
 
 def main(values: flags.FlagValues) -> dict[str, Any]:
-    """Runs the verb.
-
-    Args:
-        values: its flags.
-
-    Returns:
-        The audit, and the class weights that follow from it.
-    """
+    """Runs the verb; returns the audit, and the class weights that follow from it."""
     config = values.config
     source = open_source(config, values.split or config.splits.train)
     found = audit.audit(source, values.limit)
@@ -52,25 +48,25 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         try:
             sheet.parent.mkdir(parents=True, exist_ok=True)
             contact_sheet(config, source, values.pictures).save(sheet)
-            print(f"What the pipeline feeds: {sheet}", file=sys.stderr)
+            print(f"Contact sheet of training crops: {sheet}", file=sys.stderr)
         except UserError as error:
             print(f"No contact sheet: {error}", file=sys.stderr)
     split = values.split or config.splits.train
-    verdict = f"{len(found.errors)} faulty samples" if found.errors else "no fault"
+    verdict = f"{len(found.errors)} invalid samples" if found.errors else "no errors"
     print(f"Split {split!r}: {verdict}. Other splits: --split NAME.", file=sys.stderr)
     return found.as_dict() | {"split": split, "ok": not found.errors, "class_weights": weights}
 
 
 def contact_sheet(config: Any, source: Any, count: int) -> Image.Image:
-    """Draws training crops as the network gets them, each beside its label, and the legend above."""
+    """Draws training crops as the network gets them, each next to its label, below the legend."""
     preprocess = Preprocess(**config.preprocess)
-    objective = objectives.create(spec=read_labels(config, source.spec), **config.objective)
+    objective = objectives.create(spec=task_spec(config, source.spec), **config.objective)
     limit = objective.max_objects if objective.needs_instances else 0
     settings = {**config.data, "batch_size": count}
     batches = train_batches(source, preprocess, Loading(**config.loading), config.seed, (0, 1), limit, **settings)
     (batch,) = batches.batches(0, 1)
     image, position = jnp.asarray(batch["image"]), jnp.asarray(batch["position"])
-    images = np.asarray(coloured(image, position, config.seed, dict(config.augment), preprocess.window))
+    images = np.asarray(augment_colour(image, position, config.seed, dict(config.augment), preprocess.window))
     images = images.round().astype(image.dtype) if image.dtype != np.float32 else images
     objects, targets = batch.get("instance", [None] * count), {}
     if "instance" in batch and objective.targets:
@@ -80,7 +76,7 @@ def contact_sheet(config: Any, source: Any, count: int) -> Image.Image:
     rows = [pictures.legend(source.spec)]
     for i, (image, label, instance) in enumerate(zip(images, batch["label"], objects, strict=True)):
         image = image[side : image.shape[0] - side, side : image.shape[1] - side]
-        image = pictures.displayed(image, preprocess.window)
+        image = pictures.to_display(image, preprocess.window)
         captions = [source.name(int(batch["index"][i])), "label", "both"]
         parts = [
             np.broadcast_to(image, (*image.shape[:2], 3)),
@@ -89,16 +85,27 @@ def contact_sheet(config: Any, source: Any, count: int) -> Image.Image:
         ]
         if "centre" in targets:
             captions.append("centres")
-            parts.append(instances.heat(image, targets["centre"][i]))
+            parts.append(instances.overlay_heatmap(image, targets["centre"][i]))
         if "offset" in targets:
             captions.append("offsets")
-            parts.append(instances.directions(targets["offset"][i], instance > 0))
+            parts.append(instances.colour_offsets(targets["offset"][i], instance > 0))
         rows.append(pictures.panels(parts, captions))
-    return saved.contact_sheet(rows)
+    return _stacked(rows)
+
+
+def _stacked(rows: Sequence[Image.Image]) -> Image.Image:
+    """Stacks pictures of any sizes."""
+    gap = 6
+    sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height + gap for r in rows) - gap), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height + gap
+    return sheet
 
 
 def _weights(found: audit.Audit) -> dict[str, list[float]]:
-    """Class weights by each rule."""
+    """Computes the class weights by each rule."""
     weights = {
         "median_frequency": audit.median_frequency(found.pixels, found.image_pixels),
         "inverse": audit.inverse_frequency(found.pixels),
@@ -122,20 +129,20 @@ def _print(found: audit.Audit, weights: dict[str, list[float]]) -> None:
     console.print(table)
     sizes = ", ".join(f"{size} ({count})" for size, count in list(found.sizes.items())[:8])
     console.print(f"sizes: {sizes}{' …' if len(found.sizes) > 8 else ''}", highlight=False)
-    console.print(f"without truth: {found.ignored_share:.2%} of the pixels", highlight=False)
+    console.print(f"unlabelled: {found.ignored_share:.2%} of the pixels", highlight=False)
     if found.objects is not None:
-        console.print(f"objects in an image: {found.most_objects} at most", highlight=False)
+        console.print(f"objects per image: {found.most_objects} at most", highlight=False)
     if found.ids:
         listed = ", ".join(f"{value}: {count:,}" for value, count in sorted(found.ids.items())[:40])
         console.print(f"raw ids: {listed}{' …' if len(found.ids) > 40 else ''}", highlight=False)
         if set(found.ids) == {0, 255} and min(found.images) == 0:
-            console.print('The masks hold only 0 and 255: name both, as in source.ids = {"0": "a", "255": "b"}.')
-    for kind, faults in (
+            console.print('The masks hold only 0 and 255: map both, as in source.ids = {"0": "a", "255": "b"}.')
+    for kind, errors in (
         ("unreadable", found.unreadable),
         ("mismatched", found.mismatched),
         ("invalid", found.invalid),
     ):
-        for fault in list(faults.values())[:20]:
-            console.print(f"{kind}: {fault}", highlight=False, markup=False, soft_wrap=True)
-        if len(faults) > 20:
-            console.print(f"{kind}: and {len(faults) - 20} more", highlight=False)
+        for error in list(errors.values())[:20]:
+            console.print(f"{kind}: {error}", highlight=False, markup=False, soft_wrap=True)
+        if len(errors) > 20:
+            console.print(f"{kind}: and {len(errors) - 20} more", highlight=False)

@@ -1,4 +1,4 @@
-"""How the hosts of a run join."""
+"""Joins the hosts of a run."""
 
 import logging
 import signal
@@ -12,11 +12,11 @@ from segjax.checks import UserError
 
 log = logging.getLogger("segjax")
 
-HEARTBEAT_SECONDS = 60  # without a sign of life from a host; then JAX ends the others (its own default is 100)
+HEARTBEAT_SECONDS = 60  # without a heartbeat from a host; then JAX ends the others (its default is 100)
 
 
 class Cluster(NamedTuple):
-    """Several processes that make one run: their number, the index of this one, and where they are, in words."""
+    """The processes of a run: their number, the index of this one, and a description of where they run."""
 
     hosts: int
     host: int
@@ -24,15 +24,15 @@ class Cluster(NamedTuple):
 
 
 def join(given: tuple[Any, ...], cluster: Cluster | None, timeout: int) -> None:
-    """Starts `jax.distributed`, in a thread: where a host is missing JAX does not raise but ends the process.
+    """Starts `jax.distributed` in a thread: if a host is missing, JAX ends the process instead of raising.
 
     Args:
-        given: coordinator, number of hosts and index of this one; () where JAX finds them itself.
-        cluster: the same for messages; None where it is not known.
+        given: coordinator, number of hosts and index of this one; () if JAX detects them.
+        cluster: the same for messages; None if unknown.
         timeout: seconds to wait for the other hosts.
 
     Raises:
-        UserError: hosts that do not come, or that JAX cannot find.
+        UserError: a host does not join, or JAX cannot detect the hosts.
     """
     failed = []
 
@@ -49,20 +49,20 @@ def join(given: tuple[Any, ...], cluster: Cluster | None, timeout: int) -> None:
     thread.start()
     thread.join(min(timeout, 3))
     if thread.is_alive():
-        log.info("%s: waiting until the same command runs on each.", what)
+        log.info("%s: waiting until the same command runs on each host.", what)
         thread.join(max(timeout - 3, 0))
     if thread.is_alive():
         raise UserError(
-            f"{what}: not all hosts came within {timeout} seconds. Start the same command on each (gcloud: "
-            "--worker=all) and see that they reach each other; --join_timeout=SECONDS waits longer, --nodistributed "
+            f"{what}: not all hosts joined within {timeout} seconds. Start the same command on each (gcloud: "
+            "--worker=all) and check that they reach each other; --join_timeout=SECONDS waits longer, --nodistributed "
             "runs alone."
         )
     if failed:
         raise UserError(
-            f"{what}: {failed[0]} Where JAX cannot find the hosts itself, give each --coordinator=ADDRESS:PORT, "
+            f"{what}: {failed[0]} If JAX cannot detect the hosts, give each --coordinator=ADDRESS:PORT, "
             "--hosts=NUMBER and --host=INDEX."
         ) from failed[0]
-    # JAX keeps SIGTERM for a service that nothing here asks: a run could not be stopped by it.
+    # JAX catches SIGTERM for a service that is not used here; without this line, SIGTERM would not stop a run.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if jax.process_count() > 1:
         for handler in logging.getLogger().handlers:
@@ -72,7 +72,7 @@ def join(given: tuple[Any, ...], cluster: Cluster | None, timeout: int) -> None:
 
 
 def check_port(coordinator: str, host: int) -> None:
-    """Raises a UserError for an address without a port, or where an older run holds it: there JAX crashes."""
+    """Raises a UserError if an address has no port, or if an older run holds the port, where JAX would crash."""
     port = coordinator.rpartition(":")[2]
     if not port.isdigit():
         raise UserError(f"--coordinator={coordinator} must be ADDRESS:PORT.")

@@ -1,4 +1,4 @@
-"""`segjax predict`: images or a folder in, masks, objects and overlays out."""
+"""`segjax predict`: predicts masks, objects and overlays for images or folders."""
 
 import collections
 import json
@@ -11,12 +11,14 @@ import numpy as np
 from absl import flags
 from PIL import Image, PngImagePlugin
 
-from segjax import infer, rle
+from segjax import rle
 from segjax.checks import UserError, writing
-from segjax.cli.setup import define_cache
-from segjax.data import coco, files, reading
-from segjax.metrics.panoptic import encode
-from segjax.report import instances, pictures, saved
+from segjax.cli.config_flags import define_cache
+from segjax.data import files, reading
+from segjax.data.coco import write
+from segjax.infer import Predictor
+from segjax.metrics.panoptic import encode_panoptic
+from segjax.report import instances, mask_files, pictures
 from segjax.train import compilation
 
 log = logging.getLogger("segjax")
@@ -25,34 +27,34 @@ log = logging.getLogger("segjax")
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the verb's flags."""
     flags.DEFINE_string("workdir", None, "Folder of a run.", flag_values=values)
-    flags.DEFINE_multi_string("input", None, "Image, or folder of images; may be given again.", flag_values=values)
+    flags.DEFINE_multi_string("input", None, "Image, or folder of images; may be repeated.", flag_values=values)
     flags.DEFINE_string("output", None, "Folder for the masks.", flag_values=values)
     flags.DEFINE_bool("overlays", True, "Also write overlays/<stem>.png: the mask over the image.", flag_values=values)
     flags.DEFINE_bool("probabilities", False, "Also write <stem>.npy: float32 [y, x, k].", flag_values=values)
-    flags.DEFINE_integer("grid", 1, "Pad sizes to multiples of this: fewer compilations.", 1, flag_values=values)
+    flags.DEFINE_integer(
+        "size_multiple", 1, "Pad sizes to multiples of this: fewer compilations.", 1, flag_values=values
+    )
+    flags.DEFINE_alias("grid", "size_multiple", flag_values=values)  # its name in version 0.1
     text = "Predict in tiles of this size with the model's context around each; 0: whole images."
     flags.DEFINE_integer("tile", 0, text, 0, flag_values=values)
-    text = "LOW,HIGH: black and white of images of more than 8 bits, for a run on images of 8 bits."
+    text = "LOW,HIGH: black and white of images of more than 8 bits, for a model of 8-bit images."
     flags.DEFINE_list("window", None, text, flag_values=values)
     define_cache(values)
 
 
 def main(values: flags.FlagValues) -> dict[str, Any]:
-    """Runs the verb. Of a model that finds objects the masks are COCO's panoptic ones.
-
-    Args:
-        values: its flags.
+    """Runs the verb; a model that finds objects writes COCO's panoptic masks.
 
     Returns:
-        How many images, where to, and seconds.
+        Number of images, output folder and seconds.
 
     Raises:
-        UserError: no images, two of one name, none that can be read, a folder that cannot be written, or objects
-            without pycocotools.
+        UserError: no images, two of the same name, none that can be read, a folder that cannot be written, or objects
+                without pycocotools.
     """
     began = time.monotonic()
-    compilation.switch_cache(values.cache)
-    paths = [path for given in values.input for path in files.images(pathlib.Path(given))]
+    compilation.enable_compilation_cache(values.cache)
+    paths = [path for given in values.input for path in files.list_images(pathlib.Path(given))]
     stem, count = collections.Counter(path.stem for path in paths).most_common(1)[0]
     if count > 1:
         raise UserError(f"{count} images are called {stem}: their masks would overwrite each other.")
@@ -61,7 +63,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         raise UserError(f"The masks would overwrite the images in {output}: choose another --output.")
     for path in paths:
         _check_ours(output / f"{path.stem}.png")
-    predict, window = infer.load(values.workdir, values.grid, values.tile), _window(values.window)
+    predict, window = Predictor.from_workdir(values.workdir, values.size_multiple, values.tile), _window(values.window)
     listed = _Listed(output, predict.spec, predict.divisor) if predict.divisor else None
     with writing(f"The output folder {output}"):
         (output / "overlays" if values.overlays else output).mkdir(parents=True, exist_ok=True)
@@ -73,20 +75,21 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
             failed += 1
             log.warning("Skipped: %s", error)
             continue
-        found = predict(image)
-        masks = saved.masks(found["label"], predict.spec) if listed is None else [("", listed.add(path, found))]
+        segments = predict(image)
+        plain = listed is None
+        masks = mask_files.mask_pictures(segments.label, predict.spec) if plain else [("", listed.add(path, segments))]
         for suffix, mask in masks:
             mask.save(output / f"{path.stem}{pictures.file_name(suffix)}.png", pnginfo=_mark())
         if values.overlays:
-            shown = pictures.displayed(image, predict.preprocess.window)
-            if "masks" in found:
-                picture = instances.overlay_masks(shown, found["masks"], found["classes"], predict.spec, found["score"])
+            shown = pictures.to_display(image, predict.preprocess.window)
+            label, score = segments.label, segments.score
+            if segments.masks is not None:
+                picture = instances.overlay_masks(shown, segments.masks, segments.classes, predict.spec, score)
             else:
-                objects = {key: found[key] for key in ("instance", "score") if key in found}
-                picture = pictures.overlay(shown, found["label"], predict.spec, **objects)
+                picture = pictures.overlay(shown, label, predict.spec, instance=segments.instance, score=score)
             Image.fromarray(picture).save(output / "overlays" / f"{path.stem}.png")
         if values.probabilities:
-            np.save(output / f"{path.stem}.npy", found["probability"])
+            np.save(output / f"{path.stem}.npy", segments.probability)
     if failed == len(paths):
         raise UserError(f"None of the {failed} images could be read.")
     if listed is not None:
@@ -96,7 +99,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
 
 
 class _Listed:
-    """What panoptic.json and instances.json will hold, in COCO's terms."""
+    """Collects the contents of panoptic.json and instances.json."""
 
     def __init__(self, output, spec, divisor):
         rle.coco_tools()
@@ -105,30 +108,30 @@ class _Listed:
         self.output, self.spec, self.divisor = output, spec, divisor
         self.images, self.panoptic, self.instances = [], [], []
 
-    def add(self, path, found):
-        """Lists the objects of an image; returns its panoptic mask."""
-        label, instance = found["label"], found["instance"]
-        if len(found["score"]) >= self.divisor:
+    def add(self, path, segments):
+        """Adds the objects of an image; returns its panoptic mask."""
+        label, instance, score = segments.label, segments.instance, segments.score
+        if len(score) >= self.divisor:
             raise UserError(
-                f"task.divisor={self.divisor} must be more than the {len(found['score'])} objects that may be found "
-                "in an image, for their ids to differ: change it in the workdir's config.json."
+                f"task.divisor={self.divisor} must be larger than the {len(score)} objects that an image may have, for "
+                "their ids to differ: change it in the workdir's config.json."
             )
         number, (height, width) = len(self.images) + 1, label.shape
         self.images.append({"id": number, "file_name": path.name, "height": height, "width": width})
-        ids = encode(label, instance, self.divisor)
-        pixels, segments = coco.panoptic_annotation(ids, self.spec, self.divisor, number, f"{path.stem}.png")
-        self.panoptic.append(segments)
+        ids = encode_panoptic(label, instance, self.divisor)
+        pixels, annotation = write.panoptic_annotation(ids, self.spec, self.divisor, number, f"{path.stem}.png")
+        self.panoptic.append(annotation)
         label, instance = label.astype(self.spec.label_dtype), instance.astype(np.uint16)
-        self.instances += coco.instance_annotations(label, instance, self.spec, number, found["score"])
+        self.instances += write.instance_annotations(label, instance, self.spec, number, score)
         return Image.fromarray(pixels)
 
     def write(self):
-        coco.dump(self.output / "panoptic.json", self.images, self.panoptic, self.spec)
-        coco.dump(self.output / "instances.json", self.images, self.instances, self.spec)
+        write.write_json(self.output / "panoptic.json", self.images, self.panoptic, self.spec)
+        write.write_json(self.output / "instances.json", self.images, self.instances, self.spec)
 
 
 def _window(given: list[str] | None) -> tuple[float, float] | None:
-    """The two numbers of --window."""
+    """Parses the two numbers of --window."""
     try:
         low, high = map(float, given or (0, 0))
         return (low, high) if given else None
@@ -136,23 +139,23 @@ def _window(given: list[str] | None) -> tuple[float, float] | None:
         raise UserError(f"--window={','.join(given)} must be two numbers, as in --window=0,4095.") from error
 
 
-def _read(path: pathlib.Path, predict: infer.Predictor, window: tuple[float, float] | None) -> np.ndarray:
-    """An image as the run's were stored; a deeper one within the window as 8 bits, where there is one."""
+def _read(path: pathlib.Path, predict: Predictor, window: tuple[float, float] | None) -> np.ndarray:
+    """Reads an image in the dtype of the run's images; with a window, converts a deeper image to 8 bits."""
     channels, dtype = len(predict.preprocess.mean), predict.spec.image_dtype
-    if window is not None and dtype == "uint8" and (found := reading.dtype_of(path)) != dtype:
-        return pictures.displayed(reading.image(path, channels, found), window)
-    return reading.image(path, channels, dtype)
+    if window is not None and dtype == "uint8" and (found := reading.read_dtype(path)) != dtype:
+        return pictures.to_display(reading.read_image(path, channels, found), window)
+    return reading.read_image(path, channels, dtype)
 
 
 def _mark() -> PngImagePlugin.PngInfo:
-    """The note by which a mask is known as a prediction."""
+    """Makes the metadata that marks a mask as a prediction."""
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", "segjax")
     return info
 
 
 def _check_ours(path: pathlib.Path) -> None:
-    """Raises a UserError where a mask or list would replace a file that is not a prediction, such as the truth."""
+    """Raises a UserError if a mask or list would replace a file that is not a prediction, such as ground truth."""
     if not path.exists():
         return
     try:
@@ -164,4 +167,4 @@ def _check_ours(path: pathlib.Path) -> None:
     except (OSError, ValueError, LookupError, TypeError):
         ours = False
     if not ours:
-        raise UserError(f"{path} is there already and was not written by segjax: choose another --output.")
+        raise UserError(f"{path} exists and was not written by segjax: choose another --output.")

@@ -1,4 +1,4 @@
-"""The workers of a Cloud TPU slice, by the environment or by Google Cloud's metadata server."""
+"""Detects the workers of a Cloud TPU slice, from the environment or Google Cloud's metadata server."""
 
 import os
 import urllib.request
@@ -8,7 +8,7 @@ from segjax.cli.join import Cluster
 
 
 def tpu_slice(environment: Mapping[str, str], metadata: Callable[[str], str | None]) -> Cluster | None:
-    """The workers of a Cloud TPU slice, or of several; on Kubernetes the environment holds what the server knows."""
+    """Returns the workers of one or more Cloud TPU slices; on Kubernetes the environment has what the server knows."""
     workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     worker = environment.get("TPU_WORKER_ID")
     slices, this = environment.get("MEGASCALE_NUM_SLICES"), environment.get("MEGASCALE_SLICE_ID")
@@ -29,9 +29,9 @@ def tpu_slice(environment: Mapping[str, str], metadata: Callable[[str], str | No
 
 
 def metadata(key: str) -> str | None:
-    """An attribute of the machine, from Google Cloud's metadata server; None where there is none, or no such server.
+    """Reads an attribute of the machine from Google Cloud's metadata server; None if it or the server does not exist.
 
-    The server answers within its machines in milliseconds.
+    On Google Cloud the server answers in milliseconds.
     """
     server = os.environ.get("GCE_METADATA_IP", "169.254.169.254")
     url = f"http://{server}/computeMetadata/v1/instance/attributes/{key}"

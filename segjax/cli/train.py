@@ -1,4 +1,4 @@
-"""`segjax train`: trains and evaluates; resumes from the workdir by itself."""
+"""`segjax train`: trains and evaluates; resumes automatically from the workdir."""
 
 import functools
 import logging
@@ -9,8 +9,8 @@ import jax
 from absl import flags
 
 from segjax import report
+from segjax.cli.config_flags import define_cache, define_config
 from segjax.cli.hosts import define_hosts, join_hosts
-from segjax.cli.setup import define_cache, define_config
 from segjax.train import compilation
 from segjax.train.loop import train_and_evaluate
 
@@ -27,9 +27,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> dict[str, Any] | None:
-    """Runs the verb; returns figures of the best (or last) checkpoint, None on all hosts but the first."""
+    """Runs the verb; returns metrics of the best (or last) checkpoint, None on all hosts but the first."""
     join_hosts(values)
-    compilation.switch_cache(values.cache, values.workdir)
+    compilation.enable_compilation_cache(values.cache, values.workdir)
     alone = jax.process_count() == 1
     pictures = functools.partial(report.write, values.workdir, pictures_of=values.pictures)
     summary = train_and_evaluate(values.config, values.workdir, report=pictures if alone else None)
@@ -37,5 +37,5 @@ def main(values: flags.FlagValues) -> dict[str, Any] | None:
     if alone:
         log.info("Pictures: %s", pathlib.Path(values.workdir) / "report" / "index.html")
     else:
-        log.info("No report: it is written where the same command runs again on one host.")
+        log.info("No report: run the same command again on one host to write it.")
     return summary if jax.process_index() == 0 else None

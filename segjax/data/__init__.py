@@ -1,1 +1,5 @@
-"""From files on disk to batches: sources, strict reading, the geometric warp, the pipeline, the audit."""
+"""Data: sources, strict file reading, the geometric warp, the batch pipeline and the audit."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Looks at a data set before a run does: what it holds, how its classes are balanced, and everything wrong with it."""
+"""Audits a data set before training: its contents, its class balance and every invalid sample."""
 
 import collections
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ Counts = Integer[np.ndarray, "k"] | Sequence[int]
 
 
 class Audit(NamedTuple):
-    """What an audit found.
+    """Result of an audit.
 
     Attributes:
-        samples: number of samples looked at.
+        samples: number of samples read.
         classes: class names.
         sizes: number of images of each "rows x columns".
         pixels: pixels of each class.
-        images: number of images that hold each class.
-        image_pixels: pixels with truth in the images that hold each class.
-        labelled: pixels with truth; multi-label: summed over the classes.
-        ignored: pixels without truth; multi-label: summed over the classes.
-        objects: objects of each class; None where the source does not tell them apart.
-        most_objects: the greatest number of objects in an image.
-        ids: pixels of each id as stored in the mask files, known or not; None where the source cannot tell.
-        unreadable: name of a sample and what is wrong, for files that cannot be decoded.
-        mismatched: the same, for images and masks that differ in size.
-        invalid: the same, for every other fault, such as ids without a class.
+        images: number of images that contain each class.
+        image_pixels: labelled pixels in the images that contain each class.
+        labelled: labelled pixels; multi-label: summed over the classes.
+        ignored: unlabelled pixels; multi-label: summed over the classes.
+        objects: objects of each class; None if the source has no instance maps.
+        most_objects: largest number of objects in an image.
+        ids: pixels of each raw id in the mask files, mapped or not; None if the source has no `ids`.
+        unreadable: error by name of the sample, for files that cannot be decoded.
+        mismatched: the same, for images and masks of different sizes.
+        invalid: the same, for every other error, such as ids without a class.
     """
 
     samples: int
@@ -51,30 +51,30 @@ class Audit(NamedTuple):
 
     @property
     def ignored_share(self) -> float:
-        """Pixels without truth as a share of all, 0..1."""
+        """Fraction of unlabelled pixels, 0..1."""
         return self.ignored / max(self.labelled + self.ignored, 1)
 
     @property
     def errors(self) -> dict[str, str]:
-        """Name of every faulty sample and what is wrong with it."""
+        """Error of every invalid sample, by name."""
         return self.unreadable | self.mismatched | self.invalid
 
     def as_dict(self) -> dict[str, Any]:
-        """The findings as plain values that JSON can hold."""
+        """Converts the result to a dict that JSON can store."""
         ids = self.ids and {str(value): count for value, count in self.ids.items()}
         return self._asdict() | {"ids": ids, "ignored_share": self.ignored_share}
 
 
 def audit(source: Any, limit: int | None = None, workers: int = 4) -> Audit:
-    """Reads the samples of a source and counts what they hold; goes on after faults and reports them all.
+    """Reads the samples of a source and collects statistics; reports all invalid samples instead of raising.
 
     Args:
-        source: data source (`spec`, `len`, `name`, `read`; `ids` where it has it).
-        limit: how many samples to look at, spread evenly over the source; None for all.
-        workers: threads that read.
+        source: data source (`spec`, `len`, `name`, `read`; `ids` is optional).
+        limit: number of samples to read, spread evenly over the source; None for all.
+        workers: number of reader threads.
 
     Returns:
-        The findings; faulty samples count in `samples` and, where their mask can be decoded, in `ids` only.
+        The result. Invalid samples count in `samples` only, and in `ids` if their mask can be decoded.
 
     Example:
         >>> from segjax.data.sources.shapes import shapes
@@ -87,25 +87,25 @@ def audit(source: Any, limit: int | None = None, workers: int = 4) -> Audit:
     sizes, ids = collections.Counter(), collections.Counter()
     pixels, images, image_pixels, objects = np.zeros((4, k), np.int64)
     labelled = ignored = most = 0
-    told = False
-    faults = {CorruptImage: {}, SizeMismatch: {}, UserError: {}}
+    has_objects = False
+    errors = {CorruptImage: {}, SizeMismatch: {}, UserError: {}}
     with ThreadPoolExecutor(workers) as pool:
-        for name, found in pool.map(lambda i: (source.name(i), _look(source, i)), chosen):
-            ids.update(found.ids)
-            if found.fault is not None:
-                kind = next(kind for kind in faults if isinstance(found.fault, kind))
-                faults[kind][name] = str(found.fault)
+        for name, counts in pool.map(lambda i: (source.name(i), _look(source, i)), chosen):
+            ids.update(counts.ids)
+            if counts.error is not None:
+                kind = next(kind for kind in errors if isinstance(counts.error, kind))
+                errors[kind][name] = str(counts.error)
                 continue
-            sizes[f"{found.size[0]} x {found.size[1]}"] += 1
-            pixels += found.pixels
-            images += found.pixels > 0
-            image_pixels += np.where(found.pixels > 0, found.valid, 0)
-            labelled += found.labelled
-            ignored += found.ignored
-            if found.objects is not None:
-                told = True
-                objects += found.objects
-                most = max(most, int(found.objects.sum()))
+            sizes[f"{counts.size[0]} x {counts.size[1]}"] += 1
+            pixels += counts.pixels
+            images += counts.pixels > 0
+            image_pixels += np.where(counts.pixels > 0, counts.valid, 0)
+            labelled += counts.labelled
+            ignored += counts.ignored
+            if counts.objects is not None:
+                has_objects = True
+                objects += counts.objects
+                most = max(most, int(counts.objects.sum()))
     return Audit(
         samples=count,
         classes=source.spec.classes,
@@ -115,20 +115,20 @@ def audit(source: Any, limit: int | None = None, workers: int = 4) -> Audit:
         image_pixels=tuple(image_pixels.tolist()),
         labelled=labelled,
         ignored=ignored,
-        objects=tuple(objects.tolist()) if told else None,
+        objects=tuple(objects.tolist()) if has_objects else None,
         most_objects=most,
         ids=dict(sorted(ids.items())) if hasattr(source, "ids") else None,
-        unreadable=faults[CorruptImage],
-        mismatched=faults[SizeMismatch],
-        invalid=faults[UserError],
+        unreadable=errors[CorruptImage],
+        mismatched=errors[SizeMismatch],
+        invalid=errors[UserError],
     )
 
 
-class _Found(NamedTuple):
-    """One sample: pixels, valid and objects are int64 [k]."""
+class _Counts(NamedTuple):
+    """Statistics of one sample; pixels, valid and objects are int64 [k]."""
 
     ids: dict[int, int]
-    fault: UserError | None = None
+    error: UserError | None = None
     size: tuple[int, int] = (0, 0)
     pixels: Any = None
     valid: Any = None
@@ -142,12 +142,12 @@ def _look(source, i):
     try:
         ids = source.ids(i) if hasattr(source, "ids") else {}
         sample = source.read(i)
-        found = _count(source.spec, sample["image"].shape[:2], sample["label"], ids, source.name(i))
+        counts = _count(source.spec, sample["image"].shape[:2], sample["label"], ids, source.name(i))
         if "instance" in sample:
-            found = found._replace(objects=_objects(source.spec, sample["label"], sample["instance"], source.name(i)))
-        return found
-    except UserError as fault:
-        return _Found(ids, fault)
+            counts = counts._replace(objects=_objects(source.spec, sample["label"], sample["instance"], source.name(i)))
+        return counts
+    except UserError as error:
+        return _Counts(ids, error)
 
 
 def _count(spec, size, label, ids, name):
@@ -157,19 +157,19 @@ def _count(spec, size, label, ids, name):
     histogram = np.bincount(label.ravel(), minlength=spec.ignore + 1)
     known = np.zeros(len(histogram), bool)
     known[[*range(2 if multilabel else k), spec.ignore]] = True
-    if strange := {int(v): int(histogram[v]) for v in np.flatnonzero(histogram * ~known)}:
-        raise UserError(f"{name}: the label holds values that are no class (value: pixels): {strange}.")
+    if invalid := {int(v): int(histogram[v]) for v in np.flatnonzero(histogram * ~known)}:
+        raise UserError(f"{name}: the label holds values that are not class indices (value: pixels): {invalid}.")
     ignored = int(histogram[spec.ignore])
     labelled = label.size - ignored
     if multilabel:
         pixels, valid = (label == 1).sum((0, 1)), (label != spec.ignore).sum((0, 1))
     else:
         pixels, valid = histogram[:k], labelled
-    return _Found(ids, None, size, pixels, valid, labelled, ignored)
+    return _Counts(ids, None, size, pixels, valid, labelled, ignored)
 
 
 def _objects(spec, label, instance, name):
-    """Number of objects of each class, int64 [k]; checks that they are numbered as every source must."""
+    """Counts the objects of each class, int64 [k]; checks that they are numbered 1 .. n."""
     if label.shape != instance.shape:
         raise SizeMismatch(f"{name}: the label is {label.shape}, the instance map {instance.shape} (rows, columns).")
     numbers, first = np.unique(instance, return_index=True)
@@ -178,19 +178,19 @@ def _objects(spec, label, instance, name):
     own = np.zeros(int(numbers.max(initial=0)) + 1, np.int64)
     own[numbers] = classes
     if len(own) - 1 != len(numbers) or (label != own[instance])[instance > 0].any() or set(classes) - set(spec.things):
-        raise UserError(f"{name}: objects are not numbered 1 .. n, or lie on no thing class, or on several.")
+        raise UserError(f"{name}: objects must be numbered 1 .. n, each on exactly one thing class.")
     return np.bincount(classes, minlength=len(spec.classes))
 
 
 def median_frequency(pixels: Counts, image_pixels: Counts) -> Float64[np.ndarray, "k"]:
     """Class weights by median frequency balancing: `median(f) / f_c`.
 
-    `f_c` is the number of pixels of class c over the number of pixels in images that hold c (Eigen and Fergus
+    `f_c` is the number of pixels of class c over the number of pixels in images that contain c (Eigen and Fergus
     2015; used by SegNet, Badrinarayanan et al. 2017). The median is over the classes that occur.
 
     Args:
         pixels: pixels of each class, [k].
-        image_pixels: pixels with truth in the images that hold each class, [k].
+        image_pixels: labelled pixels in the images that contain each class, [k].
 
     Returns:
         Weights, float64 [k]; 0 for a class that does not occur.
@@ -210,10 +210,10 @@ def median_frequency(pixels: Counts, image_pixels: Counts) -> Float64[np.ndarray
 
 
 def inverse_frequency(pixels: Counts) -> Float64[np.ndarray, "k"]:
-    """Class weights by inverse frequency: `N / (K n_c)`, so that the weights of all pixels average 1.
+    """Class weights by inverse frequency: `N / (K n_c)`, whose mean over all pixels is 1.
 
-    `N` is the number of pixels, `K` of the classes that occur, `n_c` of the pixels of class c (King and Zeng 2001; the
-    "balanced" weights of scikit-learn).
+    `N` is the number of pixels, `K` the number of classes that occur, `n_c` the number of pixels of class c (King and
+    Zeng 2001; the "balanced" weights of scikit-learn).
 
     Args:
         pixels: pixels of each class, [k].
@@ -237,14 +237,14 @@ def inverse_frequency(pixels: Counts) -> Float64[np.ndarray, "k"]:
 def effective_number(pixels: Counts, beta: float | None = None) -> Float64[np.ndarray, "k"]:
     """Class weights by the effective number of samples: `(1 - beta) / (1 - beta^n_c)`, scaled to a mean of 1.
 
-    Cui et al. 2019, proposition 1 and section 4. Their beta of 0.9 to 0.9999 is for counts of images; where counts are
-    in millions of pixels it gives all classes the same weight. `beta = (N - 1) / N`, with N the number of samples
-    beyond which more add nothing new; here the median pixel count of the classes. So frequent classes have nearly one
-    weight (they differ by a factor of 1.6 at most) and rare ones nearly that of inverse frequency.
+    Cui et al. 2019, proposition 1 and section 4. Their beta of 0.9 to 0.9999 suits image counts; for millions of pixels
+    it gives all classes the same weight. `beta = (N - 1) / N`, where N is the number of samples beyond which more add
+    nothing new; the default N is the median pixel count of the classes. Frequent classes then get nearly equal weights
+    (within a factor of 1.6), rare ones nearly their weight by inverse frequency.
 
     Args:
         pixels: pixels of each class, [k].
-        beta: 0 gives equal weights, towards 1 inverse frequency; None for (N - 1) / N with N as above.
+        beta: 0 gives equal weights, values near 1 inverse frequency; None for (N - 1) / N as above.
 
     Returns:
         Weights, float64 [k], with a mean of 1 over the classes that occur; 0 for one that does not.
@@ -269,5 +269,5 @@ def effective_number(pixels: Counts, beta: float | None = None) -> Float64[np.nd
 def _counts(pixels):
     pixels = np.asarray(pixels, np.float64)
     if not pixels.any():
-        raise UserError("Class weights need pixels: no class occurs in what was counted.")
+        raise UserError("Class weights need labelled pixels: no class occurs in the samples.")
     return pixels, pixels > 0

@@ -9,11 +9,11 @@ from jaxtyping import Float32
 def displacement(
     grid: Float32[np.ndarray, "g g 2"], size: tuple[int, int], margin: int
 ) -> tuple[Float32[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]:
-    """Displacements down and across of each pixel of a canvas of `size`, over which the grid is spread, and margin."""
+    """Interpolates a grid, spread over an output of `size`, to (dy, dx) of each pixel of the output and its margin."""
     points = len(grid)
     down, across = (_bicubic(points, n, margin) for n in size)
     return tuple(
-        # Sums of products instead of a matrix product: the same bits on every machine.
+        # Explicit sums instead of a matrix product: the same bits on every machine.
         sum(sum(down[:, i : i + 1] * grid[i, j, axis] for i in range(points)) * across[:, j] for j in range(points))
         for axis in (0, 1)
     )
@@ -21,7 +21,7 @@ def displacement(
 
 @functools.lru_cache(maxsize=32)
 def _bicubic(points: int, length: int, margin: int) -> np.ndarray:
-    """Weights [length + 2 margin, points] that interpolate `points` values spread over a canvas of `length`.
+    """Returns weights [length + 2 margin, points] that interpolate `points` values spread over an output of `length`.
 
     Keys' cubic with a = -1/2; beyond the first and last point the nearest value is repeated.
     """

@@ -1,4 +1,4 @@
-"""Finds the files of a data set by path templates, and chooses those of a split."""
+"""Finds the files of a data set by path templates and selects those of a split."""
 
 import os
 import re
@@ -7,24 +7,24 @@ from pathlib import Path
 
 from segjax.checks import UserError
 
-# What Pillow reads under reading.FORMATS, as file names end.
+# File extensions of reading.FORMATS.
 SUFFIXES = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def resolve(path: str) -> str:
-    """Fills `~` and environment variables into a path.
+def expand_path(path: str) -> str:
+    """Expands `~` and environment variables in a path.
 
     Args:
         path: path such as "$SEGJAX_TEST_DATA/camvid".
 
     Returns:
-        The path without variables.
+        The expanded path.
 
     Raises:
         UserError: a variable is not set.
 
     Example:
-        >>> resolve("data/camvid")
+        >>> expand_path("data/camvid")
         'data/camvid'
     """
     expanded = os.path.expanduser(os.path.expandvars(path))
@@ -36,35 +36,35 @@ def resolve(path: str) -> str:
     return expanded
 
 
-def fill(template: str, key: str, split: str, *more: str) -> str:
-    """Fills the split into a path template.
+def fill_split(template: str, key: str, split: str, *more: str) -> str:
+    """Replaces {split} in a path template.
 
     Args:
-        template: text with {split}, {stem} or more.
-        key: configuration key that it stands in, for the message.
+        template: path with {split}, {stem} or other placeholders.
+        key: configuration key of the template, for the message.
         split: name of the split.
-        *more: further names that may stand in braces, beside split and stem.
+        *more: allowed placeholders besides split and stem.
 
     Returns:
         The template without {split}.
 
     Raises:
-        UserError: a name in braces that means nothing.
+        UserError: a placeholder is unknown.
 
     Example:
-        >>> fill("{split}/{stem}.png", "images", "train")
+        >>> fill_split("{split}/{stem}.png", "images", "train")
         'train/{stem}.png'
     """
     if unknown := set(re.findall(r"\{(\w*)\}", template)) - {"split", "stem", *more}:
-        raise UserError(f"source.{key}={template!r}: {{{unknown.pop()}}} means nothing here.")
+        raise UserError(f"source.{key}={template!r}: {{{unknown.pop()}}} is not a known placeholder.")
     return template.replace("{split}", split)
 
 
-def base(root: str, split: str) -> Path:
-    """Folder of a data set.
+def dataset_root(root: str, split: str) -> Path:
+    """Returns the root folder of a data set.
 
     Args:
-        root: path, perhaps with {split}, `~` and environment variables.
+        root: path; may contain {split}, `~` and environment variables.
         split: name of the split.
 
     Returns:
@@ -74,33 +74,27 @@ def base(root: str, split: str) -> Path:
         UserError: there is no such folder, or a variable is not set.
 
     Example:
-        >>> base("/", "train").is_dir()
+        >>> dataset_root("/", "train").is_dir()
         True
     """
-    path = Path(fill(resolve(root), "root", split))
+    path = Path(fill_split(expand_path(root), "root", split))
     if not path.is_dir():
         raise UserError(f"source.root: there is no folder {path}.")
     return path
 
 
-def some(names: Sequence[str]) -> str:
-    """Puts names in words.
+def first_names(names: Sequence[str]) -> str:
+    """Joins the first five names of samples for a message.
 
     Args:
-        names: names of samples.
-
-    Returns:
-        The first five.
-
-    Example:
-        >>> some(["a", "b"])
+        >>> first_names(["a", "b"])
         'a, b'
     """
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def natural(stem: str) -> tuple[list[int | str], str]:
-    """Sort key that counts: 2 comes before 10.
+def natural_key(stem: str) -> tuple[list[int | str], str]:
+    """Returns a natural sort key: 2 comes before 10.
 
     Args:
         stem: text with numbers in it.
@@ -109,28 +103,28 @@ def natural(stem: str) -> tuple[list[int | str], str]:
         The key.
 
     Example:
-        >>> sorted(["a10", "a9", "a1"], key=natural)
+        >>> sorted(["a10", "a9", "a1"], key=natural_key)
         ['a1', 'a9', 'a10']
     """
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", stem)], stem
 
 
-def find(root: str | Path, template: str) -> dict[str, Path]:
-    """Finds the files that fit a template.
+def find_files(root: str | Path, template: str) -> dict[str, Path]:
+    """Finds the files that match a template.
 
     Args:
         root: folder that a relative template starts from.
-        template: path with {stem}, which may span folders and stand more than once, and * for any text within a name.
-            A template without {stem} is a folder; "{stem}.*" finds image files only. Hidden files are left out.
+        template: path with {stem}, which may span folders and occur more than once, and * for any text within a name.
+            A template without {stem} is a folder; "{stem}.*" finds image files only. Hidden files are skipped.
 
     Returns:
-        Path of each stem; empty where nothing fits.
+        Path of each stem; empty if nothing matches.
 
     Raises:
-        UserError: two files have one stem.
+        UserError: two files have the same stem.
 
     Example:
-        >>> find(Path(__file__).parent, "sources/sh{stem}.py")["apes"].name
+        >>> find_files(Path(__file__).parent, "sources/sh{stem}.py")["apes"].name
         'shapes.py'
     """
     if "{stem}" not in template:
@@ -143,30 +137,30 @@ def find(root: str | Path, template: str) -> dict[str, Path]:
     for where, folders, names in os.walk(start.rpartition("/")[0] or ".", followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(where, name) for name in names if not name.startswith(".")):
-            fit = pattern.fullmatch(path.as_posix())
-            if not fit or (full.endswith(".*") and path.suffix.lower() not in SUFFIXES):
+            match = pattern.fullmatch(path.as_posix())
+            if not match or (full.endswith(".*") and path.suffix.lower() not in SUFFIXES):
                 continue
-            if fit["stem"] in found:
-                raise UserError(f"Both {found[fit['stem']]} and {path} fit {template!r}: give the extension.")
-            found[fit["stem"]] = path
+            if match["stem"] in found:
+                raise UserError(f"Both {found[match['stem']]} and {path} match {template!r}: add the extension.")
+            found[match["stem"]] = path
     return found
 
 
-def lines(path: Path, key: str) -> list[str]:
-    """Reads the lines of a text file, without blank ones and those that start with #.
+def read_lines(path: Path, key: str) -> list[str]:
+    """Reads the lines of a text file, except blank lines and those that start with #.
 
     Args:
         path: file.
-        key: configuration key that names it, for the message.
+        key: configuration key of the file, for the message.
 
     Returns:
-        Lines, stripped.
+        The lines, stripped.
 
     Raises:
         UserError: the file cannot be read as text.
 
     Example:
-        >>> lines(Path(__file__), "classes")[1:3]
+        >>> read_lines(Path(__file__), "classes")[1:3]
         ['import os', 'import re']
     """
     try:
@@ -176,56 +170,56 @@ def lines(path: Path, key: str) -> list[str]:
     return [line for line in text if line and not line.startswith("#")]
 
 
-def listed(path: Path, stems: Sequence[str]) -> list[str]:
-    """Keeps the stems that a list file names.
+def select_listed(path: Path, stems: Sequence[str]) -> list[str]:
+    """Selects the stems that a list file names.
 
     Args:
-        path: text file with a stem, a file name or a path a line; further columns are not read.
-        stems: what there is.
+        path: text file with one stem, file name or path per line; further columns are ignored.
+        stems: all stems.
 
     Returns:
-        Stems, in the order of the file.
+        The listed stems, in file order.
 
     Raises:
-        UserError: a line names nothing that there is, a line stands twice, or there is no line.
+        UserError: a listed name has no image or occurs twice, or the list is empty.
 
     Example:
         >>> import tempfile
         >>> with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         ...     print("images/2.png masks/2.png", file=file, flush=True)
-        ...     listed(Path(file.name), ["1", "2", "3"])
+        ...     select_listed(Path(file.name), ["1", "2", "3"])
         ['2']
     """
     known, chosen = set(stems), {}
-    for line in lines(path, "lists"):
+    for line in read_lines(path, "lists"):
         first = line.split()[0]
         bare = os.path.splitext(first)[0]
         stem = next((s for s in (line, first, bare, os.path.basename(bare)) if s in known), None)
         if stem is None or stem in chosen:
-            fault = "has no image" if stem is None else "is listed twice"
-            raise UserError(f"{path} (source.lists): {first!r} {fault}; {len(stems)} images, e.g. {stems[0]!r}.")
+            problem = "has no image" if stem is None else "is listed twice"
+            raise UserError(f"{path} (source.lists): {first!r} {problem}; {len(stems)} images, e.g. {stems[0]!r}.")
         chosen[stem] = None
     if not chosen:
         raise UserError(f"{path} (source.lists) names no image.")
     return list(chosen)
 
 
-def fraction(stems: Sequence[str], fractions: Mapping[str, Sequence[int | float]], split: str) -> list[str]:
-    """Cuts the contiguous block of a split out of a sorted list.
+def select_fraction(stems: Sequence[str], fractions: Mapping[str, Sequence[int | float]], split: str) -> list[str]:
+    """Selects the contiguous block of a split from a sorted list.
 
     Args:
-        stems: what there is, sorted.
+        stems: all stems, sorted.
         fractions: (from, to) of each split, 0..1.
         split: name of the split.
 
     Returns:
-        Stems from round(from * n) up to, without, round(to * n).
+        Stems round(from * n) .. round(to * n) - 1.
 
     Raises:
-        UserError: the split is not named, or its block is empty.
+        UserError: the split has no fraction, or its block is empty.
 
     Example:
-        >>> fraction(["1", "2", "3", "4"], {"train": (0, 0.75), "test": (0.75, 1)}, "test")
+        >>> select_fraction(["1", "2", "3", "4"], {"train": (0, 0.75), "test": (0.75, 1)}, "test")
         ['4']
     """
     if split not in fractions:
@@ -237,33 +231,33 @@ def fraction(stems: Sequence[str], fractions: Mapping[str, Sequence[int | float]
     return list(chosen)
 
 
-def images(path: Path) -> list[Path]:
+def list_images(path: Path) -> list[Path]:
     """Lists the images of a folder, or the one image that a path names.
 
     Args:
-        path: file or folder; subfolders are not entered.
+        path: file or folder; subfolders are not searched.
 
     Returns:
         The files, in natural order.
 
     Raises:
-        UserError: there is none.
+        UserError: there are none.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for name in ("10.png", "9.JPG", "notes.txt", ".9.png"):
         ...         Path(folder, name).touch()
-        ...     [path.name for path in images(Path(folder))]
+        ...     [path.name for path in list_images(Path(folder))]
         ['9.JPG', '10.png']
     """
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise UserError(f"There is no file or folder {path}.")
-    found = sorted((p for p in path.glob("[!.]*") if p.suffix.lower() in SUFFIXES), key=lambda p: natural(p.name))
+    found = sorted((p for p in path.glob("[!.]*") if p.suffix.lower() in SUFFIXES), key=lambda p: natural_key(p.name))
     if not found:
         inner = [p.name for p in sorted(path.iterdir()) if p.is_dir()]
-        hint = f" Its folders are not searched, name one of them: {', '.join(inner[:3])}." if inner else ""
+        hint = f" Its subfolders are not searched; name one of them: {', '.join(inner[:3])}." if inner else ""
         raise UserError(f"There is no image in {path}; known suffixes: {', '.join(SUFFIXES)}.{hint}")
     return found

@@ -1,4 +1,4 @@
-"""From the ids that a mask holds to class indices: one table for every source, and errors that count what it misses."""
+"""Class indices: the spec of named classes, and the lookup table from raw ids of mask files."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +16,11 @@ Ids = Int32[np.ndarray, "ids"]
 
 
 @runtime_checkable
-class Table(Protocol):
-    """A dict, or what stands for one in a configuration (`ml_collections.ConfigDict`)."""
+class DictLike(Protocol):
+    """A dict or an `ml_collections.ConfigDict`."""
 
     def items(self) -> Iterable:
-        """The pairs of key and value."""
+        """Returns the pairs of key and value."""
 
 
 def make_spec(
@@ -31,21 +31,21 @@ def make_spec(
     channels: int = 3,
     dtype: str = "uint8",
 ) -> DatasetSpec:
-    """Describes labels that ignore 255, or 65535 where 255 may be a class.
+    """Makes a spec whose ignore value is 255, or 65535 from 256 classes on.
 
     Args:
         classes: class names in the order of their index.
-        palette: (red, green, blue) of each class; the PASCAL VOC colours when left out.
+        palette: (red, green, blue) of each class; by default the PASCAL VOC colours.
         things: names or indices of the classes that are countable objects.
-        mode: "multilabel" for any number of classes a pixel.
-        channels: number of the images' channels.
-        dtype: of the images as stored.
+        mode: "multilabel" for any number of classes per pixel.
+        channels: number of image channels.
+        dtype: dtype of the stored images.
 
     Returns:
-        The description.
+        The spec.
 
     Raises:
-        UserError: its parts do not fit.
+        UserError: the arguments contradict each other.
 
     Example:
         >>> spec = make_spec(["cat", "dog"], palette=[[9, 9, 9], [0, 0, 0]], things=["dog"])
@@ -60,16 +60,18 @@ def make_spec(
         image_channels=channel_names(channels),
         image_dtype=dtype,
     )
-    return dataclasses.replace(spec, things=tuple(sorted({index(thing, spec, "source.things") for thing in things})))
+    return dataclasses.replace(
+        spec, things=tuple(sorted({class_index(thing, spec, "source.things") for thing in things}))
+    )
 
 
-def index(value: str | int, spec: DatasetSpec, key: str) -> int:
-    """Looks up a class.
+def class_index(value: str | int, spec: DatasetSpec, key: str) -> int:
+    """Looks up the index of a class.
 
     Args:
-        value: its name or index, or the word "ignore".
+        value: name or index of the class, or "ignore".
         spec: the classes.
-        key: configuration key that it stands in, for the message.
+        key: configuration key of the value, for the message.
 
     Returns:
         The index; `spec.ignore` for "ignore".
@@ -78,7 +80,7 @@ def index(value: str | int, spec: DatasetSpec, key: str) -> int:
         UserError: there is no such class.
 
     Example:
-        >>> [index(value, DatasetSpec(("cat", "dog")), "source.ids") for value in ("dog", 0, "ignore")]
+        >>> [class_index(value, DatasetSpec(("cat", "dog")), "source.ids") for value in ("dog", 0, "ignore")]
         [1, 0, 255]
     """
     if value in spec.classes:
@@ -87,31 +89,31 @@ def index(value: str | int, spec: DatasetSpec, key: str) -> int:
         return spec.ignore
     if isinstance(value, int) and 0 <= value < len(spec.classes):
         return value
-    raise UserError(f"{key}: {value!r} is none of the classes {', '.join(spec.classes)}.")
+    raise UserError(f"{key}: {value!r} is not one of the classes {', '.join(spec.classes)}.")
 
 
-def make_map(spec: DatasetSpec, ids: Table | None = None, ignore_ids: Sequence[int] = ()) -> Ids:
-    """Builds the table from ids to labels.
+def make_id_map(spec: DatasetSpec, ids: DictLike | None = None, ignore_ids: Sequence[int] = ()) -> Ids:
+    """Builds the lookup table from raw ids to labels.
 
-    Without `ids` an id is a class index, and `spec.ignore` has no truth. With one or two classes, though, 255 means
-    nothing until `ids` or `ignore_ids` names it: many tools write the second of two classes as 255, and to ignore it
-    would lose every pixel of that class. Multi-label masks are a file a class: 0 is not the class, any other id is.
+    Without `ids`, an id is a class index, and `spec.ignore` is unlabelled. With one or two classes, however, 255 has no
+    label unless `ids` or `ignore_ids` lists it: many tools write the second of two classes as 255, and ignoring that
+    would lose all of its pixels. Multi-label masks have one file per class: 0 means absent, any other id present.
 
     Args:
         spec: classes and ignore value of the labels.
-        ids: class (name or index) of each id; the word "ignore" for no truth. Keys may be strings, as in JSON.
-        ignore_ids: further ids without truth.
+        ids: class (name or index) of each id, or "ignore" for unlabelled pixels. Keys may be strings, as in JSON.
+        ignore_ids: further ids of unlabelled pixels.
 
     Returns:
-        Label of each id 0..65535, -1 where it has none; the last place stands for all numbers beyond.
+        Label of each id 0..65535, -1 if it has none; the last entry is for all numbers out of range.
 
     Raises:
-        UserError: a key that is no id, a class that does not exist, or an id with two meanings.
+        UserError: a key is not an id, a class does not exist, or an id has two labels.
 
     Example:
-        >>> make_map(DatasetSpec(("cat", "dog")), {"1": "cat", "2": "dog"}, ignore_ids=[3])[:5].tolist()
+        >>> make_id_map(DatasetSpec(("cat", "dog")), {"1": "cat", "2": "dog"}, ignore_ids=[3])[:5].tolist()
         [-1, 0, 1, 255, -1]
-        >>> make_map(DatasetSpec(("no", "yes")))[[0, 1, 2, 255]].tolist()
+        >>> make_id_map(DatasetSpec(("no", "yes")))[[0, 1, 2, 255]].tolist()
         [0, 1, -1, -1]
     """
     k, multilabel = len(spec.classes), spec.mode == "multilabel"
@@ -123,37 +125,37 @@ def make_map(spec: DatasetSpec, ids: Table | None = None, ignore_ids: Sequence[i
         pairs = [*zip(range(k), range(k), strict=True), *([(spec.ignore, "ignore")] if k > 2 else [])]
     table = np.full(IDS + 1, -1, np.int32)
     for key, value in [*pairs, *((key, "ignore") for key in ignore_ids)]:
-        label = index(value, spec, "source.ids")
+        label = class_index(value, spec, "source.ids")
         if not str(key).isdecimal() or int(key) >= IDS:
             raise UserError(f"source.ids: {key!r} is not a number from 0 to {IDS - 1}.")
         if table[int(key)] not in (-1, label):
-            raise UserError(f"source: id {key} is given two meanings; compare source.ids and source.ignore_ids.")
+            raise UserError(f"source: id {key} has two labels; check source.ids and source.ignore_ids.")
         table[int(key)] = label
     if multilabel:
         table[:IDS][table[:IDS] < 0] = 1
     return table
 
 
-def apply(
+def map_ids(
     table: Ids, raw: Integer[np.ndarray, "y x"], spec: DatasetSpec, name: str
 ) -> UInt8[np.ndarray, "y x"] | UInt16[np.ndarray, "y x"]:
     """Maps the ids of one mask to labels.
 
     Args:
-        table: from `make_map`.
-        raw: ids.
+        table: from `make_id_map`.
+        raw: raw ids.
         spec: gives the dtype of the label.
-        name: the mask's name in messages.
+        name: name of the mask, for messages.
 
     Returns:
         The label, `spec.label_dtype`.
 
     Raises:
-        UserError: an id without a label; the message counts its pixels.
+        UserError: an id has no label; the message counts its pixels.
 
     Example:
         >>> spec = DatasetSpec(("cat", "dog"))
-        >>> apply(make_map(spec, {"7": "dog"}), np.array([[7, 7]]), spec, "pets/7.png")
+        >>> map_ids(make_id_map(spec, {"7": "dog"}), np.array([[7, 7]]), spec, "pets/7.png")
         array([[1, 1]], dtype=uint8)
     """
     known = raw.size == 0 or (raw.min() >= 0 and raw.max() < IDS)
@@ -161,40 +163,40 @@ def apply(
     if (label < 0).any():
         example = {"0": spec.classes[0], "255": spec.classes[-1]}
         raise UserError(
-            f"{name} holds ids that belong to no class: {listing(count(raw[label < 0]))}. Map every id to a class, as "
-            f"in source.ids = {example}, or list ids without truth in source.ignore_ids."
+            f"{name} holds ids without a class: {format_counts(count_values(raw[label < 0]))}. Map every id to "
+            f"a class, as in source.ids = {example}, or list ids of unlabelled pixels in source.ignore_ids."
         )
     return label.astype(spec.label_dtype)
 
 
-def count(raw: Integer[np.ndarray, "..."] | Bool[np.ndarray, "..."]) -> dict[int, int]:
+def count_values(raw: Integer[np.ndarray, "..."] | Bool[np.ndarray, "..."]) -> dict[int, int]:
     """Counts the values of an array.
 
     Args:
         raw: whole numbers of any shape.
 
     Returns:
-        Number of times each value occurs, in the order of the values.
+        Count of each value, in ascending order of the values.
 
     Example:
-        >>> count(np.array([[0, 255], [255, 255]]))
+        >>> count_values(np.array([[0, 255], [255, 255]]))
         {0: 1, 255: 3}
     """
     values, counts = np.unique(raw, return_counts=True)
     return {int(v): int(n) for v, n in zip(values, counts, strict=True)}
 
 
-def listing(counts: Mapping[int, int]) -> str:
-    """Puts counted values in words.
+def format_counts(counts: Mapping[int, int]) -> str:
+    """Formats counted values for a message.
 
     Args:
-        counts: pixels of each value, from `count`.
+        counts: pixels of each value, from `count_values`.
 
     Returns:
-        The first five, and how many more there are.
+        The first five, and the number of the others.
 
     Example:
-        >>> listing({3: 10, 4: 1})
+        >>> format_counts({3: 10, 4: 1})
         '3 (10 pixels), 4 (1 pixels)'
     """
     words = [f"{value} ({pixels} pixels)" for value, pixels in counts.items()]

@@ -1,4 +1,4 @@
-"""Runs the reading and the warp in parallel: as a tf.data pipeline, or in threads where TensorFlow is absent."""
+"""Loads batches in parallel: with tf.data, or with threads if TensorFlow is not installed."""
 
 import atexit
 import collections
@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from segjax.checks import Key, UserError, check_choice
-from segjax.data import copy_paste, geometry
+from segjax.data import copy_paste, warping
 from segjax.spec import DatasetSpec, Preprocess
 
 LOADERS = ("auto", "tf.data", "threads")
@@ -22,58 +22,60 @@ Batch = dict[str, np.ndarray]
 
 
 class Layout(NamedTuple):
-    """What batches look like.
+    """Shapes and contents of batches.
 
-    inputs, labels: rows and columns of the padded inputs, without context, and labels.
-    whole: evaluation of whole images, whose place on the canvas goes along.
-    instances: instance maps go along.
+    padded_size, output_size: rows and columns of the padded inputs, without context, and labels.
+    evaluation: full images, padded; batches include their sizes.
+    instances: batches include instance maps.
     """
 
-    inputs: tuple[int, int]
-    labels: tuple[int, int]
+    padded_size: tuple[int, int]
+    output_size: tuple[int, int]
     spec: DatasetSpec
     preprocess: Preprocess
-    whole: bool
+    evaluation: bool
     instances: bool
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of each array of a row."""
+        """Shape and dtype of each array, without the batch axis."""
         spec = self.spec
-        height, width = (n + 2 * self.preprocess.context for n in self.inputs)
+        height, width = (n + 2 * self.preprocess.context for n in self.padded_size)
         arrays = {
             "image": ((height, width, len(spec.image_channels)), np.dtype(spec.image_dtype).type),
-            "label": ((*self.labels, *spec.layers), spec.label_dtype),
+            "label": ((*self.output_size, *spec.label_axes), spec.label_dtype),
             "index": ((), np.int32),
             "position": ((), np.int32),
         }
-        arrays |= {"instance": (self.labels, np.uint16)} if self.instances else {}
-        return arrays | ({"content": ((4,), np.int32)} if self.whole else {})
+        arrays |= {"instance": (self.output_size, np.uint16)} if self.instances else {}
+        sizes = {"valid_size": ((2,), np.int32), "native_size": ((2,), np.int32)}
+        return arrays | (sizes if self.evaluation else {})
 
 
 class Scene(NamedTuple):
-    """An image as it is read, and the warp that was drawn for it.
+    """An image as read, and the warp drawn for it.
 
-    image: as stored [y, x, c]; label: as the source gives it; instance: uint16 [y, x] where it is wanted.
+    image: [y, x, c] as stored; label: as the source returns it; instance: uint16 [y, x], None if not needed.
     """
 
     image: Any
     label: Any
     instance: Any
-    warp: geometry.Warp
+    warp: warping.Warp
 
 
 class Sample(NamedTuple):
-    """What is read and drawn for one row, before the warp.
+    """Everything needed to make one row of a batch, before warping.
 
-    index: int32, -1 for padding; position: int32 global sample number; content: int32 [4], see segjax.spec.
-    pasted: another image, of whose objects some are pasted, under `numbers`, see `copy_paste.draw_numbers`.
+    index: int32, -1 for padding; position: int32 global sample number.
+    sizes: valid_size and native_size, int32 [2] each, in evaluation.
+    pasted: another image, whose objects are pasted under new `numbers`, see `copy_paste.draw_numbers`.
     """
 
     scene: Scene
     index: Any
     position: Any
-    content: Any = None
+    sizes: tuple[Any, Any] | None = None
     pasted: Scene | None = None
     numbers: Any = None
 
@@ -81,32 +83,34 @@ class Sample(NamedTuple):
 class Loading(NamedTuple):
     """How samples are read: the keys of the section `loading`."""
 
-    loader: Annotated[str, Key("auto: tf.data where it is installed, else threads; the same batches", LOADERS)] = "auto"
-    workers: Annotated[int, Key("parallel readers; 0: the number of cores", "[0, inf)")] = 0
-    max_corrupt: Annotated[float, Key("share of a split that may be unreadable before the run stops", "[0, 1]")] = 0.02
+    loader: Annotated[str, Key("auto: tf.data if installed, else threads; same batches", LOADERS)] = "auto"
+    workers: Annotated[int, Key("parallel readers; 0: one per core", "[0, inf)")] = 0
+    max_corrupt: Annotated[float, Key("largest fraction of unreadable samples before the run stops", "[0, 1]")] = 0.02
 
 
-def run(loading: Loading, sample: Callable[[int], Sample], count: int, rows: int, layout: Layout) -> Iterator[Batch]:
-    """Yields batches of `rows` of the samples 0 .. count - 1, the same for both loaders, bit for bit.
+def load_batches(
+    loading: Loading, sample: Callable[[int], Sample], count: int, rows: int, layout: Layout
+) -> Iterator[Batch]:
+    """Yields samples 0 .. count - 1 in batches of `rows`, bit-identical with both loaders.
 
-    `sample` gives sample i and is called from several threads; what it raises is raised here. A UserError says that the
-    loader is not known, or tf.data without TensorFlow.
+    `sample(i)` is called from several threads, and its errors are raised here. Raises a UserError if the loader is
+    unknown, or is tf.data without TensorFlow.
     """
-    found = importlib.util.find_spec("tensorflow") is not None
+    has_tf = importlib.util.find_spec("tensorflow") is not None
     kind, workers = loading.loader, loading.workers or os.cpu_count() or 1
-    if kind == "tf.data" and not found:
+    if kind == "tf.data" and not has_tf:
         raise UserError(
             "loading.loader='tf.data' needs TensorFlow, which is not installed. Install it with "
             "`pip install tensorflow-cpu`, or use --config.loading.loader=threads: the batches are the same."
         )
     check_choice("loading.loader", kind, LOADERS)
-    batches = (_tf_batches if kind != "threads" and found else _thread_batches)(sample, count, rows, layout, workers)
+    batches = (_tf_batches if kind != "threads" and has_tf else _thread_batches)(sample, count, rows, layout, workers)
     _unfinished.add(batches)
     return batches
 
 
-# Closed while Python still runs. A run that fails leaves its pipeline half read: if that is freed with the interpreter,
-# TensorFlow waits for a reader thread that waits for the interpreter's lock, and the process never ends.
+# Closed before the interpreter exits. A failed run leaves its pipeline half read; if that is freed by the exit itself,
+# TensorFlow waits for a reader thread that waits for the GIL, and the process never ends.
 _unfinished: weakref.WeakSet = weakref.WeakSet()
 
 
@@ -117,33 +121,33 @@ def _close() -> None:
 
 
 def _warped(sample: Sample, layout: Layout) -> dict[str, Any]:
-    """The row of a batch that a sample makes."""
+    """Warps a sample to a row of a batch."""
     row = _warped_scene(sample.scene, layout)
     if sample.pasted:
-        copy_paste.paste(row, _warped_scene(sample.pasted, layout), sample.numbers)
+        copy_paste.paste_objects(row, _warped_scene(sample.pasted, layout), sample.numbers)
     row |= {"index": sample.index, "position": sample.position}
-    return row | {"content": sample.content} if layout.whole else row
+    return row | dict(zip(("valid_size", "native_size"), sample.sizes, strict=True)) if layout.evaluation else row
 
 
 def _warped_scene(scene, layout):
-    margin, (height, width) = layout.preprocess.context, layout.inputs
-    at = geometry.positions(scene.warp, layout.inputs, margin)
-    row = {"image": geometry.sample_image(scene.image, at, layout.preprocess)}
-    if layout.whole and layout.preprocess.resize is not None:
-        # The label stays at its own size: scores are of its pixels.
-        at = geometry.positions(geometry.Warp(np.eye(2, 3, dtype=np.float32)), layout.labels, 0)
+    margin, (height, width) = layout.preprocess.context, layout.padded_size
+    at = warping.source_positions(scene.warp, layout.padded_size, margin)
+    row = {"image": warping.sample_image(scene.image, at, layout.preprocess)}
+    if layout.evaluation and layout.preprocess.resize is not None:
+        # The label keeps its own size, at which metrics are computed.
+        at = warping.source_positions(warping.Warp(np.eye(2, 3, dtype=np.float32)), layout.output_size, 0)
     else:
         at = tuple(a[margin : margin + height, margin : margin + width] for a in at)
-    row["label"] = geometry.sample_label(scene.label, at, layout.spec.ignore)
+    row["label"] = warping.sample_label(scene.label, at, layout.spec.ignore)
     if layout.instances:
-        row["instance"] = geometry.sample_label(scene.instance, at, 0)
+        row["instance"] = warping.sample_label(scene.instance, at, 0)
     return row
 
 
 def _thread_batches(sample, count, rows, layout, workers):
     with ThreadPoolExecutor(workers) as pool:
         submitted = (pool.submit(lambda i: _warped(sample(i), layout), i) for i in range(count))
-        # Two batches ahead, so that the consumer never waits for a whole one.
+        # Stays two batches ahead: the consumer never waits for a whole one.
         waiting = collections.deque(itertools.islice(submitted, 2 * rows))
         try:
             while waiting:
@@ -158,11 +162,11 @@ def _thread_batches(sample, count, rows, layout, workers):
 
 
 def _tf_batches(sample, count, rows, layout, workers):
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # read at import, which would print that it is on
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # read at import; without it a message is printed
     import tensorflow as tf
 
-    with contextlib.suppress(RuntimeError):  # raised where the caller has already chosen TensorFlow's devices
-        tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
+    with contextlib.suppress(RuntimeError):  # the caller has already set TensorFlow's devices
+        tf.config.set_visible_devices([], "GPU")  # accelerators are for JAX
     failures = []
     kinds = {key: tf.as_dtype(dtype) for key, (_, dtype) in layout.arrays.items()}
 
@@ -170,7 +174,7 @@ def _tf_batches(sample, count, rows, layout, workers):
         try:
             row = _warped(sample(int(i)), layout)
         except Exception as error:
-            failures.append(error)  # tf.data hands on no more than its text
+            failures.append(error)  # tf.data keeps only its text
             raise
         return [row[key] for key in kinds]
 

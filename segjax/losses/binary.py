@@ -1,4 +1,4 @@
-"""Sigmoid cross-entropy: of one class against another, or of each of several classes on its own."""
+"""Sigmoid cross-entropy: for two classes, or for each of several classes independently."""
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,15 @@ def binary_cross_entropy(
     *,
     label_smoothing: float = 0.0,
 ) -> Float32[Array, "*shape"]:
-    """Sigmoid cross-entropy of each element.
+    """Computes the sigmoid cross-entropy of each element.
 
     With `p = sigmoid(logits)` and `t = (1 - s) target + s / 2`: `-t log p - (1 - t) log(1 - p)`. This equals
     `cross_entropy` of the two classes `(0, logits)` with the same smoothing `s`.
 
     Args:
         logits: unnormalised scores, any shape and float dtype.
-        target: truth, or probability of truth, of the same shape.
-        label_smoothing: share of the target spread evenly over "yes" and "no".
+        target: ground truth, or its probability, of the same shape.
+        label_smoothing: fraction of the target spread evenly over both classes.
 
     Returns:
         Loss of each element, in nats.
@@ -30,5 +30,5 @@ def binary_cross_entropy(
     """
     logits, target = logits.astype(jnp.float32), target.astype(jnp.float32)
     target = (1 - label_smoothing) * target + label_smoothing / 2
-    # Two softplus terms rather than softplus(x) - t x: the loss of confident, correct pixels keeps its digits.
+    # Two softplus terms instead of softplus(x) - t x: the loss of confident, correct pixels keeps its precision.
     return target * jax.nn.softplus(-logits) + (1 - target) * jax.nn.softplus(logits)

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy of each pixel, the weight of each, and the weighted mean of any losses."""
+"""Softmax cross-entropy of each pixel, pixel weights, and the weighted mean that all losses use."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, UInt
 
 
 def split_ignore(label: UInt[Array, "*shape"], ignore: int) -> tuple[Int32[Array, "*shape"], Bool[Array, "*shape"]]:
-    """Splits a label map as stored into classes that are safe to look up and a mask of where they are labelled.
+    """Splits a stored label map into class indices that are always valid and a mask of the labelled pixels.
 
     Args:
         label: class indices, or 0 and 1 per class in multi-label sets; unsigned, any shape.
         ignore: value that marks unlabelled pixels.
 
     Returns:
-        The label as int32, 0 where it was `ignore`, and a bool mask of the same shape, True where it is labelled.
+        The label as int32, 0 where it was `ignore`, and a bool mask of the same shape, True for labelled pixels.
 
     Example:
         >>> label, valid = split_ignore(jnp.array([3, 255], jnp.uint8), ignore=255)
@@ -30,14 +30,14 @@ def split_ignore(label: UInt[Array, "*shape"], ignore: int) -> tuple[Int32[Array
 def cross_entropy(
     logits: Float[Array, "*space k"], label: Int32[Array, "*space"], *, label_smoothing: float = 0.0
 ) -> Float32[Array, "*space"]:
-    """Softmax cross-entropy of each pixel, or voxel.
+    """Computes the softmax cross-entropy of each pixel or voxel.
 
     With `p = softmax(logits)`, class `y` and smoothing `s`: `-(1 - s) log p[y] - s mean_k(log p[k])`.
 
     Args:
-        logits: unnormalised scores [*space, k], one channel a class; any float dtype.
+        logits: unnormalised scores [*space, k], one channel per class; any float dtype.
         label: class index of each pixel [*space], in [0, k).
-        label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016, section 7).
+        label_smoothing: fraction of the target spread evenly over all classes (Szegedy et al. 2016, section 7).
 
     Returns:
         Loss of each pixel, in nats.
@@ -46,12 +46,12 @@ def cross_entropy(
         >>> cross_entropy(jnp.zeros((2, 4)), jnp.zeros(2, jnp.int32)).round(3).tolist()
         [1.3860000371932983, 1.3860000371932983]
     """
-    # Not from jax.nn.log_softmax, whose result would lie in memory for two uses: the largest map of a training step.
+    # Not from jax.nn.log_softmax: its result, used twice, would be the largest map in memory of a training step.
     logits = logits.astype(jnp.float32)
     logits -= jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    # Picked by comparison: a gather along the minor axis is slow on TPU and its gradient is a scatter.
-    is_truth = jax.nn.one_hot(label, logits.shape[-1], dtype=jnp.bool_)
-    picked = jnp.where(is_truth, logits, 0.0).sum(axis=-1)
+    # Picked by comparison: a gather along the minor axis is slow on TPUs, and its gradient is a scatter.
+    is_class = jax.nn.one_hot(label, logits.shape[-1], dtype=jnp.bool_)
+    picked = jnp.where(is_class, logits, 0.0).sum(axis=-1)
     if label_smoothing:
         picked = (1 - label_smoothing) * picked + label_smoothing * logits.mean(axis=-1)
     return jnp.log(jnp.exp(logits).sum(axis=-1)) - picked
@@ -60,14 +60,14 @@ def cross_entropy(
 def pixel_weights(
     label: Int32[Array, "*space"], valid: Bool[Array, "*space"], class_weights: Sequence[float | int]
 ) -> Float32[Array, "*space"]:
-    """Weight of each pixel: that of its class, 0 where nothing is labelled.
+    """Gives each pixel the weight of its class, and unlabelled pixels the weight 0.
 
     `weighted_mean(cross_entropy(...), pixel_weights(...))` is torch's `CrossEntropyLoss(weight, ignore_index)`: the
     divisor is the sum of the weights, not the number of pixels.
 
     Args:
         label: class index of each pixel, in [0, k).
-        valid: True where it is labelled.
+        valid: True for labelled pixels.
         class_weights: weight of each of the k classes, not negative.
 
     Returns:
@@ -88,18 +88,18 @@ def weighted_mean(
     weights: Float[Array, "*shape"] | Bool[Array, "*shape"],
     axis_name: str | None = None,
 ) -> Float32[Array, ""]:
-    """Mean of the values by weight: `sum(values weights) / sum(weights)`, 0 where all weights are 0.
+    """Computes the weighted mean `sum(values weights) / sum(weights)`, or 0 if all weights are 0.
 
-    Values of weight 0 have no effect on the mean or its gradient, NaN and infinity included.
+    Values of weight 0 do not affect the mean or its gradient, even if they are NaN or infinite.
 
-    With `axis_name` the divisor is summed over that axis and the numerator is not, which gives the device's SHARE of
+    With `axis_name`, the divisor is summed over that axis but the numerator is not, which gives the device's SHARE of
     the global mean: the sum of the shares over devices is the mean over all their values. So `psum` the shares to
     report the loss and `psum` (not `pmean`) the gradients of the shares to train.
 
     Args:
-        values: what to average, any shape.
+        values: values to average, any shape.
         weights: weight of each value, not negative, of the same shape; bool counts as 0 and 1.
-        axis_name: name of the mapped axis (of `jax.pmap` or `jax.vmap`) over which the batch is spread, if any.
+        axis_name: name of the mapped axis (of `jax.pmap` or `jax.vmap`) over which the batch is sharded, if any.
 
     Returns:
         The mean, or this device's share of it.

@@ -1,4 +1,4 @@
-"""How well the outlines of masks agree, which IoU hardly sees in large objects."""
+"""Boundary metrics: how well the outlines of masks agree, to which IoU is insensitive for large objects."""
 
 from collections.abc import Callable
 
@@ -13,84 +13,84 @@ from segjax.spec import DatasetSpec
 Mask = Bool[np.ndarray, "_y _x"]
 
 
-def boundary_iou(truth: Mask, prediction: Mask, dilation_ratio: float = 0.02) -> float | None:
-    """Boundary IoU (Cheng et al. 2021, arXiv:2103.16562, section 4): IoU of the masks' inner rims.
+def boundary_iou(ground_truth: Mask, prediction: Mask, dilation_ratio: float = 0.02) -> float | None:
+    """Computes Boundary IoU (Cheng et al. 2021, arXiv:2103.16562, section 4): the IoU of the masks' inner rims.
 
-    The rim is what `d` erosions with a square of 3 x 3 take off, `d` the rounded share of the image's diagonal and at
-    least 1: the pixels that lie within `d` rows and columns of the outside. Outside the image is outside the mask.
+    The rim holds the pixels that `d` erosions with a 3 x 3 square remove: those within `d` rows and columns of the
+    outside. `d` is a fraction of the image's diagonal, rounded, at least 1. Pixels beyond the image count as outside.
 
     Args:
-        truth: True where the object is.
-        prediction: True where it was predicted.
+        ground_truth: True for pixels of the object.
+        prediction: True for pixels of the predicted object.
         dilation_ratio: width of the rim over the diagonal (0.02: section 5 of the paper).
 
     Returns:
-        A fraction in 0..1: 0 where one mask is empty, None where both are.
+        A fraction in 0..1: 0 if one mask is empty, None if both are.
 
     Raises:
         UserError: sizes differ.
 
     Example:
-        >>> truth = np.ones((5, 5), bool)
-        >>> prediction = truth.copy()
+        >>> ground_truth = np.ones((5, 5), bool)
+        >>> prediction = ground_truth.copy()
         >>> prediction[2, 2] = False
-        >>> boundary_iou(truth, prediction)  # 16 pixels of rim, and 8 more around the hole
+        >>> boundary_iou(ground_truth, prediction)  # 16 pixels of rim, and 8 more around the hole
         0.6666666666666666
     """
-    _check(truth, prediction)
-    width = max(1, round(dilation_ratio * np.hypot(*truth.shape)))
-    truth, prediction = _rim(truth, width), _rim(prediction, width)
-    union = int((truth | prediction).sum())
-    return int((truth & prediction).sum()) / union if union else None
+    _check(ground_truth, prediction)
+    width = max(1, round(dilation_ratio * np.hypot(*ground_truth.shape)))
+    ground_truth, prediction = _rim(ground_truth, width), _rim(prediction, width)
+    union = int((ground_truth | prediction).sum())
+    return int((ground_truth & prediction).sum()) / union if union else None
 
 
-def boundary_f_score(truth: Mask, prediction: Mask, tolerance: int | float = 0.008) -> float | None:
-    """F-score of the outline (Perazzi et al. 2016, section 5.1; the definitions of the DAVIS evaluation).
+def boundary_f_score(ground_truth: Mask, prediction: Mask, tolerance: int | float = 0.008) -> float | None:
+    """Computes the F-score of the outline (Perazzi et al. 2016, section 5.1; as in the DAVIS evaluation).
 
-    A pixel is on the outline if its right, lower or lower right neighbour is not like it; the border of the image is
-    no outline. Precision is the share of the predicted outline within `r` pixels of the true one, recall the
-    share of the true outline within `r` of the predicted one, `r` the share of the image's diagonal rounded up;
-    `F = 2 precision recall / (precision + recall)`.
+    A pixel is on the outline if its right, lower or lower right neighbour differs from it; the border of the image is
+    not an outline. Precision is the fraction of the predicted outline within `r` pixels of the true one, and recall the
+    fraction of the true outline within `r` of the predicted one. `r` is a fraction of the image's diagonal, rounded
+    up. `F = 2 precision recall / (precision + recall)`.
 
     Args:
-        truth: True where the object is.
-        prediction: True where it was predicted.
-        tolerance: share of the diagonal (0.008: DAVIS), or pixels if at least 1.
+        ground_truth: True for pixels of the object.
+        prediction: True for pixels of the predicted object.
+        tolerance: `r` as a fraction of the diagonal (0.008: DAVIS), or in pixels if at least 1.
 
     Returns:
-        A fraction in 0..1: 0 where one mask has no outline, None where neither has.
+        A fraction in 0..1: 0 if one mask has no outline, None if neither has.
 
     Raises:
         UserError: sizes differ.
 
     Example:
-        >>> truth, prediction = np.zeros((2, 20, 20), bool)
-        >>> truth[5:10, 5:10] = prediction[6:11, 5:10] = True
-        >>> boundary_f_score(truth, prediction)
+        >>> ground_truth, prediction = np.zeros((2, 20, 20), bool)
+        >>> ground_truth[5:10, 5:10] = prediction[6:11, 5:10] = True
+        >>> boundary_f_score(ground_truth, prediction)
         1.0
     """
-    _check(truth, prediction)
-    radius = tolerance if tolerance >= 1 else np.ceil(tolerance * np.hypot(*truth.shape))
-    truth, prediction = _outline(truth), _outline(prediction)
-    if not (truth.any() and prediction.any()):
-        return 0.0 if truth.any() or prediction.any() else None
-    precision, recall = _near(prediction, truth, radius), _near(truth, prediction, radius)
+    _check(ground_truth, prediction)
+    radius = tolerance if tolerance >= 1 else np.ceil(tolerance * np.hypot(*ground_truth.shape))
+    ground_truth, prediction = _outline(ground_truth), _outline(prediction)
+    if not (ground_truth.any() and prediction.any()):
+        return 0.0 if ground_truth.any() or prediction.any() else None
+    precision, recall = _near(prediction, ground_truth, radius), _near(ground_truth, prediction, radius)
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 def per_class(
     score: Callable[[Mask, Mask], float | None],
-    truth: Integer[np.ndarray, "_y _x"],
+    ground_truth: Integer[np.ndarray, "_y _x"],
     prediction: Integer[np.ndarray, "_y _x"],
     spec: DatasetSpec,
 ) -> dict[str, float | None]:
-    """A score of masks for each class of two label maps.
+    """Scores the masks of each class of two label maps.
 
     Args:
         score: `boundary_iou`, `boundary_f_score`, or another function of two masks.
-        truth: class of each pixel; `spec.ignore` where there is no truth.
-        prediction: predicted class. Pixels without truth are of no class in either map, so that both have the same
-            edge there.
+        ground_truth: class of each pixel; `spec.ignore` for unlabelled pixels.
+        prediction: predicted class of each pixel. Unlabelled pixels belong to no class in either map, so both maps have
+            the same edge there.
         spec: the classes.
 
     Returns:
@@ -104,15 +104,16 @@ def per_class(
         >>> per_class(boundary_iou, np.array([[0, 0, 1, 255]]), np.array([[0, 0, 0, 1]]), spec)
         {'road': 0.6666666666666666, 'car': 0.0, 'tree': None}
     """
-    _check(truth, prediction)
-    valid = truth != spec.ignore
-    return {name: score(truth == c, (prediction == c) & valid) for c, name in enumerate(spec.classes)}
+    _check(ground_truth, prediction)
+    valid = ground_truth != spec.ignore
+    return {name: score(ground_truth == c, (prediction == c) & valid) for c, name in enumerate(spec.classes)}
 
 
-def _check(truth, prediction):
-    if truth.shape != prediction.shape:
+def _check(ground_truth, prediction):
+    if ground_truth.shape != prediction.shape:
         raise UserError(
-            f"The truth is of size {truth.shape} but the prediction of {prediction.shape} (rows, columns): resize one."
+            f"The ground truth has {ground_truth.shape} rows and columns, but the prediction has {prediction.shape}: "
+            "resize one."
         )
 
 
@@ -127,7 +128,7 @@ def _outline(mask):
 
 
 def _near(outline, other, radius):
-    """Share of an outline's pixels within a radius of another."""
-    nearer_than = np.sqrt(np.floor(radius**2) + 0.5)  # squares of distances between pixels are whole numbers
+    """Returns the fraction of an outline's pixels that lie within a radius of another outline."""
+    nearer_than = np.sqrt(np.floor(radius**2) + 0.5)  # squared distances between pixels are integers
     distances, _ = cKDTree(np.argwhere(other)).query(np.argwhere(outline), distance_upper_bound=nearer_than)
     return float(np.isfinite(distances).mean())

@@ -1,11 +1,10 @@
-"""Confusion matrices per image on the device; mergeable totals and every figure drawn from them on the host.
+"""Confusion matrices of images, counted on the device, and the metrics computed from their sum on the host.
 
 Matrices have the ground truth in rows and predictions in columns. Counts are int32 on the device and int64 on the
-host, where a run over any number of pixels stays exact.
+host, where they stay exact for any number of pixels.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,93 +12,99 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int32, Int64, Integer
 
-_EXACT_FLOAT32 = 2**24  # every integer up to here is a float32
+from segjax.spec import DatasetSpec
+
+_EXACT_FLOAT32 = 2**24  # float32 holds every integer up to here
 
 
 def confusion_matrix(
-    prediction: Integer[Array, "b *space"],
     label: Integer[Array, "b *space"],
+    prediction: Integer[Array, "b *space"],
     valid: Bool[Array, "b *space"],
     classes: int,
 ) -> Int32[Array, "b {classes} {classes}"]:
-    """Counts of (truth, prediction) pairs, one matrix an image.
+    """Counts (ground truth, prediction) pairs, in one matrix per image.
 
-    The matrix is a product of one-hot maps, `M = onehot(label)^T onehot(prediction)`, which suits a matrix unit where
-    a scatter does not. It is exact: the factors are 0 and 1, which bfloat16 holds, and float32 counts exactly up to
-    2^24. Larger images are multiplied slice by slice of their first axis, and the slices added in int32. Up to three
-    space axes.
+    The matrix is a product of one-hot maps, `M = onehot(label)^T onehot(prediction)`, which runs on matrix units,
+    unlike a scatter. It is exact: bfloat16 holds the factors 0 and 1, and float32 counts exactly up to 2^24. Larger
+    images are multiplied slice by slice along their first axis, and the slices summed in int32. Up to three spatial
+    axes.
 
     Args:
-        prediction: predicted class of each pixel, in [0, classes).
         label: true class of each pixel, in [0, classes).
-        valid: True where it is labelled; other pixels are not counted, whatever was predicted there.
+        prediction: predicted class of each pixel, in [0, classes).
+        valid: True for labelled pixels; other pixels are not counted.
         classes: number of classes k.
 
     Returns:
-        Pixel counts, rows truth and columns prediction; all 0 for an image without truth.
+        Pixel counts, rows ground truth and columns prediction; all 0 for an unlabelled image.
 
     Example:
         >>> prediction, label = jnp.array([[[0, 1, 1]]]), jnp.array([[[0, 0, 1]]])
-        >>> confusion_matrix(prediction, label, jnp.array([[[True, True, False]]]), 2).tolist()
+        >>> confusion_matrix(label, prediction, jnp.array([[[True, True, False]]]), 2).tolist()
         [[[1, 1], [0, 0]]]
     """
-    whole = math.prod(label.shape[1:]) <= _EXACT_FLOAT32
-    truth = jax.nn.one_hot(label, classes, dtype=jnp.bfloat16) * valid[..., None].astype(jnp.bfloat16)
+    exact = math.prod(label.shape[1:]) <= _EXACT_FLOAT32
+    ground_truth = jax.nn.one_hot(label, classes, dtype=jnp.bfloat16) * valid[..., None].astype(jnp.bfloat16)
     predicted = jax.nn.one_hot(prediction, classes, dtype=jnp.bfloat16)
     space = "zyx"[-(label.ndim - 1) :]
-    product = f"b{space}i,b{space}j->b{'' if whole else space[0]}ij"
-    counts = jnp.einsum(product, truth, predicted, preferred_element_type=jnp.float32).astype(jnp.int32)
+    product = f"b{space}i,b{space}j->b{'' if exact else space[0]}ij"
+    counts = jnp.einsum(product, ground_truth, predicted, preferred_element_type=jnp.float32).astype(jnp.int32)
     return counts if counts.ndim == 3 else counts.sum(axis=1)
 
 
-class State(NamedTuple):
-    """What has been counted so far; two states of disjoint images merge by addition.
+class ConfusionState(NamedTuple):
+    """The counts so far; states of disjoint images are merged by addition.
 
     Args:
+        spec: the classes.
         total: sum of the matrices of all images, [k, k], or [k, 2, 2] for multi-label.
-        images: images with at least one labelled pixel.
+        images: number of images with at least one labelled pixel.
         image_iou: sum of the mean IoU of each image.
-        scored: images in that sum: those with a class in their truth or prediction. The same as `images`, except
-            for multi-label images in which no class is and none was predicted.
+        scored: number of images in that sum: those with a class in their ground truth or prediction. Equals `images`,
+            except for multi-label images with neither.
     """
 
+    spec: DatasetSpec
     total: Int64[np.ndarray, "..."]
     images: int
     image_iou: float
     scored: int
 
 
-def new_state(classes: int, multilabel: bool = False) -> State:
-    """A state that has counted nothing, for matrices of `confusion_matrix` or `multilabel_confusion`.
+def new(spec: DatasetSpec) -> ConfusionState:
+    """Makes an empty state, for matrices of `confusion_matrix` or, in multi-label mode, `multilabel_confusion`.
 
     Example:
-        >>> new_state(3, multilabel=True).total.shape
+        >>> new(DatasetSpec(("cat", "dog", "sky"), mode="multilabel")).total.shape
         (3, 2, 2)
     """
-    return State(np.zeros((classes, 2, 2) if multilabel else (classes, classes), np.int64), 0, 0.0, 0)
+    k = len(spec.classes)
+    return ConfusionState(spec, np.zeros((k, 2, 2) if spec.mode == "multilabel" else (k, k), np.int64), 0, 0.0, 0)
 
 
-def update(state: State, matrices: Int32[Array, "b ..."] | Integer[np.ndarray, "b ..."]) -> State:
+def update(state: ConfusionState, matrices: Int32[Array, "b ..."] | Integer[np.ndarray, "b ..."]) -> ConfusionState:
     """Adds the matrices of a batch.
 
     Args:
-        state: what has been counted so far.
-        matrices: one an image, [b, k, k] or [b, k, 2, 2]; all 0 (padding, nothing labelled) changes nothing.
+        state: the counts so far.
+        matrices: one per image, [b, k, k] or [b, k, 2, 2]; matrices of zeros (padding, nothing labelled) do not count.
 
     Raises:
-        ValueError: the matrices are not of the state's shape.
+        ValueError: the shape of the matrices differs from the state's.
 
     Example:
-        >>> update(new_state(2), np.array([[[3, 1], [0, 4]], [[0, 0], [0, 0]]])).images
+        >>> update(new(DatasetSpec(("cat", "dog"))), np.array([[[3, 1], [0, 4]], [[0, 0], [0, 0]]])).images
         1
     """
     matrices = np.asarray(matrices, np.int64)
     if matrices.shape[1:] != state.total.shape:
-        raise ValueError(f"Matrices of shape {matrices.shape} do not add to a state of shape {state.total.shape}.")
-    hits, truth, predicted = _counts(matrices, multilabel=state.total.ndim == 3)
-    iou = _ratio(hits, truth + predicted - hits)
+        raise ValueError(f"Matrices of shape {matrices.shape} cannot be added to a state of shape {state.total.shape}.")
+    hits, ground_truth, predicted = _counts(matrices, multilabel=state.total.ndim == 3)
+    iou = _ratio(hits, ground_truth + predicted - hits)
     image_iou = _ratio(np.nansum(iou, axis=1), (~np.isnan(iou)).sum(axis=1))
-    return State(
+    return ConfusionState(
+        spec=state.spec,
         total=state.total + matrices.sum(axis=0),
         images=state.images + int(matrices.any(axis=tuple(range(1, matrices.ndim))).sum()),
         image_iou=state.image_iou + float(np.nansum(image_iou)),
@@ -107,57 +112,56 @@ def update(state: State, matrices: Int32[Array, "b ..."] | Integer[np.ndarray, "
     )
 
 
-def merge(a: State, b: State) -> State:
-    """The state of the images of two states, which share none.
+def merge(a: ConfusionState, b: ConfusionState) -> ConfusionState:
+    """Merges two states of disjoint images.
 
     Example:
-        >>> one = update(new_state(2), np.array([[[3, 1], [0, 4]]]))
+        >>> one = update(new(DatasetSpec(("cat", "dog"))), np.array([[[3, 1], [0, 4]]]))
         >>> merge(one, one).total.tolist()
         [[6, 2], [0, 8]]
     """
-    return State(*(x + y for x, y in zip(a, b, strict=True)))
+    return ConfusionState(a.spec, *(x + y for x, y in zip(a[1:], b[1:], strict=True)))
 
 
-def summary(state: State, names: Sequence[str], *, absent: Literal["skip", "zero", "one"] = "skip") -> dict[str, Any]:
-    """Every figure of a state. All are fractions in 0..1, or None where there is nothing to divide by.
+def summary(state: ConfusionState, *, absent: Literal["skip", "zero", "one"] = "skip") -> dict[str, Any]:
+    """Computes IoU, Dice, precision, recall and accuracy: fractions in 0..1, or None if the divisor is 0.
 
-    With hits `tp`, truth `t` and prediction `p` in pixels of a class: IoU `tp / (t + p - tp)`, Dice `2 tp / (t + p)`,
-    precision `tp / p`, recall `tp / t`. Dataset figures come from the counts of all images together.
+    With true positives `tp`, ground truth `t` and prediction `p` in pixels of a class: IoU `tp / (t + p - tp)`, Dice
+    `2 tp / (t + p)`, precision `tp / p`, recall `tp / t`, from the counts of all images together.
 
     Args:
-        state: what has been counted.
-        names: class names, in the order of the matrix.
-        absent: what a class with neither truth nor prediction adds to the means over classes: nothing ("skip": mmseg,
-            detectron2), 0 ("zero": tf/models) or 1 ("one": PaddleSeg). The rule moves mIoU by whole points where
-            classes are rare. A figure that lacks its divisor for another reason is always left out.
+        state: the counts.
+        absent: how a class with neither ground truth nor prediction enters the means over classes: not at all ("skip":
+            mmseg, detectron2), as 0 ("zero": tf/models) or as 1 ("one": PaddleSeg). The rule changes mIoU by several
+            points if classes are rare. A metric whose divisor is 0 for another reason is always left out.
 
     Returns:
-        A dict that `json.dumps` takes:
+        A dict that `json.dumps` accepts:
 
         - `mIoU`, `mean_dice`, `mean_accuracy`: means over classes of IoU (of `classes_averaged`), Dice and recall.
-        - `pixel_accuracy`: share of the labelled pixels that are right.
-        - `frequency_weighted_IoU`: mean of IoU weighted by the classes' true pixels.
-        - `mean_image_IoU`: mean over images of the image's own mean IoU over the classes in its truth or prediction,
-          whatever `absent` is. Every image weighs the same; in mIoU every pixel of a class does.
-        - `iou_per_class`, `dice_per_class`, `precision_per_class`, `recall_per_class`: by name.
-        - `images`: those with a labelled pixel. `pixels`: labelled ones (multi-label: summed over classes).
+        - `pixel_accuracy`: fraction of the labelled pixels that are correct.
+        - `frequency_weighted_IoU`: mean IoU weighted by the classes' true pixels.
+        - `mean_image_IoU`: mean over images of the image's own mean IoU over the classes in its ground truth or
+          prediction, for any `absent`. Every image has the same weight; in mIoU every pixel of a class has.
+        - `iou_per_class`, `dice_per_class`, `precision_per_class`, `recall_per_class`: by class name.
+        - `images`: number with a labelled pixel. `pixels`: number of labelled ones (multi-label: summed over classes).
 
-        Every mean is None and `classes_averaged` 0 where nothing was labelled, whatever `absent` is.
+        If nothing is labelled, every mean is None and `classes_averaged` is 0, for any `absent`.
 
     Example:
-        >>> state = update(new_state(3), np.array([[[3, 1, 0], [0, 4, 0], [0, 0, 0]]]))
-        >>> figures = summary(state, ("road", "car", "train"))
-        >>> figures["iou_per_class"], figures["classes_averaged"], figures["mIoU"]
+        >>> state = update(new(DatasetSpec(("road", "car", "train"))), np.array([[[3, 1, 0], [0, 4, 0], [0, 0, 0]]]))
+        >>> metrics = summary(state)
+        >>> metrics["iou_per_class"], metrics["classes_averaged"], metrics["mIoU"]
         ({'road': 0.75, 'car': 0.8, 'train': None}, 2, 0.775)
     """
-    hits, truth, predicted = _counts(state.total, multilabel=state.total.ndim == 3)
-    union, pixels = truth + predicted - hits, int(state.total.sum())
-    iou, recall = _ratio(hits, union), _ratio(hits, truth)
-    dice, precision = _ratio(2 * hits, truth + predicted), _ratio(hits, predicted)
+    hits, ground_truth, predicted = _counts(state.total, multilabel=state.total.ndim == 3)
+    union, pixels = ground_truth + predicted - hits, int(state.total.sum())
+    iou, recall = _ratio(hits, union), _ratio(hits, ground_truth)
+    dice, precision = _ratio(2 * hits, ground_truth + predicted), _ratio(hits, predicted)
     fill = {"skip": np.nan, "zero": 0.0, "one": 1.0}[absent] if pixels else np.nan
 
-    def over_classes(figure):
-        kept = np.where(union > 0, figure, fill)
+    def over_classes(scores):
+        kept = np.where(union > 0, scores, fill)
         kept = kept[~np.isnan(kept)]
         return _plain(_ratio(kept.sum(), kept.size)), kept.size
 
@@ -168,9 +172,12 @@ def summary(state: State, names: Sequence[str], *, absent: Literal["skip", "zero
         "mean_dice": over_classes(dice)[0],
         "pixel_accuracy": _plain(_ratio(np.trace(state.total, axis1=-2, axis2=-1).sum(), pixels)),
         "mean_accuracy": over_classes(recall)[0],
-        "frequency_weighted_IoU": _plain(_ratio(np.nansum(truth * iou), truth.sum())),
+        "frequency_weighted_IoU": _plain(_ratio(np.nansum(ground_truth * iou), ground_truth.sum())),
         "mean_image_IoU": _plain(_ratio(state.image_iou, state.scored)),
-        **{f"{key}_per_class": dict(zip(names, map(_plain, x), strict=True)) for key, x in per_class.items()},
+        **{
+            f"{key}_per_class": dict(zip(state.spec.classes, map(_plain, x), strict=True))
+            for key, x in per_class.items()
+        },
         "classes_averaged": classes_averaged,
         "images": state.images,
         "pixels": pixels,
@@ -178,17 +185,17 @@ def summary(state: State, names: Sequence[str], *, absent: Literal["skip", "zero
 
 
 def _counts(matrices, multilabel):
-    """Hits, truth and prediction of each class in pixels, [..., k] each."""
+    """Returns true positives, ground truth and prediction of each class in pixels, [..., k] each."""
     if multilabel:
         return matrices[..., 1, 1], matrices[..., 1, :].sum(axis=-1), matrices[..., :, 1].sum(axis=-1)
     return np.diagonal(matrices, axis1=-2, axis2=-1), matrices.sum(axis=-1), matrices.sum(axis=-2)
 
 
 def _ratio(numerator, denominator):
-    """The quotient in float64, NaN where the denominator is 0."""
+    """Divides in float64; NaN where the denominator is 0."""
     return np.divide(numerator, np.where(denominator, denominator, np.nan))
 
 
-def _plain(figure):
-    """A Python float, None for NaN: what JSON can say."""
-    return None if np.isnan(figure) else float(figure)
+def _plain(value):
+    """Converts a number to a Python float, or NaN to None, for JSON."""
+    return None if np.isnan(value) else float(value)

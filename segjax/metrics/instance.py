@@ -1,4 +1,4 @@
-"""Scores of detected objects: COCO average precision, computed by pycocotools, and the Data Science Bowl 2018 score."""
+"""Instance metrics: COCO average precision, computed by pycocotools, and the score of the Data Science Bowl 2018."""
 
 import contextlib
 import io
@@ -10,22 +10,21 @@ from jaxtyping import Bool, Float, Integer
 
 from segjax.checks import UserError
 from segjax.metrics.pairs import check_maps, compact, count_pairs
-from segjax.rle import coco_tools, encode
+from segjax.rle import coco_tools, encode_masks
 from segjax.spec import DatasetSpec
 
-# Hundredths over 100 are the floats nearest to the thresholds, so that an IoU of exactly 0.6 is never above 0.6.
+# Integers over 100 give the floats nearest to the thresholds: an IoU of exactly 0.6 is then never above 0.6.
 _THRESHOLDS = np.arange(50, 100, 5) / 100
 
 
 class Objects(NamedTuple):
-    """The objects of one image, true or detected; they may overlap.
+    """The objects of one image, ground truth or detections; they may overlap.
 
     Args:
-        rles: mask of each object as pycocotools encodes it, `{"size": [y, x], "counts": bytes}`.
+        rles: mask of each object in pycocotools' encoding, `{"size": [y, x], "counts": bytes}`.
         classes: class index of each object.
-        scores: how sure a detection is; without meaning for the truth.
-        crowd: True for a region of objects that are not told apart; without meaning for detections, whose crowds are
-            dropped.
+        scores: score of each detection; ignored for ground truth.
+        crowd: True for a region of objects that are not annotated separately; crowds among detections are dropped.
         size: rows and columns of the image.
     """
 
@@ -36,72 +35,74 @@ class Objects(NamedTuple):
     size: tuple[int, int]
 
 
-class State(NamedTuple):
-    """What has been gathered so far; two states of disjoint images merge by addition.
+class InstanceState(NamedTuple):
+    """The objects collected so far; states of disjoint images are merged by addition.
 
     Args:
-        truths: true objects of each image.
-        detections: detected ones.
+        spec: the classes.
+        ground_truths: true objects of each image.
+        detections: detected objects of each image.
         bowl: sum of the images' bowl scores.
         images: number of images.
     """
 
-    truths: tuple[Objects, ...]
+    spec: DatasetSpec
+    ground_truths: tuple[Objects, ...]
     detections: tuple[Objects, ...]
     bowl: float
     images: int
 
 
-def objects(
+def objects_of_maps(
     label: np.ndarray,
     instance: np.ndarray,
     spec: DatasetSpec,
     scores: Sequence[float] | Float[np.ndarray, "n"] | None = None,
 ) -> Objects:
-    """Takes the objects out of an image's maps.
+    """Extracts the objects from an image's maps.
 
-    An object is the pixels of one number and one thing class; number 0 of a thing class is a crowd. The masks of all
-    objects are encoded in one pass. For a panoptic map, `objects(*decode(panoptic, divisor), spec)`.
+    An object consists of the pixels with one number and one thing class; number 0 on a thing class is a crowd. All
+    masks are encoded in one pass. For a panoptic map, use `objects_of_maps(*decode_panoptic(panoptic, divisor), spec)`.
 
     Args:
         label: class of each pixel, integers [y, x].
-        instance: number of the object of each pixel, integers [y, x]; 1 .. n if there are scores.
-        spec: says which classes are things.
-        scores: score of objects 1 .. n, float [n]; all 1 when left out.
+        instance: object number of each pixel, integers [y, x]; 1 .. n if there are scores.
+        spec: tells which classes are things.
+        scores: scores of objects 1 .. n, float [n]; all 1 by default.
 
     Returns:
-        The objects in the order of their number.
+        The objects in the order of their numbers.
 
     Raises:
-        UserError: sizes differ, a map does not hold whole numbers, an object without a score, or no pycocotools.
+        UserError: sizes differ, a map does not hold integers, an object has no score, or pycocotools is missing.
 
     Example:
         >>> spec = DatasetSpec(("ground", "cell"), things=(1,))
         >>> label, instance = np.array([[0, 1, 1], [0, 1, 1]]), np.array([[0, 1, 0], [0, 1, 0]])
-        >>> found = objects(label, instance, spec, scores=[0.9])
+        >>> found = objects_of_maps(label, instance, spec, scores=[0.9])
         >>> found.scores.tolist(), found.crowd.tolist(), [rle["size"] for rle in found.rles]
         ([1.0, 0.9], [True, False], [[2, 3], [2, 3]])
     """
     check_maps(label, instance)
-    rles, classes, numbers = encode(label, instance, spec.things)
+    rles, classes, numbers = encode_masks(label, instance, spec.things)
     return Objects(rles, classes, _scores(scores, numbers), numbers == 0, label.shape)
 
 
 def objects_of_masks(
     masks: Bool[np.ndarray, "n y x"], classes: Integer[np.ndarray, "n"], scores: Float[np.ndarray, "n"]
 ) -> Objects:
-    """Takes objects whose masks may overlap.
+    """Makes objects from masks, which may overlap.
 
     Args:
         masks: pixels of each object.
-        classes: its class.
-        scores: how sure it is.
+        classes: class of each object.
+        scores: score of each object.
 
     Returns:
-        The objects that have a pixel, in the same order.
+        The objects that have at least one pixel, in the same order.
 
     Raises:
-        UserError: there are objects, but no pycocotools.
+        UserError: there are objects, but pycocotools is missing.
 
     Example:
         >>> masks = np.array([[[True, True, False]], [[False, True, True]]])
@@ -115,99 +116,105 @@ def objects_of_masks(
     return Objects(rles, classes[kept], scores, np.zeros(len(kept), bool), masks.shape[1:])
 
 
-def new_state() -> State:
-    """A state that has gathered nothing.
+def new(spec: DatasetSpec) -> InstanceState:
+    """Makes an empty state.
+
+    Args:
+        spec: the classes; AP is computed for the things.
 
     Returns:
         The empty state.
 
     Example:
-        >>> new_state().images
+        >>> new(DatasetSpec(("ground", "cell"), things=(1,))).images
         0
     """
-    return State((), (), 0.0, 0)
+    return InstanceState(spec, (), (), 0.0, 0)
 
 
-def update(state: State, truth: Objects, detections: Objects) -> State:
+def update(state: InstanceState, ground_truth: Objects, detections: Objects) -> InstanceState:
     """Adds one image.
 
     Args:
-        state: what has been gathered so far.
-        truth: true objects, from `objects`. Where the image has no truth nothing says so here, as in COCO: what is
-            detected there is wrong. Set the predicted label to `spec.ignore` on those pixels first.
+        state: the objects collected so far.
+        ground_truth: true objects, from `objects_of_maps`. COCO's AP has no ignored region: detections on unlabelled
+            pixels count as false positives. Set the predicted label to `spec.ignore` on those pixels first.
         detections: detected objects.
 
     Returns:
         The state with the image added.
 
     Raises:
-        UserError: the images are of different sizes, or pycocotools is not installed.
+        UserError: the image sizes differ, or pycocotools is not installed.
 
     Example:
         >>> spec = DatasetSpec(("ground", "cell"), things=(1,))
-        >>> cells = objects(np.array([[0, 1, 1]]), np.array([[0, 1, 2]]), spec)
-        >>> update(new_state(), cells, cells).bowl
+        >>> cells = objects_of_maps(np.array([[0, 1, 1]]), np.array([[0, 1, 2]]), spec)
+        >>> update(new(spec), cells, cells).bowl
         1.0
     """
-    if truth.size != detections.size:
-        raise UserError(f"The truth is of size {truth.size} but the prediction of {detections.size} (rows, columns).")
-    single, found = _without_crowds(truth), _without_crowds(detections)
+    if ground_truth.size != detections.size:
+        raise UserError(
+            f"The ground truth has {ground_truth.size} rows and columns, but the prediction has {detections.size}."
+        )
+    single, found = _without_crowds(ground_truth), _without_crowds(detections)
     best = np.zeros(len(single.rles))
     if single.rles and found.rles:
         best = coco_tools().mask.iou(found.rles, single.rles, single.crowd).max(axis=0)
     bowl = _bowl(best, len(single.rles) + len(found.rles))
-    return merge(state, State((truth,), (found,), bowl, 1))
+    return merge(state, InstanceState(state.spec, (ground_truth,), (found,), bowl, 1))
 
 
-def merge(a: State, b: State) -> State:
-    """The state of the images of both, which must share none.
+def merge(a: InstanceState, b: InstanceState) -> InstanceState:
+    """Merges two states of disjoint images.
 
     Args:
         a: one state.
-        b: another.
+        b: another one.
 
     Returns:
-        Their sum. The order matters only to AP and only where detections have equal scores.
+        Their sum. The order affects only AP, and only if detections have equal scores.
 
     Example:
-        >>> merge(new_state(), new_state()) == new_state()
+        >>> spec = DatasetSpec(("ground", "cell"), things=(1,))
+        >>> merge(new(spec), new(spec)) == new(spec)
         True
     """
-    return State(*(x + y for x, y in zip(a, b, strict=True)))
+    return InstanceState(a.spec, *(x + y for x, y in zip(a[1:], b[1:], strict=True)))
 
 
-def summary(state: State, spec: DatasetSpec, max_detections: int = 100) -> dict[str, Any]:
-    """Average precision over IoU 0.50:0.05:0.95 and its parts, by pycocotools, and the mean bowl score.
+def summary(state: InstanceState, *, max_detections: int | None = 100) -> dict[str, Any]:
+    """Computes average precision over IoU 0.50:0.05:0.95 and its parts with pycocotools, and the mean bowl score.
 
     Args:
-        state: what has been gathered.
-        spec: classes; AP is that of the thing classes.
-        max_detections: detections an image and class, by score, that count; images with more objects need more.
+        state: the collected objects.
+        max_detections: how many detections per image and class count, by score: 100 in COCO; None counts all.
 
     Returns:
-        A dict that `json.dumps` takes. Fractions in 0..1, None where there is nothing to divide by:
+        A dict that `json.dumps` accepts. Fractions in 0..1, None if the divisor is 0:
 
         - `AP`, `AP50`, `AP75`: means over the thing classes that have a true object.
-        - `AP_small`, `AP_medium`, `AP_large`: AP of objects below 32^2 pixels, up to 96^2, and beyond.
+        - `AP_small`, `AP_medium`, `AP_large`: AP of objects below 32^2 pixels, up to 96^2, and above.
         - `ap_per_class`: by name of the thing class.
-        - `bowl_score`: mean over images, see `bowl_score`; without regard to classes, scores and crowds.
-        - `images`, and `objects`: true ones that are not crowds.
+        - `bowl_score`: mean over images, see `bowl_score`; ignores classes, scores and crowds.
+        - `images`, and `objects`: the number of true objects that are not crowds.
 
     Raises:
         UserError: pycocotools is not installed.
 
     Example:
         >>> spec = DatasetSpec(("ground", "cell"), things=(1,))
-        >>> cells = objects(np.array([[0, 1, 1]]), np.array([[0, 1, 2]]), spec)
-        >>> figures = summary(update(new_state(), cells, cells), spec)
-        >>> figures["AP"], figures["AP_large"], figures["objects"]
+        >>> cells = objects_of_maps(np.array([[0, 1, 1]]), np.array([[0, 1, 2]]), spec)
+        >>> metrics = summary(update(new(spec), cells, cells))
+        >>> metrics["AP"], metrics["AP_large"], metrics["objects"]
         (1.0, None, 2)
     """
-    tools = coco_tools()
+    tools, spec = coco_tools(), state.spec
+    most = max([1, *(len(image.rles) for image in state.detections)])
     with contextlib.redirect_stdout(io.StringIO()):
-        truths, detections = (_coco(tools, images, spec) for images in (state.truths, state.detections))
-        run = tools.cocoeval.COCOeval(truths, detections, "segm")
-        run.params.maxDets = [max_detections]
+        ground_truths, detections = (_coco(tools, images, spec) for images in (state.ground_truths, state.detections))
+        run = tools.cocoeval.COCOeval(ground_truths, detections, "segm")
+        run.params.maxDets = [most if max_detections is None else max_detections]
         run.evaluate()
         run.accumulate()
     precision = run.eval["precision"][..., 0]  # [threshold, recall, class, size]; -1 where there is no true object
@@ -227,54 +234,84 @@ def summary(state: State, spec: DatasetSpec, max_detections: int = 100) -> dict[
         "ap_per_class": {spec.classes[c]: mean(every[..., i]) for i, c in enumerate(run.params.catIds)},
         "bowl_score": state.bowl / state.images if state.images else None,
         "images": state.images,
-        "objects": sum(int((~truth.crowd).sum()) for truth in state.truths),
+        "objects": sum(int((~image.crowd).sum()) for image in state.ground_truths),
     }
 
 
-def bowl_score(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """Score of one image in the Data Science Bowl 2018: mean of `TP / (TP + FP + FN)` over IoU 0.50:0.05:0.95.
+def average_precision(
+    ground_truths: Sequence[Objects], detections: Sequence[Objects], spec: DatasetSpec
+) -> dict[str, Any]:
+    """Computes the average precision of a set of images that fits in memory.
+
+    Args:
+        ground_truths: true objects of each image, from `objects_of_maps` or `objects_of_masks`.
+        detections: detected objects of each image, with scores.
+        spec: the classes; AP is computed for the things.
+
+    Returns:
+        The metrics of `summary`.
+
+    Raises:
+        UserError: the numbers of images differ, or `update` raises.
+
+    Example:
+        >>> spec = DatasetSpec(("ground", "cell"), things=(1,))
+        >>> cells = objects_of_maps(np.array([[0, 1, 1]]), np.array([[0, 1, 2]]), spec)
+        >>> average_precision([cells], [cells], spec)["AP"]
+        1.0
+    """
+    if len(ground_truths) != len(detections):
+        raise UserError(f"There are {len(ground_truths)} images of ground truth, but {len(detections)} of detections.")
+    state = new(spec)
+    for true, found in zip(ground_truths, detections, strict=True):
+        state = update(state, true, found)
+    return summary(state)
+
+
+def bowl_score(ground_truth: np.ndarray, prediction: np.ndarray) -> float:
+    """Scores an image as in the Data Science Bowl 2018: mean of `TP / (TP + FP + FN)` over IoU 0.50:0.05:0.95.
 
     A true and a predicted object match at threshold t if `IoU > t`.
 
     Args:
-        truth: number of the object of each pixel, 0 for none, integers [y, x].
-        prediction: the same of the prediction.
+        ground_truth: object number of each pixel, 0 for none, integers [y, x].
+        prediction: predicted object number of each pixel, 0 for none, integers [y, x].
 
     Returns:
-        A fraction in 0..1: 1 where both maps are empty, 0 where only one is.
+        A fraction in 0..1: 1 if both maps are empty, 0 if only one is.
 
     Raises:
-        UserError: sizes differ, or a map does not hold whole numbers.
+        UserError: sizes differ, or a map does not hold integers.
 
     Example:
         >>> bowl_score(np.array([[1, 1, 2]]), np.array([[7, 7, 0]]))
         0.5
     """
-    truth, prediction, pixels = count_pairs(truth, prediction)
-    (truth_ids, g), (ids, p) = compact(truth), compact(prediction)
+    ground_truth, prediction, pixels = count_pairs(ground_truth, prediction)
+    (truth_ids, g), (ids, p) = compact(ground_truth), compact(prediction)
     union = np.bincount(g, pixels)[g] + np.bincount(p, pixels)[p] - pixels
-    best = (pixels / union)[(truth != 0) & (prediction != 0)]
+    best = (pixels / union)[(ground_truth != 0) & (prediction != 0)]
     return _bowl(best, np.count_nonzero(truth_ids) + np.count_nonzero(ids))
 
 
 def _bowl(ious, objects):
-    """The bowl score, from IoUs of true with predicted objects (one above 1/2 each at most) and the number of both.
+    """Computes the bowl score from the IoUs of pairs of true and predicted objects, and the number of both.
 
-    Masks of the truth do not overlap, so that above 1/2 no prediction is the best of two of them.
+    True masks do not overlap, so each object is in at most one pair with an IoU above 1/2.
     """
     hits = (ious[:, None] > _THRESHOLDS).sum(axis=0)
     return float((hits / (objects - hits)).mean()) if objects else 1.0
 
 
 def _scores(scores, numbers):
-    """Score of each object by its number; 1 for crowds."""
+    """Looks up the score of each object by its number; 1 for crowds."""
     if scores is None:
         return np.ones(len(numbers))
     scores = np.asarray(scores, np.float64)
     if numbers.size and not 0 <= numbers.min() <= numbers.max() <= len(scores):
         raise UserError(
-            f"Objects are numbered {numbers.min()} .. {numbers.max()}, but there are {len(scores)} scores: one is "
-            f"needed for each of the objects 1 .. n."
+            f"Objects are numbered {numbers.min()} .. {numbers.max()}, but there are {len(scores)} scores: objects "
+            "1 .. n need one each."
         )
     return np.append(1.0, scores)[numbers]
 
@@ -286,7 +323,7 @@ def _without_crowds(objects):
 
 
 def _coco(tools, images, spec):
-    """The images' objects as pycocotools holds them; annotations are numbered from 1, for it takes 0 for none."""
+    """Converts objects to pycocotools' COCO; annotation ids start at 1, because pycocotools reads 0 as no match."""
     coco, annotations = tools.coco.COCO(), []
     for i, (rles, classes, scores, crowd, _) in enumerate(images):
         for rle, c, score, is_crowd in zip(rles, classes, scores, crowd, strict=True):

@@ -1,4 +1,4 @@
-"""Counting what two maps say together: one pass over the pixels, then only a few hundred numbers."""
+"""Counts the pairs of values in two maps in one pass; later steps work on a few hundred counts, not on pixels."""
 
 import numpy as np
 from jaxtyping import Int64, Integer
@@ -6,37 +6,37 @@ from jaxtyping import Int64, Integer
 from segjax.checks import UserError
 from segjax.rle import runs
 
-_TABLE = 2**20  # values of a range up to here are found by a table: any map of 1000 classes with 1000 objects each
+_TABLE = 2**20  # maximum range of values for the lookup table: enough for 1000 classes with 1000 objects each
 
 
 def check_maps(a: np.ndarray, b: np.ndarray) -> None:
-    """Refuses maps that cannot be compared pixel by pixel.
+    """Checks that two maps can be compared pixel by pixel.
 
     Args:
         a: one map [y, x].
-        b: another.
+        b: another one.
 
     Raises:
-        UserError: their sizes differ, or one does not hold whole numbers.
+        UserError: their sizes differ, or one does not hold integers.
 
     Example:
         >>> check_maps(np.zeros((4, 6), np.int32), np.zeros((4, 6), np.uint8))
     """
     if a.shape != b.shape:
-        raise UserError(f"Sizes differ, {a.shape} and {b.shape} (rows, columns): resize one, by nearest neighbour.")
+        raise UserError(f"Sizes differ, {a.shape} and {b.shape} (rows, columns): resize one with nearest neighbour.")
     for kind in (a.dtype, b.dtype):
         if not np.issubdtype(kind, np.integer):
-            raise UserError(f"A map of classes or objects holds whole numbers, not {kind}: use astype(np.int32).")
+            raise UserError(f"A map of classes or objects must hold integers, not {kind}: use astype(np.int32).")
 
 
 def compact(values: Integer[np.ndarray, "n"]) -> tuple[Int64[np.ndarray, "found"], Int64[np.ndarray, "n"]]:
-    """Numbers the values that occur: `np.unique` with its inverse, without a sort where the range is small.
+    """Finds the unique values, as `np.unique` with its inverse, but without a sort if their range is small.
 
     Args:
-        values: whole numbers.
+        values: integers.
 
     Returns:
-        The values that occur, in order, and the place of each element among them.
+        The unique values, in order, and the index of each element among them.
 
     Example:
         >>> [x.tolist() for x in compact(np.array([7000, -1, 7000, 3]))]
@@ -57,17 +57,17 @@ def compact(values: Integer[np.ndarray, "n"]) -> tuple[Int64[np.ndarray, "found"
 def count_pairs(
     a: np.ndarray, b: np.ndarray
 ) -> tuple[Int64[np.ndarray, "pairs"], Int64[np.ndarray, "pairs"], Int64[np.ndarray, "pairs"]]:
-    """Counts the pixels of each pair of values that two maps hold at the same place.
+    """Counts the pixels of each pair of values that two maps have at the same position.
 
     Args:
-        a: whole numbers [y, x].
-        b: whole numbers [y, x].
+        a: integers [y, x].
+        b: integers [y, x].
 
     Returns:
-        Value in `a`, value in `b` and pixels of each pair that occurs, in order.
+        Value in `a`, value in `b` and number of pixels of each pair that occurs, in order.
 
     Raises:
-        UserError: sizes differ, or a map does not hold whole numbers.
+        UserError: sizes differ, or a map does not hold integers.
 
     Example:
         >>> [x.tolist() for x in count_pairs(np.array([[1, 1, 2, 1]]), np.array([[5, 7, 7, 5]]))]

@@ -1,32 +1,32 @@
-"""A second head on intermediate features, for training."""
+"""An auxiliary head on intermediate features, for training."""
 
 import jax
 from flax import linen as nn
 
 from segjax.models.network import HEAD
-from segjax.nn.layers import Conv, ConvNorm, Style
+from segjax.nn.layers import Conv, ConvNorm, LayerConfig
 
 
 def auxiliary(
-    tap: str, features: dict[str, jax.Array], channels: int, style: Style, train: bool
+    tap: str, features: dict[str, jax.Array], num_logits: int, layer_config: LayerConfig, train: bool
 ) -> dict[str, jax.Array]:
-    """Scores of intermediate features, which add to the loss only: PSPNet, section 4 (arXiv:1612.01105).
+    """Computes logits from intermediate features, used only in the loss: PSPNet, section 4 (arXiv:1612.01105).
 
-    Must be called within a compact method, whose module gets the submodules `aux_conv` and `aux_head`.
+    Call it within a compact method; it adds the submodules `aux_conv` and `aux_head` to that module.
 
     Args:
         tap: name of the features; "" for no output.
-        features: of the backbone.
-        channels: logits a pixel.
-        style: norm and dtype.
-        train: use batch statistics, and drop out.
+        features: features of the backbone.
+        num_logits: logits per pixel.
+        layer_config: norm and dtype.
+        train: use batch statistics, and apply dropout.
 
     Returns:
-        {"aux": float32 [b, y, x, channels]}, or nothing.
+        {"aux": float32 [b, h, w, num_logits]}, or {}.
     """
     if not tap:
         return {}
     x = features[tap]
-    x = ConvNorm(x.shape[-1] // 4, style, name="aux_conv")(x, train)
+    x = ConvNorm(x.shape[-1] // 4, layer_config, name="aux_conv")(x, train)
     x = nn.Dropout(0.1)(x, deterministic=not train)
-    return {"aux": Conv(channels, 1, use_bias=True, kernel_init=HEAD, name="aux_head")(x)}
+    return {"aux": Conv(num_logits, 1, use_bias=True, kernel_init=HEAD, name="aux_head")(x)}

@@ -1,4 +1,4 @@
-"""Lite reduced ASPP, the fast one: Howard et al., 2019, section 6.4 (arXiv:1905.02244), as torchvision has it."""
+"""Lite R-ASPP, a fast head for MobileNets: Howard et al., 2019, section 6.4 (arXiv:1905.02244), as in torchvision."""
 
 from typing import Annotated
 
@@ -15,13 +15,13 @@ from segjax.nn.resize import resize
 
 
 class LRASPP(Network):
-    """Scores of stride 8 and of the last features, these weighted by a gate that the whole image sets.
+    """Sums logits of the stride-8 features and of the last features; a gate from image pooling weights the latter.
 
-    The paper's gate is the mean of a 49x49 window; this one, torchvision's, of the whole image, so that images of
-    another size than the training crops are gated by other means than was trained.
+    The paper pools over a 49x49 window; this module pools over the full image, as torchvision does. Images of another
+    size than the training crops are therefore gated by other means than in training.
 
     Example:
-        >>> net = LRASPP(channels=2, backbone="mobilenet_v3_micro", width=8)
+        >>> net = LRASPP(num_logits=2, backbone="mobilenet_v3_micro", width=8)
         >>> images = jnp.zeros((1, 33, 65, 3))
         >>> variables = jax.eval_shape(lambda: net.init(jax.random.key(0), images, train=False))
         >>> jax.eval_shape(lambda v: net.apply(v, images, train=False), variables)["logits"].shape
@@ -29,17 +29,17 @@ class LRASPP(Network):
     """
 
     backbone: Annotated[str, Key("a key of `segjax.nn.backbones.BACKBONES`")] = "mobilenet_v3_large"
-    output_stride: Annotated[int, Key("finest resolution that the backbone keeps", (8, 16, 32))] = 16
+    output_stride: Annotated[int, Key("stride of the backbone's last features", (8, 16, 32))] = 16
     width: Annotated[int, Key("channels of the last features", "[1, inf)")] = 128
-    convention: Annotated[str, Key("whose dilations, for their weights", ("torchvision", "atrous"))] = "torchvision"
+    variant: Annotated[str, Key("where dilation starts, to match weights", ("torchvision", "atrous"))] = "torchvision"
 
     def __post_init__(self):
         """Checks the backbone."""
-        backbones.check(self.backbone, self.output_stride)
+        backbones.check_settings(self.backbone, self.output_stride)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, Float[Array, "b y x k"]]:
+    def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, Float[Array, "b _ _ k"]]:
         """Maps normalised images to logits.
 
         Args:
@@ -47,20 +47,23 @@ class LRASPP(Network):
             train: use (and update) batch statistics.
 
         Returns:
-            {"logits": float32 [b, h / 8, w / 8, channels]}, sizes as the backbone rounds.
+            {"logits": float32 [b, h / 8, w / 8, num_logits]}, rounded as in the backbone.
         """
         backbone = backbones.create(
-            self.backbone, self.style, self.output_stride, convention=self.convention, name="backbone"
+            self.backbone,
+            layer_config=self.layer_config,
+            output_stride=self.output_stride,
+            variant=self.variant,
+            module_name="backbone",
         )
         features = backbone(images, train)
         low, high = features["c3"], features["c5"]
         mean = jnp.mean(high, axis=(1, 2), keepdims=True, dtype=jnp.float32)
         gate = jax.nn.sigmoid(Conv(self.width, 1, dtype=self.dtype, name="scale")(mean))
-        x = ConvNorm(self.width, self.style, 1, name="conv")(high, train) * gate
-        # The scores of the last features are linear, so they are taken before the maps are enlarged: the same values
-        # from fewer pixels.
-        scores = Conv(self.channels, 1, use_bias=True, kernel_init=HEAD, name="head_high")(x)
+        x = ConvNorm(self.width, self.layer_config, 1, name="conv")(high, train) * gate
+        # This head is linear, so it is applied before upsampling: the same values from fewer pixels.
+        scores = Conv(self.num_logits, 1, use_bias=True, kernel_init=HEAD, name="head_high")(x)
         return {
-            "logits": Conv(self.channels, 1, use_bias=True, kernel_init=HEAD, name="head_low")(low)
+            "logits": Conv(self.num_logits, 1, use_bias=True, kernel_init=HEAD, name="head_low")(low)
             + resize(scores, low.shape[1:3])
         }

@@ -1,4 +1,4 @@
-"""What all networks have in common."""
+"""The base class of all networks."""
 
 from typing import Annotated
 
@@ -7,27 +7,27 @@ from flax import linen as nn
 from segjax import checks
 from segjax.checks import Key
 from segjax.nn import backbones
-from segjax.nn.layers import Style
+from segjax.nn.layers import LayerConfig
 
-HEAD = nn.initializers.normal(0.01)  # small scores: the first loss is that of equal probabilities
+HEAD = nn.initializers.normal(0.01)  # small logits: the initial probabilities are almost equal
 
 
 class Network(nn.Module):
     """Base of the networks `(images, train) -> {"logits": …}`; only reverse-mode differentiation is supported.
 
-    A network of your own is a subclass with a `__call__`, which may take `progress`, the share of a run that is done,
-    with a default for evaluation.
+    To write your own network, subclass it and define `__call__`. It may also take `progress`, the fraction of the run
+    that is done; give it a default for evaluation.
 
     Attributes:
-        channels: logits a pixel.
-        axis_name: pmap axis over which batch statistics are taken.
-        frozen: paths of the parts that do not learn, whose batch norms keep their statistics.
-        outputs: names of what `__call__` returns.
+        num_logits: logits per pixel.
+        axis_name: pmap axis over which batch statistics are computed.
+        frozen: paths of the frozen modules, whose batch norms keep their statistics.
+        outputs: names of the outputs of `__call__`.
     """
 
-    channels: int
-    norm: Annotated[str, Key("of the layers; group: at most 32 groups", ("batch", "group", "none"))] = "batch"
-    momentum: Annotated[float, Key("share of the old batch statistics that is kept each step", "[0, 1]")] = 0.9
+    num_logits: int
+    norm: Annotated[str, Key("norm of the layers; group: at most 32 groups", ("batch", "group", "none"))] = "batch"
+    momentum: Annotated[float, Key("fraction of the old batch statistics kept at each step", "[0, 1]")] = 0.9
     dtype: Annotated[str, Key("of maps; parameters, statistics, logits: float32", ("float32", "bfloat16"))] = "float32"
     remat: Annotated[bool, Key("recompute activations in the backward pass: less memory, more time")] = False
     axis_name: str | None = None
@@ -40,29 +40,29 @@ class Network(nn.Module):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of what `__call__` returns."""
+        """Names of the outputs of `__call__`."""
         return ("logits", "aux") if getattr(self, "aux", "") else ("logits",)
 
     @property
     def family(self) -> str:
-        """Of the backbone, as published weights know it; "" where there is none."""
+        """Family of the backbone, which sets the names in published weights; "" if there is no backbone."""
         backbone = getattr(self, "backbone", "plain")
         return backbones.BACKBONES[backbone].family if backbone in backbones.BACKBONES else ""
 
     @property
     def layer_order(self) -> tuple[str, ...]:
-        """Paths of the layers whose learning rates `optimizer.layer_decay` lowers, from the input on."""
+        """Paths of the layers that `optimizer.layer_decay` applies to, from input to output."""
         backbone = getattr(self, "backbone", "plain")
-        return tuple(f"backbone/{name}" for name in backbones.layers(backbone)) if self.family else ()
+        return tuple(f"backbone/{name}" for name in backbones.layer_names(backbone)) if self.family else ()
 
     @property
     def margin(self) -> int:
-        """Pixels that each side of the input loses."""
+        """Pixels that the network trims from each side of its input."""
         return 0
 
     @property
-    def style(self) -> Style:
-        """What all layers have in common."""
-        return Style(
+    def layer_config(self) -> LayerConfig:
+        """The settings that all layers share."""
+        return LayerConfig(
             self.norm, self.momentum, dtype=self.dtype, remat=self.remat, axis_name=self.axis_name, frozen=self.frozen
         )

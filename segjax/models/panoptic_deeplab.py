@@ -1,4 +1,4 @@
-"""Panoptic-DeepLab (Cheng et al., 2020, arXiv:1911.10194): classes, centres of objects, and offsets to them."""
+"""Panoptic-DeepLab (Cheng et al., 2020, arXiv:1911.10194): class logits, a centre heatmap, and per-pixel offsets."""
 
 from typing import Annotated
 
@@ -15,18 +15,17 @@ from segjax.nn.resize import resize
 
 
 class PanopticDeepLab(DeepLab):
-    """Two pyramids and two decoders on one dilated backbone: one for classes, one for objects (section 3.1).
+    """Two ASPP modules with decoders on one dilated backbone: one for classes, one for objects (section 3.1).
 
-    A decoder joins the features of stride 8, then those of stride 4, each reduced by a 1x1 convolution and followed by
-    a 5x5 one; a head is another 5x5 and a 1x1 convolution. With `width` 256 the channels are the paper's: those of
-    stride 8 and 4 are reduced to 64 and 32 for classes, 32 and 16 for objects; the decoders have 256 and 128, the heads
-    256 and 32.
-
-    All widths follow from `width`, 8 at least. Without `separable` a 5x5 convolution is two of 3x3, as in detectron2.
+    A decoder concatenates the features of stride 8, then those of stride 4; a 1x1 convolution reduces each, and a 5x5
+    convolution follows. A head is a 5x5 and a 1x1 convolution. With `width` 256 the channels are the paper's: the
+    features of stride 8 and 4 are reduced to 64 and 32 for classes, 32 and 16 for objects; the decoders have 256 and
+    128 channels, the heads 256 and 32. All widths derive from `width` and are at least 8. Without `separable`, two 3x3
+    convolutions replace a 5x5 one, as in detectron2.
 
     Example:
         >>> import jax
-        >>> net = PanopticDeepLab(channels=2, backbone="resnet_micro", width=16)
+        >>> net = PanopticDeepLab(num_logits=2, backbone="resnet_micro", width=16)
         >>> images = jnp.zeros((1, 33, 65, 3))
         >>> variables = jax.eval_shape(lambda: net.init(jax.random.key(0), images, train=False))
         >>> out = jax.eval_shape(lambda v: net.apply(v, images, train=False), variables)
@@ -35,51 +34,51 @@ class PanopticDeepLab(DeepLab):
     """
 
     separable: Annotated[bool, Key("depthwise separable convolutions")] = True
-    dropout: Annotated[float, Key("rate after the pyramids", "[0, 1)")] = 0.1
+    dropout: Annotated[float, Key("dropout rate after ASPP", "[0, 1)")] = 0.1
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of what `__call__` returns."""
+        """Names of the outputs of `__call__`."""
         return ("logits", "centre", "offset")
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, Float[Array, "b _ _ ..."]]:
-        """Maps normalised images to logits, centres and offsets.
+        """Maps normalised images to logits, a centre heatmap and offsets.
 
         Args:
             images: float32 [b, h, w, c].
-            train: use (and update) batch statistics, and drop out.
+            train: use (and update) batch statistics, and apply dropout.
 
         Returns:
-            {"logits": [b, h / 4, w / 4, channels], "centre": [b, h / 4, w / 4], "offset": [b, h / 4, w / 4, 2]},
-            float32, sizes as the backbone rounds; offsets are (dy, dx) in pixels of these maps.
+            {"logits": [b, h / 4, w / 4, num_logits], "centre": [b, h / 4, w / 4], "offset": [b, h / 4, w / 4, 2]},
+            float32, rounded as in the backbone; offsets are (dy, dx) in pixels of these maps.
         """
         features = self._features(images, train)
         part = max(8, self.width // 2)
         x = self._decoder("semantic", features, self.width, train)
         objects = self._decoder("instance", features, part, train)
         return {
-            "logits": self._scores("head", self.width, self.channels, x, train),
-            "centre": self._scores("centre", part // 4, 1, objects, train)[..., 0],
-            "offset": self._scores("offset", part // 4, 2, objects, train),
+            "logits": self._named_head("head", self.width, self.num_logits, x, train),
+            "centre": self._named_head("centre", part // 4, 1, objects, train)[..., 0],
+            "offset": self._named_head("offset", part // 4, 2, objects, train),
         }
 
     def _decoder(self, name, features, width, train):
         x = self._pyramid(features["c5"], train, f"{name}_aspp")
         for tap, share in (("c3", 4), ("c2", 8)):
-            low = ConvNorm(max(8, width // share), self.style, 1, name=f"{name}_{tap}")(features[tap], train)
+            low = ConvNorm(max(8, width // share), self.layer_config, 1, name=f"{name}_{tap}")(features[tap], train)
             x = jnp.concatenate([resize(x, low.shape[1:3]), low], axis=-1)
-            x = self._wide(f"{name}_fuse_{tap}", width, x, train)
+            x = self._conv5x5(f"{name}_fuse_{tap}", width, x, train)
         return x
 
-    def _scores(self, name, width, channels, x, train):
-        x = self._wide(f"{name}_conv", max(8, width), x, train)
+    def _named_head(self, name, width, channels, x, train):
+        x = self._conv5x5(f"{name}_conv", max(8, width), x, train)
         return Conv(channels, 1, use_bias=True, kernel_init=HEAD, name=name)(x)
 
-    def _wide(self, name, width, x, train):
-        """A 5x5 convolution."""
+    def _conv5x5(self, name, width, x, train):
+        """Applies a 5x5 convolution, or two 3x3 ones."""
         if self.separable:
-            return SeparableConv(width, self.style, kernel=5, name=name)(x, train)
+            return SeparableConv(width, self.layer_config, kernel=5, name=name)(x, train)
         for i in range(2):
-            x = ConvNorm(width, self.style, name=f"{name}_{i}")(x, train)
+            x = ConvNorm(width, self.layer_config, name=f"{name}_{i}")(x, train)
         return x

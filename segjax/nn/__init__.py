@@ -1,1 +1,5 @@
-"""Layers and operations that models are made of."""
+"""Building blocks of the models: layers, resizing, ASPP, backbones and kernels."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

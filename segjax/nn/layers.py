@@ -1,4 +1,4 @@
-"""Convolution and norm as every network here uses them."""
+"""The convolution and norm layers that all networks share."""
 
 import dataclasses
 import math
@@ -15,22 +15,22 @@ from segjax.nn import kernels
 HE = nn.initializers.he_normal()
 
 
-def within(path: str, part: str) -> bool:
-    """Whether a module or parameter is a part of a network, or lies in it; both are paths as "backbone/layer1_0"."""
+def is_within(path: str, part: str) -> bool:
+    """Tells whether the path of a module or parameter equals `part`, such as "backbone/layer1_0", or lies under it."""
     return path == part or path.startswith(f"{part}/")
 
 
 @dataclasses.dataclass(frozen=True)
-class Style:
-    """What all layers of a network have in common."""
+class LayerConfig:
+    """The settings that all layers of a network share."""
 
     norm: str = "batch"  # "batch", "group" (at most 32 groups) or "none"
-    momentum: float = 0.9  # share of the old batch statistics that is kept each step
+    momentum: float = 0.9  # fraction of the old batch statistics kept at each step
     epsilon: float = 1e-5  # added to the variance
-    dtype: str = "float32"  # of computing; parameters and statistics are float32
+    dtype: str = "float32"  # compute dtype; parameters and batch statistics are float32
     remat: bool = False  # recompute each block's activations in the backward pass
-    axis_name: str | None = None  # pmap axis over which batch statistics are taken
-    frozen: tuple[str, ...] = ()  # paths of the parts that do not learn
+    axis_name: str | None = None  # pmap axis over which batch statistics are computed
+    frozen: tuple[str, ...] = ()  # paths of the frozen modules
 
     def __post_init__(self):
         """Checks the choices."""
@@ -38,26 +38,26 @@ class Style:
         check_choice("model.dtype", self.dtype, ("float32", "bfloat16"))
 
     def learns(self, *names: str) -> bool:
-        """Whether the module of this path is in no frozen part."""
-        return not any(within("/".join(names), part) for part in self.frozen)
+        """Tells whether the module at this path is outside all frozen modules."""
+        return not any(is_within("/".join(names), part) for part in self.frozen)
 
     def block(self, module: type[nn.Module]) -> type[nn.Module]:
-        """Wraps a block `(x, train)` so that it is recomputed where the network says so."""
+        """Wraps a block `(x, train)` in `nn.remat` if `remat` is set."""
         return nn.remat(module, static_argnums=(2,)) if self.remat else module
 
 
 class Conv(nn.Module):
-    """Convolution with the same padding on both sides, so that pixel i of the result lies over pixel i * stride.
+    """Convolution with equal padding on both sides: pixel i of the result is centred on pixel i * stride.
 
-    XLA's own "SAME" puts more padding behind than before when the stride is 2 and the size even, PyTorch and the
-    published weights do not. Maps may have any number of space axes.
+    XLA's own "SAME" pads more after than before when the stride is 2 and the size even; PyTorch and the published
+    weights do not. Maps may have any number of spatial axes.
 
     Attributes:
         features: channels of the result.
-        kernel: size of the kernel, along all axes or each.
-        stride: of the result, along all axes or each.
-        dilation: distance between the kernel's elements, in pixels, along all axes or each.
-        groups: of channels that are convolved apart; as many as channels for a depthwise convolution.
+        kernel: size of the kernel, one for all axes or one per axis.
+        stride: stride, one for all axes or one per axis.
+        dilation: distance between kernel elements, in pixels, one for all axes or one per axis.
+        groups: number of channel groups, convolved separately; as many as channels for a depthwise convolution.
         padding: zeros (before, after) along all axes; None for dilation * (kernel - 1) / 2 on each side.
         use_bias: add a bias.
         dtype: compute dtype.
@@ -94,7 +94,7 @@ class Conv(nn.Module):
         return y
 
 
-# He initialisation counts the inputs of one output pixel: the windows do not overlap, so one pixel's channels.
+# Fan-in for He initialisation: windows do not overlap, so the inputs of an output pixel are one pixel's channels.
 DOUBLING = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal", in_axis=2, out_axis=(0, 1, 3))
 
 
@@ -110,8 +110,8 @@ class UpConv2x2(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j f"]:
-        """Doubles maps [b, h, w, c] to [b, 2 h, 2 w, features]."""
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w f"]:
+        """Upsamples maps [b, h, w, c] to [b, 2 h, 2 w, features]."""
         kernel = self.param("kernel", DOUBLING, (2, 2, x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
@@ -119,18 +119,18 @@ class UpConv2x2(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, norm, activation; the convolution has a bias where there is no norm.
+    """Convolution, norm and activation; the convolution has a bias if there is no norm.
 
     Attributes:
         features: channels of the result.
-        style: norm and dtype.
-        kernel, stride, dilation, groups: of the convolution.
+        layer_config: norm and dtype.
+        kernel, stride, dilation, groups: settings of the convolution.
         padding: zeros (before, after) along all axes; None for dilation * (kernel - 1) / 2 on each side.
-        activation: None leaves it out.
+        activation: activation function; None for no activation.
     """
 
     features: int
-    style: Style
+    layer_config: LayerConfig
     kernel: int | tuple[int, ...] = 3
     stride: int | tuple[int, ...] = 1
     dilation: int | tuple[int, ...] = 1
@@ -143,40 +143,40 @@ class ConvNorm(nn.Module):
         """Applies the layer to maps [b, *space, c].
 
         Raises:
-            UserError: batch norm in training over one value a channel, whose variance is 0.
+            UserError: batch norm in training sees one value per channel, whose variance is 0.
         """
-        style = self.style
+        layer_config = self.layer_config
         x = Conv(
             self.features, self.kernel, self.stride, self.dilation, self.groups, self.padding,
-            use_bias=style.norm == "none", dtype=style.dtype, name="conv",
+            use_bias=layer_config.norm == "none", dtype=layer_config.dtype, name="conv",
         )(x)  # fmt: skip
-        # Norms work in float32 whatever the compute dtype; XLA fuses the casts into them.
-        if style.norm == "batch":
-            # A frozen norm keeps its statistics, and normalises with them.
-            train = train and style.learns(*self.path, "norm")
+        # Norms always compute in float32; XLA fuses the casts into them.
+        if layer_config.norm == "batch":
+            # A frozen norm keeps its batch statistics and normalises with them.
+            train = train and layer_config.learns(*self.path, "norm")
             if train and math.prod(x.shape[:-1]) * self._devices() == 1:
                 raise UserError(
-                    "Batch norm over one value a channel, as of one image's mean in a DeepLab's pyramid, leaves "
-                    "nothing of it: train with data.batch_size of 2 or more, or with model.norm='group'."
+                    "Batch norm over one value per channel, such as one image's mean in DeepLab's image pooling, "
+                    "outputs a constant: train with data.batch_size of 2 or more, or with model.norm='group'."
                 )
             norm = nn.BatchNorm(
                 not train,
-                momentum=style.momentum,
-                epsilon=style.epsilon,
-                axis_name=style.axis_name,
-                # Over a few numbers, as the pyramid's means of images, E[x^2] - E[x]^2 would be mostly rounding.
+                momentum=layer_config.momentum,
+                epsilon=layer_config.epsilon,
+                axis_name=layer_config.axis_name,
+                # Over a few values, as in ASPP's image pooling, E[x^2] - E[x]^2 would be mostly rounding error.
                 use_fast_variance=math.prod(x.shape[1:-1]) > 1,
                 name="norm",
             )
-            x = norm(x.astype(jnp.float32)).astype(style.dtype)
-        elif style.norm == "group":
+            x = norm(x.astype(jnp.float32)).astype(layer_config.dtype)
+        elif layer_config.norm == "group":
             groups = math.gcd(32, self.features)
-            # One channel a group would be an instance norm, which takes each channel's mean out of the network.
+            # One channel per group would be an instance norm, which removes each channel's mean.
             groups = max(1, groups // 2) if groups == self.features else groups
-            norm = nn.GroupNorm(groups, epsilon=style.epsilon, name="norm")
-            x = norm(x.astype(jnp.float32)).astype(style.dtype)
+            norm = nn.GroupNorm(groups, epsilon=layer_config.epsilon, name="norm")
+            x = norm(x.astype(jnp.float32)).astype(layer_config.dtype)
         return self.activation(x) if self.activation else x
 
     def _devices(self):
-        """Devices whose pixels the batch statistics are taken over, where each sees its own share only (pmap)."""
-        return jax.lax.axis_size(self.style.axis_name) if self.style.axis_name else 1
+        """Returns the number of devices that share batch statistics under pmap; 1 otherwise."""
+        return jax.lax.axis_size(self.layer_config.axis_name) if self.layer_config.axis_name else 1

@@ -1,4 +1,4 @@
-"""The one alignment rule: half-pixel centres, no antialiasing, edges clamped; others for weights that need them."""
+"""Resizes maps with half-pixel centres, no antialiasing and clamped edges; other rules only where weights need them."""
 
 import jax
 import jax.numpy as jnp
@@ -7,35 +7,35 @@ from jaxtyping import Array, Float, Int
 
 from segjax.checks import UserError
 from segjax.nn.kernels import resample
-from segjax.parallel import shards
-from segjax.space import multiply_rows
+from segjax.parallel import num_row_shards
+from segjax.spatial import multiply_rows
 
 
 def _check(x: jax.Array) -> None:
-    """Raises a UserError where a backbone that rounds sizes down has left nothing of small images."""
+    """Raises a UserError for empty maps, which a backbone that rounds sizes down makes of small images."""
     if 0 in x.shape[1:-1]:
         raise UserError(
-            f"Maps of {'x'.join(map(str, x.shape[1:-1]))} pixels cannot be enlarged: the images are smaller than the "
-            "network's stride, use larger ones, or a backbone that rounds up, such as a ResNet."
+            f"Maps of {'x'.join(map(str, x.shape[1:-1]))} pixels cannot be upsampled: the images are smaller than the "
+            "network's stride. Use larger images, or a backbone that rounds sizes up, such as a ResNet."
         )
 
 
 def _weights(source: int, target: int, length: jax.Array, shown: jax.Array) -> jax.Array:
-    """Bilinear weights [target, source] that stretch the first `length` source samples over `shown` targets."""
+    """Returns bilinear weights [target, source] that resize the first `length` source samples to `shown` targets."""
     centre = (jnp.arange(target, dtype=jnp.float32) + 0.5) * (length / shown) - 0.5
     centre = jnp.clip(centre, 0.0, length - 1.0)
     return jnp.maximum(0.0, 1.0 - jnp.abs(centre[:, None] - jnp.arange(source, dtype=jnp.float32)[None, :]))
 
 
 def _corner_weights(source: int, target: int) -> jax.Array:
-    """Bilinear weights [target, source] that put the outermost sample centres upon each other."""
+    """Returns bilinear weights [target, source] that align the centres of the outermost samples (align_corners)."""
     centre = jnp.arange(target, dtype=jnp.float32) * ((source - 1) / max(target - 1, 1))
     return jnp.maximum(0.0, 1.0 - jnp.abs(centre[:, None] - jnp.arange(source, dtype=jnp.float32)[None, :]))
 
 
 def _reach(source: int, target: int, align_corners: bool) -> tuple[int, int]:
-    """Rows above and below its own that a device needs, where rows are divided as XLA divides them: ceil(n / count)."""
-    row, count = np.arange(target), shards()
+    """Returns the halo: rows above and below its own that a device needs if each shard has ceil(n / count) rows."""
+    row, count = np.arange(target), num_row_shards()
     scale = (source - 1) / max(target - 1, 1) if align_corners else source / target
     centre = np.clip(row * scale if align_corners else (row + 0.5) * scale - 0.5, 0, source - 1)
     first = row // -(-target // count) * -(-source // count)
@@ -47,22 +47,22 @@ def _reach(source: int, target: int, align_corners: bool) -> tuple[int, int]:
 def resize(
     x: Float[Array, "b *space c"], size: tuple[int, ...], align_corners: bool = False
 ) -> Float[Array, "b *out c"]:
-    """Linear resize along every space axis with half-pixel centres, without antialiasing.
+    """Resizes linearly along every spatial axis, with half-pixel centres and without antialiasing.
 
-    A small matrix product an axis, which the MXU of a TPU runs faster than gathers; an axis that keeps its length
-    is left alone.
+    Uses one small matrix product per axis, which a TPU's MXU runs faster than gathers; an axis that keeps its length
+    is skipped.
 
     Args:
         x: float maps [b, *space, c].
-        size: of the result along each space axis.
-        align_corners: put the centres of the corner pixels upon each other instead, as segmentation_models.pytorch
-            does in its DeepLab decoders.
+        size: target size of each spatial axis.
+        align_corners: align the centres of the corner pixels instead, as the DeepLab decoders of
+            segmentation_models.pytorch do.
 
     Returns:
         Maps [b, *size, c] of the same dtype.
 
     Raises:
-        UserError: maps without pixels.
+        UserError: the maps are empty.
 
     Example:
         >>> resize(jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1), (1, 4)).ravel()
@@ -89,11 +89,11 @@ def resize(
                 )
         return x
     rows, columns = (weights(a, b) if a != b else None for a, b in zip(x.shape[1:3], size, strict=True))
-    return resample(x, rows, columns, _reach(x.shape[1], size[0], align_corners) if shards() > 1 else None)
+    return resample(x, rows, columns, _reach(x.shape[1], size[0], align_corners) if num_row_shards() > 1 else None)
 
 
 def nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b y x c"]:
-    """Repeats pixels: row i of the result is row floor(i * h / y) of the maps, PyTorch's "nearest".
+    """Resizes by repeating pixels: row i of the result is row floor(i * h / y) of the maps, PyTorch's "nearest".
 
     Args:
         x: maps [b, h, w, c].
@@ -113,25 +113,25 @@ def nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "
             x = jnp.repeat(x, target // source, axis)
             continue
         chosen = np.arange(target) * source // target
-        if axis == 1 and shards() > 1:
+        if axis == 1 and num_row_shards() > 1:
             x = multiply_rows(jnp.asarray(np.eye(source)[chosen], x.dtype), x, None)
         else:
             x = jnp.take(x, chosen, axis)
     return x
 
 
-def match(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b y x c"]:
-    """Crops maps, or repeats their last row and column, where rounding made them differ from others by a pixel or two.
+def crop_or_repeat_edge(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b y x c"]:
+    """Crops maps, or repeats their last row and column, to correct sizes that rounding made a pixel or two off.
 
     Args:
         x: maps [b, h, w, c].
         size: rows and columns of the result.
 
     Returns:
-        Maps [b, *size, c], each pixel where it was.
+        Maps [b, *size, c]; pixels keep their position.
 
     Example:
-        >>> match(jnp.arange(2.0).reshape(1, 1, 2, 1), (1, 3)).ravel()
+        >>> crop_or_repeat_edge(jnp.arange(2.0).reshape(1, 1, 2, 1), (1, 3)).ravel()
         Array([0., 1., 1.], dtype=float32)
     """
     _check(x)
@@ -143,27 +143,31 @@ def match(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b 
     return x[:, : size[0], : size[1]]
 
 
-def fit(
-    x: Float[Array, "b h w c"], content: Int[Array, "b 4"], canvas: tuple[int, int], size: tuple[int, int]
+def resize_valid_region(
+    x: Float[Array, "b h w c"],
+    valid_size: Int[Array, "b 2"],
+    native_size: Int[Array, "b 2"],
+    padded_size: tuple[int, int],
+    size: tuple[int, int],
 ) -> Float[Array, "b y x c"]:
-    """Resizes the part of each map that holds its image to the part of the result that holds its label.
+    """Resizes the part of each map that covers its image to the part of the result that covers its label.
 
     Args:
-        x: float maps [b, h, w, c] over an input canvas, of which each image fills the top left part.
-        content: rows and columns of the input canvas that image i fills, then rows and columns of the result
-            that it shall fill [b, 4].
-        canvas: rows and columns of the input canvas; `x` may be at a stride of it.
+        x: float maps [b, h, w, c] of a padded input, in which each image fills the top left part.
+        valid_size: rows and columns of the padded input that each image fills [b, 2].
+        native_size: rows and columns of the result that each image must fill [b, 2].
+        padded_size: rows and columns of the padded input; `x` may be at any stride.
         size: rows and columns of the result.
 
     Returns:
-        Maps [b, *size, c]; what lies outside an image's label repeats its edge.
+        Maps [b, *size, c]; pixels outside an image's label repeat its edge.
     """
     _check(x)
     height, width = x.shape[1:3]
 
-    def of_image(part):
-        rows = _weights(height, size[0], part[0] * (height / canvas[0]), part[2])
-        return rows, _weights(width, size[1], part[1] * (width / canvas[1]), part[3])
+    def of_image(valid, native):
+        rows = _weights(height, size[0], valid[0] * (height / padded_size[0]), native[0])
+        return rows, _weights(width, size[1], valid[1] * (width / padded_size[1]), native[1])
 
-    rows, columns = jax.vmap(of_image)(content.astype(jnp.float32))
+    rows, columns = jax.vmap(of_image)(valid_size.astype(jnp.float32), native_size.astype(jnp.float32))
     return resample(x, rows.astype(x.dtype), columns.astype(x.dtype))

@@ -1,4 +1,4 @@
-"""Objectives: what a network learns, and how its outputs are decoded."""
+"""Objectives: the loss of a network, and how its outputs are decoded."""
 
 from segjax import checks
 from segjax.checks import choose
@@ -24,7 +24,7 @@ def create(name: str, spec: DatasetSpec, **settings) -> Objective:
         The objective.
 
     Raises:
-        UserError: no such objective or key, or one that does not fit the data set.
+        UserError: the objective or a key is unknown, or does not fit the data set.
 
     Example:
         >>> sorted(create("pixels", DatasetSpec(("background", "vessel"))).outputs)

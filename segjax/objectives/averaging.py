@@ -1,4 +1,4 @@
-"""What may be done to float maps before a decision, in training or at test time: mirror, resize and average them."""
+"""Mirrors, resizes and averages float maps before they are decoded, in training or at test time."""
 
 import functools
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ def mirror(maps: Maps, axis: int) -> Maps:
     """Mirrors maps along their rows or columns.
 
     Args:
-        maps: of mirrored images, for instance.
-        axis: 1 turns rows around, 2 columns.
+        maps: for instance, maps of mirrored images.
+        axis: 1 reverses rows, 2 reverses columns.
 
     Returns:
-        The maps of the images turned back.
+        The mirrored maps; vectors change sign along that axis.
 
     Raises:
-        UserError: maps that cannot be mirrored, by name.
+        UserError: some maps cannot be mirrored; names them.
 
     Example:
         >>> maps = Maps({"logits": jnp.array([[[1.0, 2.0]]])}, {"offset": jnp.array([[[[0.0, 3.0], [0.0, 1.0]]]])})
@@ -40,13 +40,13 @@ def mean(parts: Sequence[Maps]) -> Maps:
     """Averages maps of the same images.
 
     Args:
-        parts: maps of one size, with the same names.
+        parts: maps of equal size and with equal names.
 
     Returns:
         Their mean, float32.
 
     Raises:
-        UserError: maps that may not be averaged, by name.
+        UserError: some maps may not be averaged; names them.
 
     Example:
         >>> low, high = (Maps({"logits": jnp.full((1, 1, 1, 2), value)}) for value in (0.0, 1.0))
@@ -64,17 +64,17 @@ def mean(parts: Sequence[Maps]) -> Maps:
 
 
 def resize(maps: Maps, size: tuple[int, int]) -> Maps:
-    """Brings maps to another size, such as that of maps that they are averaged with.
+    """Resizes maps, for instance to average them with others.
 
     Args:
-        maps: of one size.
+        maps: maps of equal size.
         size: rows and columns of the result.
 
     Returns:
-        The maps, float32, vectors in pixels of the result.
+        The maps, float32; vectors are in pixels of the result.
 
     Raises:
-        UserError: maps that cannot be resized, by name.
+        UserError: some maps cannot be resized; names them.
 
     Example:
         >>> maps = Maps({"centre": jnp.ones((1, 2, 2))}, {"offset": jnp.ones((1, 2, 2, 2))})

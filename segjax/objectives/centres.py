@@ -1,4 +1,4 @@
-"""Learning classes, centres of objects and offsets to them: Panoptic-DeepLab (Cheng et al., 2020, arXiv:1911.10194)."""
+"""The objective of Panoptic-DeepLab: classes, centre heatmap and offsets (Cheng et al., 2020, arXiv:1911.10194)."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from segjax import losses
 from segjax.checks import Key, UserError
-from segjax.objectives import grouping, targets
+from segjax.objectives import centre_grouping, centre_targets
 from segjax.objectives.averaging import resize
 from segjax.objectives.maps import Maps, to_output
 from segjax.objectives.objective import Decoded, Objective, require_things
@@ -16,36 +16,36 @@ from segjax.spec import DatasetSpec, valid_pixels
 def create(
     spec: DatasetSpec,
     *,
-    cross_entropy: Annotated[float, Key("weight of the cross-entropy in the loss", "[0, inf)")] = 1.0,
-    centre: Annotated[float, Key("weight of the squared error of the centre map", "[0, inf)")] = 200.0,
-    offset: Annotated[float, Key("weight of the absolute error of the offsets, in pixels", "[0, inf)")] = 0.01,
-    hardest: Annotated[
-        float, Key("share of each image's pixels that count in the cross-entropy, those of the largest", "(0, 1]")
+    cross_entropy: Annotated[float, Key("loss weight of the cross-entropy", "[0, inf)")] = 1.0,
+    centre: Annotated[float, Key("loss weight of the centre heatmap's squared error", "[0, inf)")] = 200.0,
+    offset: Annotated[float, Key("loss weight of the offsets' absolute error in pixels", "[0, inf)")] = 0.01,
+    ohem_fraction: Annotated[
+        float, Key("OHEM: fraction of each image's pixels in the cross-entropy, those with the largest", "(0, 1]")
     ] = 0.2,
     sigma: Annotated[
         float | None,
         Key(
-            "of a centre's Gaussian, in pixels; None: 8 in crops of 1025 rows, less in smaller ones, 4 at least",
+            "of a centre's Gaussian, in pixels; None: 8 for crops of 1025 rows, less for smaller ones, at least 4",
             "(0, inf)",
         ),
     ] = None,
-    small_area: Annotated[int, Key("objects of fewer pixels weigh more in the cross-entropy", "[0, inf)")] = 4096,
-    small_weight: Annotated[float, Key("loss weight of the pixels of small objects", "[0, inf)")] = 3.0,
-    max_objects: Annotated[int, Key("greatest number of objects in a training image", "[1, 65535]")] = 999,
-    threshold: Annotated[float, Key("least value of a centre")] = 0.1,
-    nms_kernel: Annotated[int, Key("rows and columns in which a centre is the largest value; odd", "[1, inf)")] = 7,
-    top_k: Annotated[int, Key("greatest number of objects found in an image", "[1, 65535]")] = 200,
+    small_area: Annotated[int, Key("objects with fewer pixels get loss weight small_weight", "[0, inf)")] = 4096,
+    small_weight: Annotated[float, Key("cross-entropy weight of small objects' pixels", "[0, inf)")] = 3.0,
+    max_objects: Annotated[int, Key("maximum number of objects in a training image", "[1, 65535]")] = 999,
+    threshold: Annotated[float, Key("centres have a heatmap value above this")] = 0.1,
+    nms_kernel: Annotated[int, Key("window in which a centre must be the maximum; odd", "[1, inf)")] = 7,
+    top_k: Annotated[int, Key("maximum number of objects predicted in an image", "[1, 65535]")] = 200,
 ) -> Objective:
-    """Makes the objective, whose loss is that of section 3.1.
+    """Makes the objective, with the loss of section 3.1.
 
-        cross_entropy * softmax cross-entropy of the hardest pixels of each image
-        + centre * squared error of the centre map
+        cross_entropy * softmax cross-entropy of the hardest pixels of each image (OHEM)
+        + centre * squared error of the centre heatmap
         + offset * (|dy error| + |dx error|) of the pixels of objects
 
-    at the size of the label, each a sum over all images by one sum of weights. The weights 1, 200 and 0.01 are the
-    paper's, as are `small_weight`, `threshold`, `nms_kernel` and `top_k`; `hardest`, `sigma` (8 in crops of 1025 rows
-    and columns or more, in proportion in smaller ones, at least 4, a pixel of the network's maps) and `small_area` are
-    those of deeplab2. The keyword arguments are keys of the section `objective`.
+    at the size of the label. Each term is a sum over all images divided by one sum of weights. The weights 1, 200 and
+    0.01 are the paper's, as are `small_weight`, `threshold`, `nms_kernel` and `top_k`. From deeplab2 are
+    `ohem_fraction`, `small_area` and `sigma`: 8 for crops of 1025 rows and columns or more, proportionally less for
+    smaller ones, at least 4, one pixel of the network's maps. The keyword arguments are keys of `objective`.
 
     Args:
         spec: the data set, as the task reads it.
@@ -54,17 +54,17 @@ def create(
         The objective.
 
     Raises:
-        UserError: a data set without things, no loss, or an even window.
+        UserError: the data set has no things, all loss weights are 0, or the window is even.
     """
     require_things(spec)
     if cross_entropy + centre == 0:
-        raise UserError("objective.cross_entropy and objective.centre are both 0: give one of them a weight.")
+        raise UserError("objective.cross_entropy and objective.centre are both 0: set one of them above 0.")
     if nms_kernel % 2 == 0:
-        raise UserError(f"objective.nms_kernel={nms_kernel} must be odd, to have a middle.")
+        raise UserError(f"objective.nms_kernel={nms_kernel} must be odd.")
     factors = {"cross_entropy": cross_entropy, "centre": centre, "offset": offset}
 
     def make_targets(label, instance):
-        return targets.make(
+        return centre_targets.make_targets(
             label,
             instance,
             things=spec.things,
@@ -77,16 +77,16 @@ def create(
 
     def loss(outputs, batch, key=None, progress=None, axis_name=None):
         label, valid = losses.split_ignore(batch["label"], spec.ignore)
-        wanted = make_targets(batch["label"], batch["instance"])
-        found = resize(maps(outputs), label.shape[1:])
-        values = losses.cross_entropy(found.scalars["logits"], label) * wanted.semantic_weight
-        hard = losses.hardest(values, valid, hardest)
-        centre_error = jnp.square(found.scalars["centre"] - wanted.centre)
-        offset_error = jnp.abs(found.vectors["offset"] - wanted.offset).sum(-1)
+        target = make_targets(batch["label"], batch["instance"])
+        predicted = resize(maps(outputs), label.shape[1:])
+        values = losses.cross_entropy(predicted.scalars["logits"], label) * target.semantic_weight
+        hard = losses.ohem_mask(values, valid, ohem_fraction)
+        centre_error = jnp.square(predicted.scalars["centre"] - target.centre)
+        offset_error = jnp.abs(predicted.vectors["offset"] - target.offset).sum(-1)
         terms = {
             "cross_entropy": losses.weighted_mean(values, hard, axis_name),
-            "centre": losses.weighted_mean(centre_error, wanted.centre_weight, axis_name),
-            "offset": losses.weighted_mean(offset_error, wanted.offset_weight, axis_name),
+            "centre": losses.weighted_mean(centre_error, target.centre_weight, axis_name),
+            "offset": losses.weighted_mean(offset_error, target.offset_weight, axis_name),
         }
         return sum(factors[name] * value for name, value in terms.items()), terms
 
@@ -96,7 +96,7 @@ def create(
     def decode(maps, geometry):
         fitted = to_output(maps, geometry)
         shown = {"centre": fitted.scalars["centre"], "offset": fitted.vectors["offset"]}
-        instance, confidence, _ = grouping.find_objects(
+        instance, confidence, _ = centre_grouping.find_objects(
             **shown,
             inside=valid_pixels(geometry),
             threshold=threshold,

@@ -1,4 +1,4 @@
-"""Float maps between a network and a decision: these are averaged, decisions never are."""
+"""Float maps between a network and its decoded prediction; maps may be averaged, predictions never are."""
 
 import functools
 import itertools
@@ -11,19 +11,19 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Float32
 
-from segjax.nn.resize import fit, resize
+from segjax.nn.resize import resize, resize_valid_region
 from segjax.spec import Geometry
 
 
 @struct.dataclass
 class Maps:
-    """What a network says about a batch, at its own stride.
+    """The maps that a network outputs for a batch, at its own stride.
 
     Attributes:
-        scalars: maps by name [b, h, w] or [b, h, w, k]; may be averaged.
-        vectors: maps by name of (dy, dx) in pixels of the map [b, h, w, 2]; may be averaged, but mirroring turns them
-            around and resizing scales them.
-        fixed: what may not be averaged, by name, such as the masks of queries, whose order differs from call to call.
+        scalars: maps [b, h, w] or [b, h, w, k] by name; may be averaged.
+        vectors: maps [b, h, w, 2] of (dy, dx) in pixels of the map, by name; may be averaged. Mirroring flips their
+            sign, and resizing scales them.
+        fixed: arrays that may not be averaged, by name, such as query masks, whose order differs between calls.
     """
 
     scalars: dict[str, Any]
@@ -32,38 +32,39 @@ class Maps:
 
 
 def to_size(x: Float[Array, "b *space k"], size: tuple[int, ...]) -> Float[Array, "b *out k"]:
-    """Resizes maps that do not have this size already; raises a UserError for maps without pixels."""
+    """Resizes maps if their size differs; raises a UserError for empty maps."""
     return x if x.size and x.shape[1:-1] == size else resize(x, size)
 
 
 def to_output(maps: Maps, geometry: Geometry) -> Maps:
-    """Brings maps to the size of the result, where each image fills its native size.
+    """Resizes maps to the output size, in which each image fills its native size.
 
-    Args:
-        maps: at a network's stride over the padded input.
-        geometry: where the images lie.
-
-    Returns:
-        The maps, float32 [b, y, x, ...], vectors in pixels of the result; `fixed` ones are left out.
+    Takes maps of the padded input at the network's stride. Returns them as float32 [b, y, x, ...], with vectors in
+    pixels of the result and without `fixed`.
     """
     size = geometry.output_size
     if not geometry.resized:
         return resample(maps, pixels_covered(size, maps), functools.partial(to_size, size=size))
     scale = geometry.native_size.astype(jnp.float32) * pixels_covered(geometry.padded_size, maps)
-    content = jnp.concatenate([geometry.valid_size, geometry.native_size], 1)
-    function = functools.partial(fit, content=content, canvas=geometry.padded_size, size=size)
+    function = functools.partial(
+        resize_valid_region,
+        valid_size=jnp.asarray(geometry.valid_size),
+        native_size=jnp.asarray(geometry.native_size),
+        padded_size=geometry.padded_size,
+        size=size,
+    )
     return resample(maps, scale / geometry.valid_size.astype(jnp.float32), function)
 
 
 def pixels_covered(size: tuple[int, int], maps: Maps) -> Float32[Array, "1 2"]:
-    """Rows and columns of an area of some size that a pixel of the maps covers."""
+    """Returns how many rows and columns of an area of this size one pixel of the maps covers."""
     first = next(iter({**maps.scalars, **maps.vectors}.values()))
-    h, w = (max(n, 1) for n in first.shape[1:3])  # what maps without pixels mean, `resize` says
+    h, w = (max(n, 1) for n in first.shape[1:3])  # `resize` raises the error for empty maps
     return jnp.array([[size[0] / h, size[1] / w]], jnp.float32)
 
 
 def resample(maps: Maps, scale: Float[Array, "#b 2"], function: Callable[[jax.Array], jax.Array]) -> Maps:
-    """Applies a function to all maps at once, float32 [b, h, w, k], vectors multiplied by `scale`."""
+    """Applies a function to all maps, concatenated as float32 [b, h, w, k], and multiplies vectors by `scale`."""
     named = {**maps.scalars, **{name: x * scale[:, None, None] for name, x in maps.vectors.items()}}
     parts = [x.reshape(*x.shape[:3], math.prod(x.shape[3:])).astype(jnp.float32) for x in named.values()]
     ends = list(itertools.accumulate(x.shape[-1] for x in parts))

@@ -1,4 +1,4 @@
-"""The contract of an objective: what a network learns, and how its outputs are decoded."""
+"""The interface of an objective: the loss of a network, and how its outputs are decoded."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,18 +8,18 @@ from segjax.spec import DatasetSpec
 
 
 class Objective(NamedTuple):
-    """What a network learns, as a tuple of pure functions.
+    """The loss and decoding of a network, as a tuple of pure functions.
 
-    outputs: names of the outputs that a model must give.
-    loss: (outputs, batch, key, progress, axis_name) -> (scalar, {name: scalar}). `key` holds a random key a sample,
-        [b]; `progress` is the share of the run that is done, 0 to 1. With an axis name, shares that sum over the
-        devices to the value for the global batch.
-    maps: (outputs, geometry) -> Maps, what predictions are made of; these may be averaged over flips, scales, windows
-        and networks.
+    outputs: names of the outputs that a model must have.
+    loss: (outputs, batch, key, progress, axis_name) -> (scalar, {name: scalar}). `key` holds a random key per sample,
+        [b]; `progress` is the fraction of the run that is done, 0 to 1. With an axis name, the scalars are shares
+        that sum over devices to the value for the global batch.
+    maps: (outputs, geometry) -> Maps, which predictions are decoded from; they may be averaged over flips, scales,
+        windows and networks.
     decode: (maps, geometry) -> Decoded, at `geometry.output_size`.
-    needs_instances: whether batches hold instance maps; those of an objective that finds objects do.
-    max_objects: greatest number of objects in a training image.
-    targets: (label, instance) -> named maps that the network learns; None where it learns the label alone.
+    needs_instances: whether batches must hold instance maps, which an objective that finds objects needs.
+    max_objects: maximum number of objects in a training image.
+    targets: (label, instance) -> named target maps; None if the label is the only target.
     """
 
     outputs: frozenset[str]
@@ -32,15 +32,15 @@ class Objective(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What maps say before a task decides, float32 and int32 at the size of the result.
+    """Decoded maps, before a task makes its decision; float32 and int32 at the output size.
 
-    logits: scores of the classes [b, y, x, k]; a single channel in binary mode.
-    instance: number of the object of each pixel, 1 .. n, 0 for none [b, y, x]; None where no objects are told apart.
-    confidence: of objects 1 .. n, before the probability of their class [b, n].
-    masks: pixels of each object, bool [b, n, y, x], in place of `instance` where objects may overlap.
-    classes: class of each mask [b, n]; -1 where a place is not taken.
+    logits: class logits [b, y, x, k]; a single channel in binary mode.
+    instance: object number of each pixel, 1 .. n, or 0 for none [b, y, x]; None if there are no objects.
+    confidence: confidence of objects 1 .. n, without the probability of their class [b, n].
+    masks: pixels of each object, bool [b, n, y, x], in place of `instance` if objects may overlap.
+    classes: class of each mask [b, n]; -1 for an empty slot.
     score: confidence of each mask [b, n].
-    shown: other maps that are worth a picture, by name [b, y, x, ...].
+    shown: other maps to draw in reports, by name [b, y, x, ...].
     """
 
     logits: Any
@@ -53,13 +53,13 @@ class Decoded(NamedTuple):
 
 
 def require_things(spec: DatasetSpec) -> None:
-    """Raises a UserError where objects cannot be learned: where no class is a thing, or pixels have many classes."""
+    """Raises a UserError if objects cannot be learned: no class is a thing, or the mode is not multi-class."""
     if spec.mode == "multilabel":
-        raise UserError("Objects need masks of one class a pixel: leave {class} out of source.masks.")
+        raise UserError("Objects need masks with one class per pixel: remove {class} from source.masks.")
     if spec.mode == "binary":
-        raise UserError("Objects need a logit a class, and task.mode='binary' has one: set task.mode='multiclass'.")
+        raise UserError("Objects need one logit per class, unlike task.mode='binary': set task.mode='multiclass'.")
     if not spec.things:
         raise UserError(
-            f"Objects need classes that are things, and of {', '.join(spec.classes)} none is one. Set source.things, "
+            f"Objects need classes that are things, but none of {', '.join(spec.classes)} is one. Set source.things, "
             "or use task.name='semantic'."
         )

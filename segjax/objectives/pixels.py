@@ -1,4 +1,4 @@
-"""Learning the class of each pixel: cross-entropy and Dice, for one class a pixel, one of two, or any number."""
+"""The objective of semantic segmentation: cross-entropy and Dice for multi-class, binary or multi-label pixels."""
 
 from typing import Annotated
 
@@ -15,24 +15,24 @@ from segjax.spec import DatasetSpec
 def create(
     spec: DatasetSpec,
     *,
-    cross_entropy: Annotated[float, Key("weight of the (binary) cross-entropy in the loss", "[0, inf)")] = 1.0,
-    dice: Annotated[float, Key("weight of soft Dice in the loss", "[0, inf)")] = 0.0,
-    dice_over: Annotated[str, Key("the pixels that one Dice is taken over", ("image", "batch"))] = "image",
-    dice_smooth: Annotated[float, Key("pixels added to Dice's numerator and denominator", "[0, inf)")] = 1.0,
-    class_weights: Annotated[tuple[float, ...], Key("one a class; `segjax inspect` prints some", "[0, inf)")] = (),
-    label_smoothing: Annotated[float, Key("share of the target spread over all classes", "[0, 1)")] = 0.0,
-    hardest: Annotated[float, Key("share of each image's pixels that count, by largest loss", "(0, 1]")] = 1.0,
-    aux: Annotated[float, Key("weight of an auxiliary head's loss (0.4: PSPNet, section 5.2)", "[0, inf)")] = 0.4,
+    cross_entropy: Annotated[float, Key("loss weight of the (binary) cross-entropy", "[0, inf)")] = 1.0,
+    dice: Annotated[float, Key("loss weight of soft Dice", "[0, inf)")] = 0.0,
+    dice_over: Annotated[str, Key("pixels that Dice sums over", ("image", "batch"))] = "image",
+    dice_smooth: Annotated[float, Key("added to Dice's numerator and denominator", "[0, inf)")] = 1.0,
+    class_weights: Annotated[tuple[float, ...], Key("one per class; see `segjax inspect`", "[0, inf)")] = (),
+    label_smoothing: Annotated[float, Key("fraction of the target spread over all classes", "[0, 1)")] = 0.0,
+    ohem_fraction: Annotated[float, Key("OHEM: fraction of each image's pixels, by largest loss", "(0, 1]")] = 1.0,
+    aux: Annotated[float, Key("loss weight of the auxiliary head (0.4: PSPNet, section 5.2)", "[0, inf)")] = 0.4,
 ) -> Objective:
-    """Makes the objective; the mode of the data set sets the loss.
+    """Makes the objective; the mode of the data set selects the loss.
 
         mode         logits   loss
         multiclass   k        softmax cross-entropy
         binary       1        binary cross-entropy
         multilabel   k        binary cross-entropy
 
-    and the loss is cross_entropy * that + dice * soft Dice of the softmax or sigmoid. The same loss of an auxiliary
-    head's logits, where the model has one, is added `aux` times. The keyword arguments are keys of the section
+    The total is cross_entropy * this loss + dice * soft Dice of the softmax or sigmoid. If the model has an auxiliary
+    head, the same loss of its logits is added with weight `aux`. The keyword arguments are keys of the section
     `objective`.
 
     Args:
@@ -42,10 +42,10 @@ def create(
         The objective.
 
     Raises:
-        UserError: no loss, or a wrong number of weights.
+        UserError: all loss weights are 0, or the number of class weights is wrong.
     """
     if cross_entropy + dice == 0:
-        raise UserError("objective.cross_entropy and objective.dice are both 0: give one of them a weight.")
+        raise UserError("objective.cross_entropy and objective.dice are both 0: set one of them above 0.")
     if class_weights and len(class_weights) != len(spec.classes):
         raise UserError(f"objective.class_weights has {len(class_weights)} values for {len(spec.classes)} classes.")
     classes, mode = len(spec.classes), spec.mode
@@ -73,9 +73,9 @@ def create(
         else:
             weights = losses.pixel_weights(label, valid, class_weights) if class_weights else valid
             values, valid = values.reshape(valid.shape), valid[..., None]
-        if hardest < 1:
+        if ohem_fraction < 1:
             weights = weights.astype(jnp.float32)
-            weights = jnp.where(losses.hardest(values * weights, weights > 0, hardest), weights, 0.0)
+            weights = jnp.where(losses.ohem_mask(values * weights, weights > 0, ohem_fraction), weights, 0.0)
         terms = {}
         if cross_entropy:
             terms["cross_entropy"] = losses.weighted_mean(values, weights, axis_name)

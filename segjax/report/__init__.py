@@ -1,7 +1,7 @@
-"""What a run looks like: curves, the table of classes, and pictures, as files or inline in a notebook."""
+"""The report of a run: curves, the class table and pictures, as files or inline in a notebook."""
 
-from segjax.report import pictures, saved
+from segjax.report import mask_files, pictures
 from segjax.report.notebook import show, strips
-from segjax.report.page import curves, print_table, read_log, table, write
+from segjax.report.page import curves, html_table, print_table, read_log, write
 
-__all__ = ["curves", "pictures", "print_table", "read_log", "saved", "show", "strips", "table", "write"]
+__all__ = ["curves", "html_table", "mask_files", "pictures", "print_table", "read_log", "show", "strips", "write"]

@@ -1,4 +1,4 @@
-"""Labels and objects as pictures: colours, overlays, error maps, panels. A picture is uint8 [y, x, 3]."""
+"""Pictures of labels and objects: colours, overlays, error maps, panels. A picture is uint8 [y, x, 3]."""
 
 import math
 import re
@@ -8,28 +8,22 @@ import numpy as np
 from jaxtyping import Float, Integer, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from segjax.report.instances import CONTOUR, contours, named, shaded, unmatched
+from segjax.report.instances import CONTOUR, contours, label_objects, shade_objects, unmatched_objects
 from segjax.spec import DatasetSpec
 
 IGNORED = (110, 110, 110)
 WRONG = (230, 40, 40)
 UNMATCHED = (255, 170, 0)
-LEAST = 160  # columns of a panel
+MIN_WIDTH = 160  # smallest width of a panel
 
 
 def colourise(
     label: Shaped[np.ndarray, "y x *k"], spec: DatasetSpec, instance: Integer[np.ndarray, "y x"] | None = None
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """Paints a label in the classes' colours.
+    """Draws a label in the colours of its classes.
 
-    Args:
-        label: class indices [y, x], or 0/1 (or bool) [y, x, k], where the colours of the classes of a pixel are
-            averaged; ignored pixels are hatched grey.
-        spec: the colours.
-        instance: number of the object of each pixel, 0 for none: each object has a shade of its class's colour.
-
-    Returns:
-        The picture.
+    The label holds class indices [y, x], or 0/1 (or bool) [y, x, k], for which the colours of a pixel's classes are
+    averaged. Ignored pixels are hatched grey. With `instance` each object has a shade of its class's colour.
 
     Example:
         >>> colourise(np.array([[0, 1]]), DatasetSpec(("road", "car"))).tolist()
@@ -37,12 +31,12 @@ def colourise(
     """
     colours = np.array(spec.colours, np.float64)
     if label.ndim == 3:
-        there = label == 1
-        picture = np.einsum("yxk,kc->yxc", there, colours) / np.maximum(there.sum(-1, keepdims=True), 1)
+        present = label == 1
+        picture = np.einsum("yxk,kc->yxc", present, colours) / np.maximum(present.sum(-1, keepdims=True), 1)
     else:
         picture = colours[np.where(label < len(colours), label, 0)]
     if instance is not None:
-        picture = shaded(picture, instance)
+        picture = shade_objects(picture, instance)
     return _hatched(picture.astype(np.uint8), label, spec)
 
 
@@ -50,41 +44,31 @@ def overlay(
     image: UInt8[np.ndarray, "y x c"],
     label: Shaped[np.ndarray, "y x *k"],
     spec: DatasetSpec,
-    share: float = 0.5,
+    opacity: float = 0.5,
     instance: Integer[np.ndarray, "y x"] | None = None,
     score: Float[np.ndarray, "n"] | None = None,
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """Lays a label's colours over its image, and draws the contours of objects.
+    """Draws a label's colours and the contours of objects over an image.
 
-    Args:
-        image: grey or colour.
-        label, spec, instance: as in `colourise`.
-        share: of the colours in the mixture.
-        score: of objects 1 .. n, written on them after the name of their class.
-
-    Returns:
-        The picture.
+    `label`, `spec` and `instance` are those of `colourise`, `opacity` is that of the colours. The score of objects
+    1 .. n is written on them after the class name.
     """
-    mixed = _rgb(image) * (1 - share) + colourise(label, spec, instance).astype(np.float64) * share
+    mixed = _rgb(image) * (1 - opacity) + colourise(label, spec, instance).astype(np.float64) * opacity
     picture = np.round(mixed).astype(np.uint8)
     if instance is None:
         return picture
     picture[contours(instance)] = CONTOUR
-    return picture if score is None else named(picture, label, spec, instance, score)
+    return picture if score is None else label_objects(picture, label, spec, instance, score)
 
 
-def displayed(image: Shaped[np.ndarray, "y x c"], window: Sequence[float] | None = None) -> UInt8[np.ndarray, "y x d"]:
-    """An image of any depth and number of channels as grey or colour.
+def to_display(image: Shaped[np.ndarray, "y x c"], window: Sequence[float] | None = None) -> UInt8[np.ndarray, "y x d"]:
+    """Converts an image of any bit depth and number of channels to grey or colour.
 
-    Args:
-        image: [y, x, c].
-        window: values that become black and white; None for 0..255 of uint8, else for the image's own range.
-
-    Returns:
-        uint8 [y, x, 1 or 3]: the first three channels, or the first one of two.
+    `window` are the values that become black and white; None for 0..255 of uint8, else for the image's own range. The
+    result has the first three channels, or the first of fewer.
 
     Example:
-        >>> displayed(np.array([[[0, 9], [4095, 9]]], np.uint16), (0, 4095)).ravel().tolist()
+        >>> to_display(np.array([[[0, 9], [4095, 9]]], np.uint16), (0, 4095)).ravel().tolist()
         [0, 255]
     """
     image = image[..., : 3 if image.shape[2] >= 3 else 1]
@@ -95,9 +79,9 @@ def displayed(image: Shaped[np.ndarray, "y x c"], window: Sequence[float] | None
     return np.round(np.nan_to_num(share).clip(0, 1) * 255).astype(np.uint8)
 
 
-def errors(
+def error_map(
     image: UInt8[np.ndarray, "y x c"],
-    truth: Shaped[np.ndarray, "y x *k"],
+    ground_truth: Shaped[np.ndarray, "y x *k"],
     prediction: Shaped[np.ndarray, "y x *k"],
     spec: DatasetSpec,
     true: Integer[np.ndarray, "y x"] | None = None,
@@ -105,36 +89,28 @@ def errors(
 ) -> UInt8[np.ndarray, "y x 3"]:
     """Marks wrong pixels red on a dimmed image; unlabelled pixels are hatched.
 
-    Of objects also marks orange the pixels of the right class in a predicted object that matches none: whose
-    `IoU <= 0.5` with each object of its class in the ground truth, as in panoptic quality. Crowds are no objects.
-
-    Args:
-        image: grey or colour.
-        truth, prediction, spec: as the label in `colourise`.
-        true: numbers of the objects in the ground truth, 0 for none.
-        instance: of the predicted ones.
-
-    Returns:
-        The picture.
+    With objects, pixels of the right class are orange if their predicted object matches none: its `IoU <= 0.5` with
+    each ground-truth object of its class, as in panoptic quality. Crowds are not objects. `true` and `instance` are the
+    object numbers of ground truth and prediction, 0 for none.
     """
-    known = truth != spec.ignore
-    differ = truth != prediction if truth.ndim == 2 else (truth == 1) != (prediction == 1)
-    wrong = known & differ if truth.ndim == 2 else (known & differ).any(-1)
+    known = ground_truth != spec.ignore
+    differ = ground_truth != prediction if ground_truth.ndim == 2 else (ground_truth == 1) != (prediction == 1)
+    wrong = known & differ if ground_truth.ndim == 2 else (known & differ).any(-1)
     picture = (_rgb(image) // 2 + 60).astype(np.uint8)
     picture[wrong] = WRONG
     if true is not None and instance is not None:
-        picture[unmatched(true, instance, known & ~wrong, known)] = UNMATCHED
-    return _hatched(picture, truth, spec)
+        picture[unmatched_objects(true, instance, known & ~wrong, known)] = UNMATCHED
+    return _hatched(picture, ground_truth, spec)
 
 
 def panels(pictures: Sequence[UInt8[np.ndarray, "y x 3"]], captions: Sequence[str]) -> Image.Image:
-    """Sets pictures of one size side by side, each under its caption; small ones are enlarged by a whole factor."""
+    """Puts pictures of one size side by side under captions; enlarges small ones by an integer factor."""
     height, width = pictures[0].shape[:2]
-    factor = max(1, min(math.ceil(LEAST / width), 4 * LEAST // height))
+    factor = max(1, min(math.ceil(MIN_WIDTH / width), 4 * MIN_WIDTH // height))
     height, width, gap, head = factor * height, factor * width, 4, 16
     sheet = Image.new("RGB", (len(pictures) * (width + gap) - gap, height + head), "white")
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        panel = Image.new("RGB", (width, height + head), "white")  # cuts a caption that is too long
+        panel = Image.new("RGB", (width, height + head), "white")  # clips a caption that is too long
         panel.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST), (0, head))
         ImageDraw.Draw(panel).text((2, 2), caption, fill="black")
         sheet.paste(panel, (i * (width + gap), 0))
@@ -142,7 +118,7 @@ def panels(pictures: Sequence[UInt8[np.ndarray, "y x 3"]], captions: Sequence[st
 
 
 def legend(spec: DatasetSpec) -> Image.Image:
-    """Names the colours of the classes, one a line."""
+    """Draws the colours and names of the classes, one per line."""
     width = 32 + math.ceil(max(ImageFont.load_default().getlength(name) for name in spec.classes))
     sheet = Image.new("RGB", (width, 18 * len(spec.classes)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -153,7 +129,7 @@ def legend(spec: DatasetSpec) -> Image.Image:
 
 
 def file_name(text: str) -> str:
-    """Makes a name fit to be (part of) a file's name and of a relative URL: other characters become "_".
+    """Makes a name safe for file names and relative URLs: other characters become "_".
 
     Example:
         >>> file_name("seq 01/0016:E5")
@@ -167,7 +143,7 @@ def _rgb(image):
 
 
 def _hatched(picture, label, spec):
-    """The picture with diagonal stripes over pixels without any label; predictions of many classes are bool."""
+    """Hatches the pixels without any label; multi-label predictions are bool, and have none."""
     where = (label == spec.ignore) & (label.dtype != bool)
     where = where if where.ndim == 2 else where.all(-1)
     rows, columns = np.indices(where.shape)

@@ -1,4 +1,4 @@
-"""Tasks: how what was learned is decided and scored, for each kind of segmentation."""
+"""Tasks: predictions and metrics of semantic, panoptic and instance segmentation."""
 
 from segjax import checks
 from segjax.checks import choose
@@ -18,14 +18,14 @@ def create(name: str, spec: DatasetSpec, objective: Objective, **settings) -> Ta
     Args:
         name: kind of segmentation, a key of `TASKS`.
         spec: the data set in the task's mode, see `DatasetSpec.in_mode`.
-        objective: what is learned.
+        objective: the objective that decodes the network's outputs.
         **settings: keys of that task.
 
     Returns:
         The task.
 
     Raises:
-        UserError: no such task or key, or one that does not fit the data set.
+        UserError: the task or a key is unknown, or does not fit the data set.
 
     Example:
         >>> from segjax import objectives

@@ -1,4 +1,4 @@
-"""What panoptic and instance segmentation have in common: objects vote on their class, and each image is scored."""
+"""Shared code of panoptic and instance segmentation: objects vote on their class, and images are scored one by one."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from segjax import losses, space
+from segjax import losses, spatial
 from segjax.checks import UserError
 from segjax.metrics import confusion
 from segjax.objectives import Decoded, Objective
@@ -17,7 +17,7 @@ from segjax.spec import DatasetSpec, Segments, valid_pixels
 from segjax.tasks.task import Task
 
 
-def make(
+def make_object_task(
     spec: DatasetSpec,
     objective: Objective,
     *,
@@ -29,31 +29,31 @@ def make(
     merge: Callable[[Any, Any], Any],
     summary: Callable[[Any], dict[str, Any]],
 ) -> Task:
-    """Makes a task that decides on objects, and that scores them beside the confusion of classes.
+    """Makes a task that predicts objects, and that scores them along with the confusion of classes.
 
     Args:
         spec: the data set.
-        objective: what is learned; its `decode` must find objects.
-        divisor: of panoptic ids that are written.
-        stuff_area: stuff of fewer pixels is void.
-        overlap: whether masks that overlap stay as they are; otherwise the surest one has a pixel.
-        new: () -> an empty score of objects.
-        score: (score, image) -> score, with the arrays of one image that was measured.
-        merge: (score, score) -> score.
-        summary: score -> figures.
+        objective: an objective whose `decode` finds objects.
+        divisor: divisor of written panoptic ids.
+        stuff_area: stuff with fewer pixels becomes void.
+        overlap: keep masks that overlap; otherwise each pixel goes to the mask with the highest score.
+        new: () -> an empty metric state of objects.
+        score: (state, image) -> state, where `image` holds the measured arrays of one image.
+        merge: (state, state) -> state.
+        summary: state -> metrics.
 
     Returns:
         The task.
 
     Raises:
-        UserError: a data set without things or of many classes a pixel, or an objective that learns no objects.
+        UserError: the data set has no things or several classes per pixel, or the objective finds no objects.
     """
     require_things(spec)
     if not objective.needs_instances:
-        raise UserError("The objective learns no objects, which the task needs: set objective.name='centres'.")
+        raise UserError("The task needs objects, which the objective does not learn: set objective.name='centres'.")
     limit = min(1 << 16, (2**31 - 1) // (max(spec.ignore, len(spec.classes)) + 1))  # ids are int32
     if divisor > limit:
-        raise UserError(f"task.divisor={divisor} must be at most {limit}, for ids of these classes to fit 32 bits.")
+        raise UserError(f"task.divisor={divisor} must be at most {limit}: ids of these classes must fit in 32 bits.")
     k = len(spec.classes)
 
     def decide_all(maps, geometry):
@@ -62,7 +62,7 @@ def make(
         if decoded.masks is not None:
             decoded = flatten(decoded, inside)
         if decoded.instance is None:
-            raise UserError("The objective finds no objects, which the task needs: choose another objective.name.")
+            raise UserError("The task needs objects, which the objective does not find: choose another objective.name.")
         label, instance, semantic, _, scores = vote(
             decoded.logits,
             decoded.instance,
@@ -88,13 +88,13 @@ def make(
         segments, semantic, _ = decide_all(maps, geometry)
         measured = {
             "index": batch["index"],
-            # As small as they come: maps go to the host, which scores them.
+            # In the smallest dtypes, because maps are copied to the host for scoring.
             "label": batch["label"],
             "instance": batch["instance"],
             "found_label": segments.label.astype(spec.label_dtype),
             "found_instance": segments.instance.astype(jnp.uint16),
             "scores": segments.score,
-            "confusion": confusion.confusion_matrix(semantic, label, valid, k),
+            "confusion": confusion.confusion_matrix(label, semantic, valid, k),
         }
         if segments.masks is not None:
             measured |= {"masks": segments.masks, "classes": segments.classes}
@@ -109,16 +109,15 @@ def make(
         return matrices, scored
 
     def summarise(state):
-        figures = confusion.summary(state[0], spec.classes)
-        kept = {key: figures[key] for key in ("mIoU", "iou_per_class", "pixels")}
-        return summary(state[1]) | kept
+        metrics = confusion.summary(state[0])
+        return summary(state[1]) | {key: metrics[key] for key in ("mIoU", "iou_per_class", "pixels")}
 
     return Task(
         spec=spec,
         objective=objective,
         decide=decide,
         measure=measure,
-        new_metric=lambda: (confusion.new_state(k), new()),
+        new_metric=lambda: (confusion.new(spec), new()),
         update=update,
         merge=lambda a, b: (confusion.merge(a[0], b[0]), merge(a[1], b[1])),
         summary=summarise,
@@ -139,24 +138,24 @@ def vote(
 ) -> tuple[
     Int32[Array, "b y x"], Int32[Array, "b y x"], Int32[Array, "b y x"], Int32[Array, "b n"], Float32[Array, "b n"]
 ]:
-    """Merges classes and objects into one map: Panoptic-DeepLab, section 3.2 (arXiv:1911.10194).
+    """Merges classes and objects into one map by majority vote: Panoptic-DeepLab, section 3.2 (arXiv:1911.10194).
 
-    Thing pixels go to objects; an object has the class that most of its pixels have (of equal counts the first).
-    Thing pixels without an object, and stuff of fewer pixels than `stuff_area`, are void.
+    Thing pixels are assigned to objects; an object gets the majority class of its pixels, the first on ties. Thing
+    pixels without an object, and stuff with fewer than `stuff_area` pixels, become void.
 
     Args:
-        logits: scores of the classes.
-        instance: number of the object of each pixel, 1 .. n, 0 for none; on stuff it has no effect.
-        confidence: of the objects.
-        inside: which pixels belong to the image; others are void and have no vote.
-        things: indices of the classes that are countable objects.
+        logits: class logits.
+        instance: object number of each pixel, 1 .. n, or 0 for none; ignored on stuff.
+        confidence: confidence of the objects.
+        inside: True for pixels of the image; other pixels are void and do not vote.
+        things: indices of the thing classes.
         ignore: label of void.
-        stuff_area: least pixels of a stuff class; 2048 for Cityscapes in Panoptic-DeepLab's code.
+        stuff_area: minimum pixels of a stuff class; 2048 for Cityscapes in Panoptic-DeepLab's code.
 
     Returns:
-        Class of each pixel, `ignore` for void; number of its object, 0 for stuff and void; class of the largest logit;
-        class of each object, -1 where it has no pixel; and its score, the mean probability of its class over its
-        pixels times its confidence.
+        Class of each pixel, `ignore` for void; object number, 0 for stuff and void; class of the largest logit; class
+        of each object, -1 if it has no pixels; and its score, the mean probability of its class over its pixels times
+        its confidence.
 
     Example:
         >>> logits = jnp.array([[[[0.0, 9.0], [0.0, 9.0], [9.0, 0.0]]]])
@@ -169,15 +168,15 @@ def vote(
     n = confidence.shape[1]
     logits = logits.astype(jnp.float32)
     semantic = jnp.argmax(logits, -1).astype(jnp.int32)
-    # Which classes are things is known here, so that this is no lookup.
+    # The thing classes are known at trace time, which avoids a gather.
     is_thing = jnp.zeros(semantic.shape, bool)
     for thing in things:
         is_thing |= semantic == thing
     instance = jnp.where(is_thing & inside, instance, 0)
 
-    # One count of (object, class) pairs tells the votes, the areas of stuff, and from them the class of each pair.
+    # One count of (object, class) pairs gives the votes and the areas of stuff, and from them the class of each pair.
     pairs = instance * k + semantic
-    counted = space.filled(jnp.where(inside, pairs, (n + 1) * k), (n + 1) * k)
+    counted = spatial.pad_rows_to_shards(jnp.where(inside, pairs, (n + 1) * k), (n + 1) * k)
     counts = jax.vmap(lambda i: jnp.zeros((n + 1) * k, jnp.int32).at[i].add(1, mode="drop"))(counted)
     counts = counts.reshape(b, n + 1, k)
     is_stuff = jnp.array([i not in things for i in range(k)])[None]
@@ -191,7 +190,7 @@ def vote(
     picked = jnp.where(jax.nn.one_hot(label, k, dtype=bool), logits, 0.0).sum(-1)
     probability = jnp.exp(picked - jax.nn.logsumexp(logits, -1))
     totals = jax.vmap(lambda i, p: jnp.zeros(n + 1, jnp.float32).at[i].add(p))(
-        *map(space.filled, (instance, probability))
+        *map(spatial.pad_rows_to_shards, (instance, probability))
     )
     totals = totals[:, 1:]
     area = jnp.maximum(counts[:, 1:].sum(-1), 1).astype(jnp.float32)
@@ -200,13 +199,13 @@ def vote(
 
 
 def flatten(decoded: Decoded, inside: Bool[Array, "b y x"]) -> Decoded:
-    """Numbers the pixels of masks that may overlap: each pixel goes to the surest mask that holds it.
+    """Flattens masks that may overlap: each pixel goes to the mask with the highest score that covers it.
 
-    The class of each mask is put over the logits of its pixels, so that its pixels vote for it alone.
+    The class of each mask replaces the logits of its pixels, so its pixels all vote for that class.
 
     Args:
-        decoded: with `masks`, `classes` and `score`.
-        inside: which pixels belong to the image.
+        decoded: decoded maps with `masks`, `classes` and `score`.
+        inside: True for pixels of the image.
 
     Returns:
         The same with `instance` and `confidence`.

@@ -1,4 +1,4 @@
-"""Panoptic segmentation: a class for each pixel and a number for each object, scored by panoptic quality."""
+"""Panoptic segmentation: a class for each pixel and a number for each object; evaluated by panoptic quality."""
 
 from typing import Annotated, Any
 
@@ -16,49 +16,51 @@ def create(
     spec: DatasetSpec,
     objective: Objective,
     *,
-    divisor: Annotated[int, Key("of panoptic ids that are written, class * divisor + object", "[2, 65536]")] = 1000,
-    stuff_area: Annotated[int, Key("stuff of fewer pixels is void", "[0, inf)")] = 2048,
+    divisor: Annotated[
+        int, Key("divisor of the panoptic ids that are written: class * divisor + object", "[2, 65536]")
+    ] = 1000,
+    stuff_area: Annotated[int, Key("stuff with fewer pixels becomes void", "[0, inf)")] = 2048,
 ) -> Task:
     """Makes the task.
 
     Args:
         spec: the data set.
-        objective: what is learned; it must find objects.
+        objective: an objective that finds objects.
 
     Returns:
-        The task; figures are PQ, SQ and RQ, of all classes, things and stuff, and by class.
+        The task; its metrics are PQ, SQ and RQ, over all classes, things and stuff, and per class.
 
     Raises:
-        UserError: a data set without things or of many classes a pixel.
+        UserError: the data set has no things, or several classes per pixel.
     """
     largest = max(spec.ignore, len(spec.classes))
 
     def score(state, image):
-        # As small as the image allows, whatever is written: ids of a small range are counted without a sort.
+        # The smallest divisor that fits the image: ids of a small range are counted without a sort.
         divisor = 1 + max(int(image["instance"].max()), int(image["found_instance"].max()))
         kind = np.int32 if (largest + 1) * divisor < 2**31 else np.int64
-        truth, found = (
+        ground_truth, found = (
             image[f"{which}label"].astype(kind) * kind(divisor) + image[f"{which}instance"] for which in ("", "found_")
         )
         crowd = [thing * divisor for thing in spec.things]
-        return panoptic.update(state, truth, found, divisor=divisor, ignore=spec.ignore, crowd=crowd)
+        return panoptic.update(state, ground_truth, found, divisor=divisor, ignore=spec.ignore, crowd=crowd)
 
-    return objects.make(
+    return objects.make_object_task(
         spec,
         objective,
         divisor=divisor,
         stuff_area=stuff_area,
         overlap=False,
-        new=lambda: panoptic.new_state(len(spec.classes)),
+        new=lambda: panoptic.new(spec),
         score=score,
         merge=panoptic.merge,
-        summary=lambda state: _figures(panoptic.summary(state, spec)),
+        summary=lambda state: _metrics(panoptic.summary(state)),
     )
 
 
-def _figures(found: dict[str, Any]) -> dict[str, Any]:
-    figures = {kind.upper(): found[kind] for kind in ("pq", "sq", "rq")}
-    figures |= {f"PQ_{group}": found[group]["pq"] for group in ("things", "stuff")}
+def _metrics(found: dict[str, Any]) -> dict[str, Any]:
+    metrics = {kind.upper(): found[kind] for kind in ("pq", "sq", "rq")}
+    metrics |= {f"PQ_{group}": found[group]["pq"] for group in ("things", "stuff")}
     for kind in ("pq", "sq", "rq"):
-        figures[f"{kind}_per_class"] = {name: each[kind] for name, each in found["per_class"].items()}
-    return figures
+        metrics[f"{kind}_per_class"] = {name: each[kind] for name, each in found["per_class"].items()}
+    return metrics

@@ -1,4 +1,4 @@
-"""Semantic segmentation: a class for each pixel, one of two, or any number at once."""
+"""Semantic segmentation: one of k classes per pixel, one of two, or any number of classes at once."""
 
 import functools
 from typing import Annotated
@@ -19,7 +19,7 @@ def create(
     objective: Objective,
     *,
     mode: Annotated[
-        str, Key("classes a pixel: sets head, loss, decision and metric", ("multiclass", "binary", "multilabel"))
+        str, Key("classes per pixel; sets head, loss, decision, metrics", ("multiclass", "binary", "multilabel"))
     ] = "multiclass",
 ) -> Task:
     """Makes the task.
@@ -31,7 +31,7 @@ def create(
 
     Args:
         spec: the data set in this mode, see `DatasetSpec.in_mode`.
-        objective: what is learned.
+        objective: the objective that decodes the network's outputs.
 
     Returns:
         The task.
@@ -40,7 +40,7 @@ def create(
         UserError: the data set is in another mode.
     """
     if spec.mode != mode:
-        raise UserError(f"task.mode={mode!r}, but the labels are read as {spec.mode}: give spec.in_mode({mode!r}).")
+        raise UserError(f"task.mode={mode!r}, but the labels are read as {spec.mode}: pass spec.in_mode({mode!r}).")
     classes = len(spec.classes)
 
     def decide(maps, geometry, probabilities=False):
@@ -56,16 +56,16 @@ def create(
         label, valid = losses.split_ignore(batch["label"], spec.ignore)
         segments = decide(maps, geometry)
         if mode == "multilabel":
-            return multilabel.multilabel_confusion(segments.label, label == 1, valid), segments
-        return confusion.confusion_matrix(segments.label, label, valid, classes), segments
+            return multilabel.multilabel_confusion(label == 1, segments.label, valid), segments
+        return confusion.confusion_matrix(label, segments.label, valid, classes), segments
 
     return Task(
         spec=spec,
         objective=objective,
         decide=decide,
         measure=measure,
-        new_metric=functools.partial(confusion.new_state, classes, multilabel=mode == "multilabel"),
+        new_metric=functools.partial(confusion.new, spec),
         update=confusion.update,
         merge=confusion.merge,
-        summary=functools.partial(confusion.summary, names=spec.classes),
+        summary=confusion.summary,
     )

@@ -1,4 +1,4 @@
-"""The contract between a kind of segmentation and the trainer."""
+"""The interface between a kind of segmentation and the trainer."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,18 +8,18 @@ from segjax.spec import DatasetSpec, Segments
 
 
 class Task(NamedTuple):
-    """How what was learned is decided and scored, as a tuple of pure functions.
+    """Predictions and metrics of a kind of segmentation, as a tuple of pure functions.
 
-    spec: the data set as this task reads it; model and objective are made for this one.
-    objective: what is learned.
-    decide: (maps, geometry, probabilities=False) -> Segments; `maps` come from the objective, perhaps averaged.
-    measure: (maps, batch, geometry) -> what images are scored from, arrays [b, ...] made on the device, and Segments.
-    new_metric: () -> an empty score, kept on the host in int64.
-    update: (score, what was measured of a batch, on the host) -> score.
-    merge: (score, score) -> the score of the images of both.
-    summary: score -> dict of figures, ready for JSON.
-    needs_instances: whether images are scored by instance maps.
-    divisor: of panoptic ids that are written, class * divisor + object; 0 where no objects are told apart.
+    spec: the data set as this task reads it; model and objective are made for this spec.
+    objective: the loss and the decoding of the network.
+    decide: (maps, geometry, probabilities=False) -> Segments; `maps` come from the objective and may be averaged.
+    measure: (maps, batch, geometry) -> measurements to score images from, arrays [b, ...] on the device, and Segments.
+    new_metric: () -> an empty metric state, kept on the host in int64.
+    update: (state, measurements of a batch, on the host) -> state.
+    merge: (state, state) -> the state of the images of both.
+    summary: state -> dict of metrics, ready for JSON.
+    needs_instances: whether scoring needs instance maps.
+    divisor: divisor of written panoptic ids, class * divisor + object; 0 if the task has no objects.
     """
 
     spec: DatasetSpec

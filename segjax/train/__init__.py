@@ -1,3 +1,5 @@
-"""State, steps, evaluation, checkpoints and the loop that ties them together."""
+"""Training: the state, the steps, evaluation, checkpoints and the training loop."""
 
-from segjax.train import loop as loop
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

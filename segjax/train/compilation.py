@@ -1,4 +1,4 @@
-"""Steps compiled for the devices of a mesh, by jit with explicit shardings or by pmap, and the cache of programs."""
+"""Compiles steps for a mesh, with jit and explicit shardings or with pmap; also sets up the compilation cache."""
 
 import functools
 import os
@@ -14,22 +14,22 @@ from segjax import parallel
 from segjax.parallel import DATA
 from segjax.spec import Geometry, Preprocess, Segments
 from segjax.tasks import Task
-from segjax.train.state import State
+from segjax.train.state import TrainState
 from segjax.train.step import Scalars, make_predict_step
 
 
 def compile_train(
-    make: Callable, mesh: Mesh, mode: parallel.Mode, shardings: Any = None, donate: bool = True
-) -> Callable[[State, dict[str, jax.Array]], tuple[State, Scalars]]:
-    """Compiles a train step for the devices of a mesh; batches come from `parallel.put_batch` with the same mode.
+    make: Callable, mesh: Mesh, transform: str, shardings: Any = None, donate: bool = True
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Scalars]]:
+    """Compiles a train step for a mesh; batches must come from `parallel.put_batch` with the same transform.
 
-    `make` is axis_name -> un-compiled step of (state, batch) -> (state, scalars). `shardings` say where the state lies,
-    see `parallel.state_sharding`, None for whole on every device; `donate` gives its memory to the next one.
+    `make` maps axis_name to an uncompiled step (state, batch) -> (state, scalars). `shardings` are those of the state
+    (see `parallel.state_shardings`); None replicates it. `donate` reuses the old state's memory for the new one.
     """
     donated = (0,) if donate else ()
-    if mode == "pmap":
+    if transform == "pmap":
         return _pmap(make, mesh, (None, None), donated)
-    everywhere = parallel.replicated(mesh)
+    everywhere = parallel.replicated_sharding(mesh)
     shardings = everywhere if shardings is None else shardings
     return jax.jit(
         _on_mesh(make(None), mesh),
@@ -40,36 +40,36 @@ def compile_train(
 
 
 def compile_eval(
-    make: Callable, mesh: Mesh, mode: parallel.Mode
+    make: Callable, mesh: Mesh, transform: str
 ) -> Callable[[dict[str, Any], dict[str, jax.Array]], tuple[Any, Segments]]:
-    """Compiles an evaluation step for the devices of a mesh; `make` is axis_name -> step, as in `compile_train`.
+    """Compiles an evaluation step for a mesh; `make` maps axis_name to a step, as in `compile_train`.
 
-    What is measured is the same on every device. Segments stay where they were made, under pmap as arrays [devices,
-    images of a device, ...].
+    Measurements are replicated on every device. Segments stay on the device that made them; under pmap they are
+    arrays [devices, images per device, ...].
     """
-    if mode == "pmap":
+    if transform == "pmap":
         return _pmap(make, mesh, (None, 0), ())
-    # Segments lie as XLA leaves them: divided, where their rows divide evenly.
-    return jax.jit(_on_mesh(make(None), mesh), out_shardings=(parallel.replicated(mesh), None))
+    # XLA chooses the sharding of the segments: sharded by rows if the rows divide evenly.
+    return jax.jit(_on_mesh(make(None), mesh), out_shardings=(parallel.replicated_sharding(mesh), None))
 
 
 def compile_predict(
     model: nn.Module, task: Task, preprocess: Preprocess, mesh: Mesh | None = None
 ) -> Callable[[dict[str, Any], jax.Array, Geometry], Segments]:
-    """Compiles `make_predict_step`, once for each size; images are divided over the mesh, where there is one."""
+    """Compiles `make_predict_step`, once per image size; with a mesh, images are sharded over it."""
     predict = make_predict_step(model, task, preprocess)
     if mesh is None:
         return jax.jit(predict)
 
     def on_mesh(variables, images, geometry):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return predict(variables, parallel.divided(mesh, {"image": images})["image"], geometry)
+            return predict(variables, parallel.constrain_batch(mesh, {"image": images})["image"], geometry)
 
-    # Whole images go in, since their rows may not divide evenly, and whole maps come out.
+    # Inputs and outputs are not sharded by rows, because the rows may not divide evenly.
     return jax.jit(
         on_mesh,
-        in_shardings=(None, parallel.batched(mesh), parallel.batched(mesh)),
-        out_shardings=parallel.replicated(mesh),
+        in_shardings=(None, parallel.batch_sharding(mesh), parallel.batch_sharding(mesh)),
+        out_shardings=parallel.replicated_sharding(mesh),
     )
 
 
@@ -87,26 +87,26 @@ def _pmap(make, mesh, out_axes, donated):
 def _on_mesh(step, mesh):
     @functools.wraps(step)
     def on_mesh(state, batch):
-        # What XLA cannot divide looks for the mesh while it is traced, see `segjax.parallel.shards`.
+        # Operations that XLA cannot shard read the mesh at trace time, see `segjax.parallel.num_row_shards`.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return step(state, parallel.divided(mesh, batch))
+            return step(state, parallel.constrain_batch(mesh, batch))
 
     return on_mesh
 
 
 class CacheCounts(NamedTuple):
-    """Programs that came from the cache, and programs that were compiled and put there."""
+    """Programs read from the cache (hits), and programs compiled and added to it (misses)."""
 
     hits: int
     misses: int
 
 
-def switch_cache(on: bool, workdir: str | None = None) -> None:
-    """Switches the cache of compiled programs on or off; comes before anything is compiled.
+def enable_compilation_cache(on: bool, workdir: str | None = None) -> None:
+    """Turns the compilation cache on or off; call it before anything is compiled.
 
-    Programs are kept in the folder that $JAX_COMPILATION_CACHE_DIR or `jax.config` names, or in the user's cache
-    folder, `$XDG_CACHE_HOME/segjax` or `~/.cache/segjax`. Nothing is ever removed from there. Of several hosts the
-    first alone writes, so theirs is within the workdir that they share.
+    Programs are stored in the folder set by $JAX_COMPILATION_CACHE_DIR or `jax.config`, otherwise in the user's cache
+    folder, `$XDG_CACHE_HOME/segjax` or `~/.cache/segjax`. Nothing is ever deleted from it. With several hosts only
+    the first one writes, so the cache is inside the workdir that they share.
     """
     jax.config.update("jax_enable_compilation_cache", on)
     if on and not jax.config.jax_compilation_cache_dir:
@@ -114,9 +114,9 @@ def switch_cache(on: bool, workdir: str | None = None) -> None:
         if workdir and jax.process_count() > 1:
             folder = pathlib.Path(workdir, "programs")
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        # JAX keeps what took a second to compile; the many small programs of a start add up to more.
+        # By default JAX caches only compilations of a second or more; the many small programs of a start take longer.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    cache_counts()  # starts the count
+    cache_counts()  # starts counting
 
 
 def cache_counts() -> CacheCounts:
@@ -127,7 +127,7 @@ def cache_counts() -> CacheCounts:
 
 @functools.cache
 def _events() -> dict[str, int]:
-    """Number of JAX's events of this process by name, from the first call on."""
+    """Counts JAX's cache events in this process by name, starting with the first call."""
     found = {"/jax/compilation_cache/cache_hits": 0, "/jax/compilation_cache/cache_misses": 0}
 
     def listen(event: str, **_) -> None:

@@ -1,4 +1,4 @@
-"""What the config.json of a workdir says, also one of an older version."""
+"""Parses the config.json of a workdir, including files written by older versions."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from segjax.spec import DatasetSpec, channel_names
 
 
 def parse(saved: dict[str, Any]) -> tuple[ConfigDict, DatasetSpec]:
-    """Configuration and data set of a config.json; keys that are newer than it have their defaults."""
+    """Returns the configuration and data set of a config.json; keys newer than the file get their defaults."""
     config = from_dict({section: values for section, values in saved.items() if section != "spec"})
     facts = saved["spec"]
-    if "image_channels" not in facts:  # version 0.1: 8 bits, or more within a window
+    if "image_channels" not in facts:  # version 0.1: uint8, or uint16 with a window
         depth = "uint8" if config.preprocess.window is None else "uint16"
         facts = facts | {"image_channels": channel_names(len(config.preprocess.mean)), "image_dtype": depth}
     spec = {key: tuple(map(_tuple, value)) if isinstance(value, list) else value for key, value in facts.items()}
@@ -26,7 +26,7 @@ def _tuple(value: Any) -> Any:
 
 
 def from_dict(saved: dict[str, Any]) -> ConfigDict:
-    """Rebuilds a configuration that `to_dict` made; keys that are newer have their defaults.
+    """Rebuilds a configuration from the output of `to_dict`; keys newer than it get their defaults.
 
     Raises:
         UserError: a key that no longer exists.
@@ -38,13 +38,14 @@ def from_dict(saved: dict[str, Any]) -> ConfigDict:
         return {k: tuples(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     saved = _from_older(tuples(saved))
-    names = {section: saved[section]["name"] for section in configuration.NAMED}
-    config = configuration.base(**names)
+    names = {section: saved[section]["name"] for section in configuration.CHOICES}
+    config = configuration.default_config(**names)
     for section, values in saved.items():
         check_keys([section], config, "config")
         if isinstance(values, dict):
-            check_keys(values, config[section], section)
             for key, value in values.items():
+                key = configuration.current_key(key, config[section])
+                check_keys([key], config[section], section)
                 with config[section].ignore_type():
                     config[section][key] = ConfigDict(value) if isinstance(value, dict) else value
         else:
@@ -53,17 +54,19 @@ def from_dict(saved: dict[str, Any]) -> ConfigDict:
 
 
 def _from_older(saved: dict[str, Any]) -> dict[str, Any]:
-    """Moves the keys of version 0.1 to where they are today.
+    """Moves the keys of version 0.1 to their current sections.
 
-    What is learned was part of the task, whose divisor of ids limited the objects of an image. Images of more than 8
-    bits were mapped from `source.window` to 0..255 when they were read, and mean and deviation were of that.
+    In 0.1 the objective was part of the task, and `task.divisor` limited the number of objects in an image. Images
+    with more than 8 bits were mapped from `source.window` to 0..255 on reading; `mean` and `std` had that scale.
     """
     if "objective" in saved:
         return saved
     task, source, preprocess = (dict(saved[name]) for name in ("task", "source", "preprocess"))
-    name = configuration.RECIPES[task["name"]]["objective"]["name"]
+    name = configuration.TASK_DEFAULTS[task["name"]]["objective"]["name"]
     learned = keys_of(OBJECTIVES[name])
-    objective = {"name": name} | {key: task.pop(key) for key in list(task) if key in learned}
+    objective = {"name": name} | {
+        key: task.pop(key) for key in list(task) if configuration.RENAMED.get(key, key) in learned
+    }
     if "max_objects" in learned:
         objective["max_objects"] = task["divisor"] - 1
     if (window := source.pop("window", None)) is not None:

@@ -1,4 +1,4 @@
-"""How long a run is, and what happens when: everything in steps."""
+"""The length of a run and its intervals, converted to steps."""
 
 import math
 from typing import Annotated, Literal, NamedTuple
@@ -7,7 +7,7 @@ from segjax.checks import Key, UserError
 
 
 class Durations(NamedTuple):
-    """Lengths of a run, all in steps."""
+    """Length and intervals of a run, all in steps."""
 
     total: int
     warmup: int
@@ -16,7 +16,7 @@ class Durations(NamedTuple):
     log_every: int
 
     def due(self, what: Literal["eval", "checkpoint", "log"], step: int) -> bool:
-        """Whether something happens after `step` steps; everything happens after the last."""
+        """Tells whether `what` is due after `step` steps; everything is due after the last step."""
         every = getattr(self, f"{what}_every")
         return step == self.total or (every > 0 and step % every == 0)
 
@@ -25,23 +25,18 @@ def durations(
     steps_per_epoch: int | float,
     batch_size: int,
     *,
-    unit: Annotated[str, Key("what the next four are counted in", ("steps", "epochs", "examples"))] = "steps",
+    unit: Annotated[str, Key("unit of the next four keys", ("steps", "epochs", "examples"))] = "steps",
     total: Annotated[float, Key("length of the run", "(0, inf)")] = 1000.0,
-    warmup: Annotated[float, Key("length of the learning rate's warm-up", "[0, inf)")] = 0.0,
-    eval_every: Annotated[float, Key("between evaluations; 0: at the end only", "[0, inf)")] = 0.0,
+    warmup: Annotated[float, Key("length of the learning rate warm-up", "[0, inf)")] = 0.0,
+    eval_every: Annotated[float, Key("interval between evaluations; 0: only at the end", "[0, inf)")] = 0.0,
     checkpoint_every: Annotated[
-        float, Key("between checkpoints; 0: with each evaluation or, without those, ten times a run", "[0, inf)")
+        float, Key("interval between checkpoints; 0: at each evaluation or, without them, ten times a run", "[0, inf)")
     ] = 0.0,
-    log_every: Annotated[int, Key("steps between lines of the log, whatever the unit", "[1, inf)")] = 10,
+    log_every: Annotated[int, Key("interval between log lines, always in steps", "[1, inf)")] = 10,
 ) -> Durations:
     """Converts the section `run` of the configuration to steps, rounded up.
 
-    Args:
-        steps_per_epoch: steps that see each sample once on average.
-        batch_size: samples a step.
-
-    Raises:
-        UserError: a run without steps.
+    Each sample is seen once in `steps_per_epoch` steps on average. Raises a UserError for a run without steps.
 
     Example:
         >>> durations(46, 8, unit="epochs", total=2, warmup=0.5)

@@ -1,4 +1,4 @@
-"""Scores a model on a whole split: each image once, each pixel at the label's own size."""
+"""Evaluates a model on a full split: each image once, at the resolution of its label."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,18 +16,18 @@ from segjax.tasks import Task
 class Evaluator(NamedTuple):
     """Scores variables on the batches of a split."""
 
-    step: Callable  # of `step.make_eval_step`, compiled
+    step: Callable  # from `step.make_eval_step`, compiled
     task: Task
-    batches: Batches  # of `pipeline.eval_batches`
+    batches: Batches  # from `pipeline.eval_batches`
     mesh: Mesh
-    mode: parallel.Mode  # in which the step was compiled
+    transform: str  # that the step was compiled with
 
     def __call__(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """Runs over the split; returns the task's summary."""
+        """Evaluates the split and returns the task's summary."""
         score, pending = self.task.new_metric(), None
         for batch in self.batches.batches(0, int(self.batches.count)):
             measured, _ = self._run(variables, batch)
-            # One batch behind, so that the host scores while the devices compute.
+            # Scoring lags one batch behind: the host scores while the devices compute.
             if pending is not None:
                 score = self.task.update(score, jax.device_get(pending))
             pending = measured
@@ -36,21 +36,21 @@ class Evaluator(NamedTuple):
         return self.task.summary(score)
 
     def segments(self, variables: dict[str, Any], indices: Sequence[int]) -> Iterator[tuple[int, Segments]]:
-        """Predicts some images of the split by the same program, on a single host.
+        """Predicts some images of the split with the same compiled step, on a single host.
 
         Yields:
-            Index in the source and segments [y, x, ...] of each image, without padding, in the order of the batches.
+            Source index and segments [y, x, ...] of each image, without padding, in batch order.
         """
         size = self.batches.batch_size
         for number in sorted({self.batches.arrange().rows.index(i) // size for i in indices}):
             batch = next(self.batches.batches(number, number + 1))
             _, found = self._run(variables, batch)
             found = jax.device_get(found)
-            if self.mode == "pmap":  # [devices, rows of a device, ...]
+            if self.transform == "pmap":  # [devices, images per device, ...]
                 found = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
             for row in np.flatnonzero(np.isin(batch["index"], indices)).tolist():
-                yield int(batch["index"][row]), found.image(row, batch["content"][row, 2:].tolist())
+                yield int(batch["index"][row]), found.crop(row, batch["native_size"][row].tolist())
 
     def _run(self, variables, batch):
         batch = {key: value for key, value in batch.items() if key != "position"}
-        return self.step(variables, parallel.put_batch(self.mesh, batch, self.mode))
+        return self.step(variables, parallel.put_batch(self.mesh, batch, self.transform))

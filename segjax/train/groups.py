@@ -1,4 +1,4 @@
-"""Groups of parameters with a learning rate of their own, and parts that do not learn."""
+"""Parameter groups: learning rate factors by layer, and frozen parameters."""
 
 import difflib
 from collections.abc import Sequence
@@ -8,32 +8,32 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from segjax.checks import UserError
-from segjax.nn.layers import within
+from segjax.nn.layers import is_within
 
 
-def factors(params: Any, layer_order: Sequence[str], backbone_factor: float, layer_decay: float) -> Any:
-    r"""Learning rate of each parameter as a share of the optimiser's.
+def learning_rate_factors(params: Any, layer_order: Sequence[str], backbone_factor: float, layer_decay: float) -> Any:
+    r"""Computes the factor on the learning rate of each parameter.
 
-    Layer i of n has `layer_decay ** (n - 1 - i)` and what is in no layer has 1, as in EoMT (Kerssies et al. 2025,
-    arXiv:2503.19108); BEiT (Bao et al. 2022, arXiv:2106.08254) lowers each layer once more. Parameters below "backbone"
-    are multiplied by `backbone_factor`. A path that stands k times in `layer_order` is k layers stacked along the first
-    axis of its parameters, which get a factor each.
+    Layer i of n gets `layer_decay ** (n - 1 - i)`; parameters outside all layers get 1, as in EoMT (Kerssies et al.
+    2025, arXiv:2503.19108). BEiT (Bao et al. 2022, arXiv:2106.08254) applies the decay once more to each layer.
+    Parameters under "backbone" are also multiplied by `backbone_factor`. A path that appears k times in `layer_order`
+    means k layers stacked along the first axis of its parameters; each layer gets its own factor.
 
     Args:
-        params: nested dict of parameters that learn.
-        layer_order: paths of the layers from the input on, such as "backbone/conv1".
-        backbone_factor: of the backbone's learning rate.
-        layer_decay: factor from a layer to the one before it.
+        params: nested dict of trainable parameters.
+        layer_order: paths of the layers, from input to output, such as "backbone/conv1".
+        backbone_factor: factor on the backbone's learning rate.
+        layer_decay: factor from each layer to the one before it.
 
     Returns:
-        The same tree of factors, floats or arrays [k, 1, ...].
+        A tree of factors with the structure of `params`, floats or arrays [k, 1, ...].
 
     Raises:
-        UserError: a factor that no parameter would get.
+        UserError: a factor would apply to no parameter.
 
     Example:
         >>> params = {"backbone": {"conv1": {"kernel": jnp.ones(2)}, "conv2": {"kernel": jnp.ones(2)}}}
-        >>> factors(params, ("backbone/conv1", "backbone/conv2"), 0.1, 0.5)
+        >>> learning_rate_factors(params, ("backbone/conv1", "backbone/conv2"), 0.1, 0.5)
         {'backbone': {'conv1': {'kernel': 0.05}, 'conv2': {'kernel': 0.1}}}
     """
     count = len(layer_order)
@@ -43,63 +43,63 @@ def factors(params: Any, layer_order: Sequence[str], backbone_factor: float, lay
         ("backbone_factor", backbone_factor, ("backbone",)),
         ("layer_decay", layer_decay, places),
     ):
-        if value != 1 and not any(within(name, part) for name in names for part in parts):
+        if value != 1 and not any(is_within(name, part) for name in names for part in parts):
             raise UserError(
-                f"optimizer.{key}={value} has no effect: no {key.split('_')[0]} of this model learns. Set 1.0."
+                f"optimizer.{key}={value} has no effect: this model has no trainable {key.split('_')[0]}. Set 1.0."
             )
 
     def factor(name, leaf):
-        base = backbone_factor if within(name, "backbone") else 1.0
-        layers = next((found for layer, found in places.items() if within(name, layer)), [count - 1])
+        base = backbone_factor if is_within(name, "backbone") else 1.0
+        layers = next((found for layer, found in places.items() if is_within(name, layer)), [count - 1])
         shares = [base * layer_decay ** (count - 1 - i) for i in layers]
         return shares[0] if len(shares) == 1 else jnp.array(shares).reshape(-1, *(1,) * (leaf.ndim - 1))
 
     return unflatten_dict({name: factor(name, leaf) for name, leaf in names.items()}, sep="/")
 
 
-def split(params: Any, frozen: Sequence[str]) -> tuple[Any, Any]:
-    """Parts parameters into those that learn and those that do not.
+def split_frozen(params: Any, frozen: Sequence[str]) -> tuple[Any, Any]:
+    """Splits parameters into trainable and frozen ones.
 
     Args:
         params: nested dict of parameters.
-        frozen: paths of the parts that do not learn, such as "backbone" or "backbone/layer1_0".
+        frozen: paths of the frozen modules, such as "backbone" or "backbone/layer1_0".
 
     Returns:
-        Two nested dicts, without what is in the other.
+        Two nested dicts: the trainable parameters and the frozen ones.
 
     Raises:
-        UserError: a path without parameters, or all of them.
+        UserError: a path has no parameters, or all parameters are frozen.
 
     Example:
-        >>> split({"backbone": {"kernel": 1}, "head": {"kernel": 2}}, ("backbone",))
+        >>> split_frozen({"backbone": {"kernel": 1}, "head": {"kernel": 2}}, ("backbone",))
         ({'head': {'kernel': 2}}, {'backbone': {'kernel': 1}})
     """
     leaves = flatten_dict(params, sep="/")
     for part in frozen:
-        if not any(within(name, part) for name in leaves):
+        if not any(is_within(name, part) for name in leaves):
             parts = {name.rsplit("/", n)[0] for name in leaves for n in range(1, name.count("/") + 1)}
             near = " or ".join(map(repr, difflib.get_close_matches(part, sorted(parts), n=3)))
             hint = f" Did you mean {near}?" if near else f" It has {', '.join(dict.fromkeys(params))}."
-            raise UserError(f"optimizer.frozen={tuple(frozen)}: the model has no part {part!r}.{hint}")
-    held = {name: leaf for name, leaf in leaves.items() if any(within(name, part) for part in frozen)}
-    if len(held) == len(leaves):
-        raise UserError(f"optimizer.frozen={tuple(frozen)} leaves nothing to learn.")
-    learns = {name: leaf for name, leaf in leaves.items() if name not in held}
-    return unflatten_dict(learns, sep="/"), unflatten_dict(held, sep="/")
+            raise UserError(f"optimizer.frozen={tuple(frozen)}: the model has no module {part!r}.{hint}")
+    frozen_leaves = {name: leaf for name, leaf in leaves.items() if any(is_within(name, part) for part in frozen)}
+    if len(frozen_leaves) == len(leaves):
+        raise UserError(f"optimizer.frozen={tuple(frozen)} leaves nothing to train.")
+    trainable = {name: leaf for name, leaf in leaves.items() if name not in frozen_leaves}
+    return unflatten_dict(trainable, sep="/"), unflatten_dict(frozen_leaves, sep="/")
 
 
-def merge(a: Any, b: Any) -> Any:
-    """Puts together what `split` parted.
+def join_frozen(a: Any, b: Any) -> Any:
+    """Joins what `split_frozen` split.
 
     Args:
         a: nested dict.
-        b: another, without a leaf in common.
+        b: another one, with no leaf in common.
 
     Returns:
-        All leaves.
+        A nested dict of all leaves.
 
     Example:
-        >>> merge({"head": {"kernel": 2}}, {"backbone": {"kernel": 1}})
+        >>> join_frozen({"head": {"kernel": 2}}, {"backbone": {"kernel": 1}})
         {'head': {'kernel': 2}, 'backbone': {'kernel': 1}}
     """
     return unflatten_dict(flatten_dict(a) | flatten_dict(b))

@@ -1,6 +1,6 @@
-"""What a run says: figures to metrics.jsonl, TensorBoard and W&B, progress to stderr.
+"""Logs a run: metrics to metrics.jsonl, TensorBoard and W&B, progress to stderr.
 
-Nothing here writes to stdout, whose last line is the command's result.
+Nothing here writes to stdout, because the last line of stdout is the command's result.
 """
 
 import functools
@@ -18,20 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from segjax.checks import Key, UserError
 
-PLAIN_SECONDS = 5.0  # between lines of progress where there is no terminal
+PLAIN_SECONDS = 5.0  # between progress lines without a terminal
 
 
 class Log:
-    """The log of a run; a context manager that closes the bar and the writers, also on an error.
+    """The log of a run; a context manager that closes the progress bar and the writers, even after an error.
 
-    Args:
-        workdir: local folder of the run; made if need be.
-        total_steps: length of the run.
-        config: configuration of the run, for W&B.
-        enabled: False makes every method do nothing; None enables process 0 only.
-
-    Raises:
-        UserError: W&B is asked for but not installed.
+    The workdir is created if missing; `config` is for W&B. `enabled=False` makes every method do nothing; None enables
+    process 0 only. Raises a UserError if W&B is requested but not installed.
 
     Example:
         >>> import tempfile
@@ -47,8 +41,8 @@ class Log:
         workdir: str | os.PathLike,
         total_steps: int,
         *,
-        wandb: Annotated[bool, Key("also report to Weights & Biases; a resumed run goes on with its record")] = False,
-        tensorboard: Annotated[bool, Key("also write TensorBoard events, where tensorboardX is installed")] = True,
+        wandb: Annotated[bool, Key("also log to Weights & Biases; a resumed run continues its W&B run")] = False,
+        tensorboard: Annotated[bool, Key("also write TensorBoard events, if tensorboardX is installed")] = True,
         config: Mapping[str, Any] | None = None,
         enabled: bool | None = None,
     ):
@@ -69,24 +63,24 @@ class Log:
         self.close(failed=kind is not None)
 
     def write(self, step: int, split: str, scalars: Mapping[str, Any]) -> None:
-        """Records what was measured on a split after a step.
+        """Records the scalars of a split after a step.
 
-        A nested dict is kept in the file and becomes "outer/inner" elsewhere. What is not finite becomes null.
+        Nested dicts stay nested in the file and become "outer/inner" elsewhere. Non-finite values become null.
         """
         if not self.enabled:
             return
         scalars = _plain(scalars)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "split": split} | scalars, allow_nan=False) + "\n")
-        figures = {f"{split}/{name}": value for name, value in _flat(scalars)}
+        metrics = {f"{split}/{name}": value for name, value in _flat(scalars)}
         if self._board is not None:
-            for name, value in figures.items():
+            for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
         if self._run is not None:
-            self._run.log(figures, step=step)
+            self._run.log(metrics, step=step)
 
     def truncate(self, step: int) -> None:
-        """Forgets what was recorded after a step, and a line that a crash tore: the run resumes there."""
+        """Drops all records after the step that a run resumes from, and a line cut off by a crash."""
         self._resumed = step
         if not self.enabled or not self.path.exists():
             return
@@ -96,28 +90,28 @@ class Log:
         new.replace(self.path)
 
     def progress(self, step: int, loss: float, images_per_second: float) -> None:
-        """Shows how far the run is: a bar on a terminal, now and then a line elsewhere."""
+        """Shows the progress of the run: as a bar on a terminal, otherwise as a line every few seconds."""
         if not self.enabled:
             return
         now = time.monotonic()
         self._first = self._first or (step, now)
-        figures = f"loss {loss:.4f}  {images_per_second:.1f} images/s"
+        status = f"loss {loss:.4f}  {images_per_second:.1f} images/s"
         if step > self._first[0]:
             seconds = (now - self._first[1]) / (step - self._first[0]) * (self.total_steps - step)
-            figures += f"  {_clock(seconds)} left"
+            status += f"  {_clock(seconds)} left"
         if self.console.is_interactive:
-            self._show(step, figures)
+            self._show(step, status)
         elif step >= self.total_steps or now - self._last_line >= PLAIN_SECONDS:
             self._last_line = now
-            self.message(f"step {step}/{self.total_steps}  {figures}")
+            self.message(f"step {step}/{self.total_steps}  {status}")
 
     def message(self, text: str) -> None:
-        """Prints text to stderr, above the bar."""
+        """Prints text to stderr, above the progress bar."""
         if self.enabled:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self, failed: bool = False) -> None:
-        """Closes the bar and the writers; W&B is told whether the run failed."""
+        """Closes the progress bar and the writers; tells W&B whether the run failed."""
         if self._bar is not None:
             self._bar.stop()
         if "_board" in vars(self) and self._board is not None:
@@ -127,7 +121,7 @@ class Log:
 
     @functools.cached_property
     def _board(self):
-        """TensorBoard's writer, opened on the first figure, when it is known which steps a resumed run repeats."""
+        """The TensorBoard writer; opened on first use, when `truncate` has set the step to resume from."""
         if not self._tensorboard:
             return None
         try:
@@ -136,26 +130,26 @@ class Log:
             return None
         return SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self._resumed + 1)
 
-    def _show(self, step: int, figures: str) -> None:
+    def _show(self, step: int, status: str) -> None:
         if self._bar is None:
-            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[figures]}"))
-            # Rich would send what others print to stdout to stderr.
+            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[status]}"))
+            # By default Rich redirects stdout to stderr.
             self._bar = Progress(*columns, console=self.console, redirect_stdout=False)
-            self._bar.add_task("", total=self.total_steps, completed=step, figures=figures)
+            self._bar.add_task("", total=self.total_steps, completed=step, status=status)
             self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=step, figures=figures)
+        self._bar.update(self._bar.task_ids[0], completed=step, status=status)
         if step >= self.total_steps:
             self._bar.stop()
 
 
 def _clock(seconds: int | float) -> str:
-    """Seconds as h:mm:ss."""
+    """Formats seconds as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 def _plain(value: Any) -> Any:
-    """Makes a value fit for JSON: arrays become lists and numbers, what is not finite None."""
+    """Makes a value JSON-serialisable: arrays become lists and numbers, non-finite values None."""
     if isinstance(value, Mapping):
         return {str(name): _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -166,7 +160,7 @@ def _plain(value: Any) -> Any:
 
 
 def _flat(scalars: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float]]:
-    """Yields every number of a nested dict under its path."""
+    """Yields the path and value of every number in a nested dict."""
     for name, value in scalars.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}/")
@@ -175,7 +169,7 @@ def _flat(scalars: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, i
 
 
 def _step(line: str) -> int | float:
-    """The step of a line of metrics.jsonl; infinite for a torn line."""
+    """Returns the step of a line of metrics.jsonl; infinity if the line is cut off."""
     try:
         return json.loads(line)["step"]
     except json.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""Optimisers and learning rates, composed from optax."""
+"""Optimisers and learning rate schedules, built from optax."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ import optax
 from segjax.checks import Key, UserError, choose
 from segjax.train import groups
 
-ONE_CYCLE_RISE = 0.3  # share of the run, and
-ONE_CYCLE_START = 1 / 25  # share of the peak, where fast.ai's one-cycle policy and optax start from
+# Rise as a fraction of the run, and start as a fraction of the peak: the defaults of fast.ai and optax.
+ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 1 / 25
 
 
 def make_schedule(
@@ -21,34 +21,34 @@ def make_schedule(
     *,
     name: str = "cosine",
     learning_rate: float = 1e-3,
-    end: float = 0.0,
+    end_factor: float = 0.0,
     power: float = 0.9,
     decay_rate: float = 0.1,
     milestones: Sequence[float] = (0.6, 0.85),
 ) -> optax.Schedule:
-    r"""Builds a learning rate: a linear warm-up from 0, then a decay over the remaining steps.
+    r"""Builds a learning rate schedule: a linear warm-up from 0, then a decay over the remaining steps.
 
-    With peak :math:`\eta`, end :math:`e`, and :math:`x \in [0, 1]` the share of the T = steps - warmup steps done
-    since the warm-up, the rate is
+    With peak :math:`\eta`, `end_factor` :math:`e` and :math:`x \in [0, 1]` the fraction of the T = steps - warmup steps
+    done since the warm-up, the learning rate is
 
     - constant: :math:`\eta`
-    - step: :math:`\eta r^n`, where n milestones lie behind and r is `decay_rate`
+    - step: :math:`\eta r^n` after n milestones, where r is `decay_rate`
     - exponential: :math:`\eta \max(r^x, e)`
     - polynomial: :math:`\eta (e + (1 - e) (1 - x)^p)`; p = 0.9 is DeepLab's (Chen et al. 2017, section 4.1)
     - cosine: :math:`\eta (e + (1 - e) (1 + \cos \pi x) / 2)` (Loshchilov and Hutter 2017, without restarts)
     - one_cycle: a cosine from :math:`\eta / 25` up to :math:`\eta` and another down to :math:`\eta e` (Smith and
-      Topin 2018). Its rise is its warm-up: it takes `warmup` steps, or 30 % of the run when that is 0.
+      Topin 2018). The rise replaces the warm-up: it takes `warmup` steps, or 30 % of the run if `warmup` is 0.
 
     Args:
-        steps: length of the run, warm-up included.
-        warmup: steps of the rise; step 0 has rate 0, step `warmup` the peak.
-        name: of the schedule; the other arguments are keys of `make`.
+        steps: length of the run, including the warm-up.
+        warmup: steps of the warm-up; the rate is 0 at step 0 and the peak at step `warmup`.
+        name: name of the schedule; the other arguments are described at `make_optimizer`.
 
     Returns:
-        A function from the step, an integer or an int32 scalar, to the rate.
+        A function from the step, an integer or an int32 scalar, to the learning rate.
 
     Raises:
-        UserError: an unknown name, no steps, a warm-up longer than the run, or a milestone within it.
+        UserError: the name is unknown, the run has no steps, or the warm-up outlasts the run or a milestone.
 
     Example:
         >>> rate = make_schedule(100, 10, name="polynomial", learning_rate=0.5)
@@ -57,7 +57,7 @@ def make_schedule(
     """
     if steps < 1 or not 0 <= warmup <= steps:
         raise UserError(
-            f"run.warmup={warmup} steps do not fit into a run of {steps}: shorten run.warmup or lengthen run.total."
+            f"run.warmup={warmup} steps do not fit in a run of {steps} steps: lower run.warmup or raise run.total."
         )
     peak, decay = learning_rate, max(steps - warmup, 1)
 
@@ -65,19 +65,19 @@ def make_schedule(
         boundaries = Counter(round(share * steps) - warmup for share in milestones)
         if min(boundaries, default=0) < 0:
             raise UserError(
-                f"optimizer.milestones={tuple(milestones)} must not lie within the warm-up, the first "
-                f"{warmup / steps:.2g} of the run."
+                f"optimizer.milestones={tuple(milestones)} must come after the warm-up, which takes "
+                f"the first {warmup / steps:.2g} of the run."
             )
         return optax.piecewise_constant_schedule(peak, {at: decay_rate**count for at, count in boundaries.items()})
 
     def polynomial(count):
-        # Not optax's: where rounding makes its remaining share negative (jax 0.12), its last rate is not a number.
+        # Not optax's: when rounding makes its remaining fraction negative (jax 0.12), its last rate is NaN.
         left = jnp.clip(1.0 - count / decay, 0.0, 1.0)
-        return peak * (end + (1.0 - end) * left**power)
+        return peak * (end_factor + (1.0 - end_factor) * left**power)
 
     def one_cycle() -> optax.Schedule:
         rise = warmup or max(1, round(ONE_CYCLE_RISE * steps))
-        factors = {rise: 1 / ONE_CYCLE_START, rise + max(steps - rise, 1): end}
+        factors = {rise: 1 / ONE_CYCLE_START, rise + max(steps - rise, 1): end_factor}
         return optax.piecewise_interpolate_schedule("cosine", peak * ONE_CYCLE_START, factors)
 
     build = choose(
@@ -86,78 +86,78 @@ def make_schedule(
         {
             "constant": lambda: optax.constant_schedule(peak),
             "step": step,
-            "exponential": lambda: optax.exponential_decay(peak, decay, decay_rate, end_value=peak * end),
+            "exponential": lambda: optax.exponential_decay(peak, decay, decay_rate, end_value=peak * end_factor),
             "polynomial": lambda: polynomial,
-            "cosine": lambda: optax.cosine_decay_schedule(peak, decay, alpha=end),
+            "cosine": lambda: optax.cosine_decay_schedule(peak, decay, alpha=end_factor),
             "one_cycle": one_cycle,
         },
     )
     schedule = build()
     if warmup and name != "one_cycle":
         schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])
-    return _standard(schedule)
+    return _standard_promotion(schedule)
 
 
-def make(
+def make_optimizer(
     steps: int,
     warmup: int = 0,
     layer_order: Sequence[str] = (),
     *,
-    name: Annotated[str, Key("of the optimiser", ("sgd", "adam", "adamw", "lion", "lamb"))] = "adamw",
-    learning_rate: Annotated[float, Key("at the peak", "[0, inf)")] = 1e-3,
+    name: Annotated[str, Key("the optimiser", ("sgd", "adam", "adamw", "lion", "lamb"))] = "adamw",
+    learning_rate: Annotated[float, Key("peak learning rate", "[0, inf)")] = 1e-3,
     schedule: Annotated[
-        str, Key("of the learning rate", ("constant", "step", "exponential", "polynomial", "cosine", "one_cycle"))
+        str, Key("learning rate schedule", ("constant", "step", "exponential", "polynomial", "cosine", "one_cycle"))
     ] = "cosine",
-    end: Annotated[float, Key("last learning rate as a share of the peak", "[0, inf)")] = 0.0,
+    end_factor: Annotated[float, Key("final learning rate as a fraction of the peak", "[0, inf)")] = 0.0,
     power: Annotated[float, Key("exponent of the polynomial schedule", "(0, inf)")] = 0.9,
-    decay_rate: Annotated[float, Key("factor at each milestone, or over the run (exponential)", "(0, inf)")] = 0.1,
-    milestones: Annotated[tuple[float, ...], Key("of the step schedule, as shares of the run", "[0, 1]")] = (0.6, 0.85),
-    momentum: Annotated[float, Key("of sgd", "[0, 1)")] = 0.9,
+    decay_rate: Annotated[float, Key("factor per milestone, or over the run (exponential)", "(0, inf)")] = 0.1,
+    milestones: Annotated[tuple[float, ...], Key("of the step schedule, fractions of the run", "[0, 1]")] = (0.6, 0.85),
+    momentum: Annotated[float, Key("momentum of sgd", "[0, 1)")] = 0.9,
     b1: Annotated[float, Key("decay of the first moment", "[0, 1)")] = 0.9,
-    b2: Annotated[float, Key("decay of the second moment; of lion, of the momentum", "[0, 1)")] = 0.999,
-    eps: Annotated[float, Key("added to the root of the second moment", "[0, inf)")] = 1e-8,
-    weight_decay: Annotated[float, Key("of kernels; norms and biases do not decay", "[0, inf)")] = 1e-4,
-    clip: Annotated[float, Key("largest global norm of the gradient; 0: no clipping", "[0, inf)")] = 0.0,
-    accumulate: Annotated[int, Key("batches whose mean gradient makes one update", "[1, inf)")] = 1,
-    backbone_factor: Annotated[float, Key("of the backbone's learning rate", "[0, inf)")] = 1.0,
-    layer_decay: Annotated[float, Key("of the learning rate from a layer to the one before it", "(0, 1]")] = 1.0,
+    b2: Annotated[float, Key("decay of the second moment; lion: of the momentum", "[0, 1)")] = 0.999,
+    eps: Annotated[float, Key("added to the square root of the second moment", "[0, inf)")] = 1e-8,
+    weight_decay: Annotated[float, Key("applies to kernels, not to norms and biases", "[0, inf)")] = 1e-4,
+    clip: Annotated[float, Key("maximum global norm of the gradient; 0: no clipping", "[0, inf)")] = 0.0,
+    accumulate: Annotated[int, Key("batches whose gradients are averaged for one update", "[1, inf)")] = 1,
+    backbone_factor: Annotated[float, Key("factor on the backbone's learning rate", "[0, inf)")] = 1.0,
+    layer_decay: Annotated[float, Key("learning rate factor from a layer to the one before", "(0, 1]")] = 1.0,
     frozen: Annotated[
-        tuple[str, ...], Key("parts that do not learn, such as backbone or backbone/layer1_0; their statistics stay")
+        tuple[str, ...], Key("frozen modules, such as backbone or backbone/layer1_0, with their batch statistics")
     ] = (),
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Builds an optimiser and its learning rate; the keyword arguments are the keys of the section `optimizer`.
+    """Builds an optimiser and its learning rate schedule; the keyword arguments are the keys of `optimizer`.
 
-    Gradients are averaged over `accumulate` batches, clipped by their global norm, and handed to the optimiser.
-    Batches between updates change nothing, and a remainder at the end of the run is dropped. Weight decay is added to
-    the gradient (L2, as in torch.optim.SGD and Adam) by sgd and adam, and to the update (decoupled; Loshchilov and
-    Hutter 2019) by adamw, lion and lamb. Lion's authors use a `b2` of 0.99. Updates are scaled by the factor of their
-    group last, so that the state is the same with groups and without. What is frozen has no state: `update` takes
-    gradients and parameters without it.
+    Gradients are averaged over `accumulate` batches, clipped by their global norm, and passed to the optimiser.
+    Parameters do not change between updates; leftover batches at the end of the run are dropped. sgd and adam add
+    weight decay to the gradient (L2, as in torch.optim.SGD and Adam); adamw, lion and lamb add it to the update
+    (decoupled; Loshchilov and Hutter 2019). Lion's authors use a `b2` of 0.99. Group factors are applied to the updates
+    last, so the optimiser state does not depend on them. Frozen parameters have no optimiser state: `update` takes
+    gradients and parameters without them.
 
     Args:
         steps: length of the run in batches.
         warmup: batches of linear warm-up.
-        layer_order: paths of the layers from the input on, for `layer_decay`; see `segjax.train.groups.factors`.
+        layer_order: paths of the layers, from input to output, for `layer_decay`; see `segjax.train.groups`.
 
     Returns:
-        The optimiser, whose state holds arrays only, and a schedule from a batch's number, counted from 0, to the
-        rate of the update that the batch belongs to.
+        The optimiser, whose state holds only arrays, and a schedule from a batch number, counted from 0, to the
+        learning rate of the update that the batch belongs to.
 
     Raises:
-        UserError: an unknown name, durations that do not fit, see `make_schedule`; in `init`, a frozen part that the
-            model does not have, nothing that learns, or a factor that no parameter would get.
+        UserError: the name is unknown or the durations do not fit, see `make_schedule`; in `init`, the model lacks a
+            frozen module, nothing is trainable, or a factor applies to no parameter.
 
     Example:
         >>> import jax.numpy as jnp
         >>> params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
-        >>> tx, rate = make(100, name="sgd", learning_rate=0.5, weight_decay=0.1)
+        >>> tx, rate = make_optimizer(100, name="sgd", learning_rate=0.5, weight_decay=0.1)
         >>> updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
         >>> updates["kernel"].round(3).tolist(), updates["bias"].tolist(), round(float(rate(0)), 3)
         ([-0.05000000074505806, -0.05000000074505806], [-0.0, -0.0], 0.5)
     """
     by_batch = make_schedule(
-        steps, warmup, name=schedule, learning_rate=learning_rate, end=end, power=power, decay_rate=decay_rate,
-        milestones=milestones,
+        steps, warmup, name=schedule, learning_rate=learning_rate, end_factor=end_factor, power=power,
+        decay_rate=decay_rate, milestones=milestones,
     )  # fmt: skip
 
     def by_update(count):
@@ -182,30 +182,30 @@ def make(
         tx = optax.MultiSteps(tx, accumulate).gradient_transformation()
 
     def init(params):
-        params = groups.split(params, frozen)[0] if frozen else params
-        if grouped:  # refuses a factor without effect before the run begins
-            groups.factors(params, layer_order, backbone_factor, layer_decay)
+        params = groups.split_frozen(params, frozen)[0] if frozen else params
+        if grouped:  # rejects a factor without effect before the run starts
+            groups.learning_rate_factors(params, layer_order, backbone_factor, layer_decay)
         return tx.init(params)
 
     def update(gradients, opt_state, params=None):
         updates, opt_state = tx.update(gradients, opt_state, params)
         if grouped:
-            factors = groups.factors(updates, layer_order, backbone_factor, layer_decay)
+            factors = groups.learning_rate_factors(updates, layer_order, backbone_factor, layer_decay)
             updates = jax.tree.map(jnp.multiply, updates, factors)
         return updates, opt_state
 
-    return optax.GradientTransformation(init, _standard(update)), lambda batch: by_update(batch // accumulate)
+    return optax.GradientTransformation(init, _standard_promotion(update)), lambda batch: by_update(batch // accumulate)
 
 
 def _kernels(params: Any) -> Any:
-    """Marks the leaves that decay: those named "kernel"."""
+    """Marks the leaves that weight decay applies to: those named "kernel"."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) == "kernel", params
     )
 
 
-def _standard(function: Callable) -> Callable:
-    """Runs a function under the standard dtype promotion, since optax mixes counts and floats."""
+def _standard_promotion(function: Callable) -> Callable:
+    """Runs a function under standard dtype promotion, because optax mixes integers and floats."""
 
     def wrapped(*args):
         with jax.numpy_dtype_promotion("standard"):

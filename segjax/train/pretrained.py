@@ -1,4 +1,4 @@
-"""Published weights as the start of a run."""
+"""Starts a run from published weights."""
 
 from typing import Annotated
 
@@ -9,41 +9,41 @@ from flax import linen as nn
 from segjax import parallel
 from segjax.checks import Key, UserError
 from segjax.spec import Preprocess
-from segjax.train.state import State
+from segjax.train.state import TrainState
 
 
 def start_from(
-    state: State,
+    state: TrainState,
     model: nn.Module,
     preprocess: Preprocess,
     *,
     weights: Annotated[str, Key(".safetensors, .pth or hf://organisation/name to start from; None: from scratch")],
-    layout: Annotated[str, Key("whose names the weights have", ("torchvision", "timm", "smp"))] = "torchvision",
-    strict: Annotated[bool, Key("a missing or misshapen tensor is an error")] = True,
-    check_inputs: Annotated[bool, Key("means and deviations that differ from the weights' are an error")] = True,
-    check_settings: Annotated[bool, Key("settings that make the model another function are an error")] = True,
-) -> tuple[State, str]:
-    """Puts pretrained weights into a first state, as the section `init` says.
+    layout: Annotated[str, Key("naming scheme of the weights", ("torchvision", "timm", "smp"))] = "torchvision",
+    strict: Annotated[bool, Key("raise if a tensor is missing or has another shape")] = True,
+    check_inputs: Annotated[bool, Key("raise if preprocess.mean or std differ from the weights'")] = True,
+    check_settings: Annotated[bool, Key("raise if settings change the model's function")] = True,
+) -> tuple[TrainState, str]:
+    """Loads pretrained weights into an initial state, as configured in the section `init`.
 
     Returns:
-        The state, and where it comes from in words.
+        The state, and a description of its origin.
 
     Raises:
-        UserError: weights that cannot be read or do not fit.
+        UserError: the weights cannot be read or do not match the model.
     """
-    from segjax import weights as pretrained  # the tables of names are for runs that start from weights
+    from segjax import weights as pretrained  # slow to import, and needed only here
 
-    old = parallel.gathered(state.variables(False))
+    old = parallel.replicate(state.variables(False))
     variables, report = pretrained.load(
         weights, jax.device_get(old), layout, model=model, check_settings=check_settings, strict=strict
     )
-    wanted = report.preprocess
-    if check_inputs and wanted:
-        pairs = ((wanted.mean, preprocess.mean), (wanted.std, preprocess.std))
+    expected = report.preprocess
+    if check_inputs and expected:
+        pairs = ((expected.mean, preprocess.mean), (expected.std, preprocess.std))
         if any(len(a) != len(b) or not np.allclose(a, b, atol=0.5) for a, b in pairs):
             raise UserError(
-                f"init.weights={weights!r} expect other inputs: set preprocess.mean={wanted.mean} and "
-                f"preprocess.std={wanted.std}, or init.check_inputs=False if yours are right."
+                f"init.weights={weights!r} expects other inputs: set preprocess.mean={expected.mean} and "
+                f"preprocess.std={expected.std}, or init.check_inputs=False if yours are right."
             )
 
     def place(new, old):

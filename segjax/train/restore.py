@@ -1,4 +1,4 @@
-"""Reads a finished run back from its workdir, and scores it."""
+"""Restores a run from its workdir and evaluates it."""
 
 import time
 from typing import Any
@@ -8,74 +8,74 @@ from ml_collections import ConfigDict
 
 from segjax.objectives import Objective
 from segjax.spec import DatasetSpec
-from segjax.train import components, optimizer, state, workdir
+from segjax.train import components, optimizer, state
+from segjax.train import workdir as workdirs
 from segjax.train.checkpoint import Checkpoints
 
 
 def restore(
     config: ConfigDict,
     spec: DatasetSpec,
-    path: str,
+    workdir: str,
     model: nn.Module | None = None,
     objective: Objective | None = None,
-) -> tuple[components.Components, state.State, int]:
-    """Reads the chosen checkpoint of a workdir.
+) -> tuple[components.Components, state.TrainState, int]:
+    """Restores the chosen checkpoint of a workdir.
 
     Args:
-        config: its configuration.
-        spec: its data set.
-        path: the folder.
-        model: the run's own, where it had one.
-        objective: the run's own, where it had one.
+        config: configuration of the run.
+        spec: data set of the run.
+        workdir: folder of the run.
+        model: the model passed to the run, if any.
+        objective: the objective passed to the run, if any.
 
     Returns:
         The components, the state on the devices, and its step.
 
     Raises:
-        UserError: no checkpoint, or one that does not fit.
+        UserError: there is no checkpoint, or it does not match the configuration.
     """
     parts = components.build_components(config, spec, None, model, objective)
-    # Shapes of the parameters do not depend on the size of the images, nor of the run on its length.
-    tx, _ = optimizer.make(config.optimizer.accumulate, 0, parts.model.layer_order, **config.optimizer)
+    # The shapes of the state depend neither on the image size nor on the length of the run.
+    tx, _ = optimizer.make_optimizer(config.optimizer.accumulate, 0, parts.model.layer_order, **config.optimizer)
     side = 2 * (parts.preprocess.context + 64)
     shape = (1, side, side, len(parts.preprocess.mean))
-    with Checkpoints(path, **config.checkpoint) as checkpoints:
+    with Checkpoints(workdir, **config.checkpoint) as checkpoints:
         chosen = checkpoints.chosen()
-        abstract = state.abstract(parts.model, tx, shape, config.ema.decay > 0)
+        abstract = state.abstract_state(parts.model, tx, shape, config.ema.decay > 0)
         restored = checkpoints.restore(chosen, abstract, parts.mesh, config.parallel.fsdp)
     return parts, restored, chosen
 
 
 def evaluate_workdir(
-    path: str,
+    workdir: str,
     split: str | None = None,
     config: ConfigDict | None = None,
     *,
     model: nn.Module | None = None,
     objective: Objective | None = None,
-    sources: components.Sources = None,
+    sources: components.Sources | None = None,
 ) -> dict[str, Any]:
-    """Scores a workdir's checkpoint.
+    """Evaluates the chosen checkpoint of a workdir.
 
     Args:
-        path: folder of a run.
-        split: what the source calls it; None is the configured test split.
-        config: configuration to use in place of the workdir's; model, objective, task and preprocessing must be the
-            same.
-        model: the run's own, where it had one.
-        objective: the run's own, where it had one.
-        sources: sources by split that stand in for the configured one.
+        workdir: folder of the run.
+        split: the source's name of the split; None uses the configured test split.
+        config: replaces the workdir's configuration; model, objective, task and preprocessing must be the same.
+        model: the model passed to the run, if any.
+        objective: the objective passed to the run, if any.
+        sources: sources by split, in place of the configured one.
 
     Returns:
-        The task's figures, and "split", "step" and "seconds".
+        The task's metrics, plus "split", "step" and "seconds".
 
     Raises:
-        UserError: no run or no checkpoint there, or another model or data set.
+        UserError: the workdir has no run or no checkpoint, or belongs to another model or data set.
     """
     began = time.monotonic()
-    config, spec = workdir.read_config(path, config)
+    config, spec = workdirs.read_config(workdir, config)
     split = split or config.splits.test
-    parts, restored, chosen = restore(config, spec, path, model, objective)
+    parts, restored, chosen = restore(config, spec, workdir, model, objective)
     batches = components.eval_batches(config, parts, components.open_source(config, split, sources))
     summary = components.make_evaluator(config, parts, batches)(restored.variables(config.ema.evaluate))
     return summary | {"split": split, "step": chosen, "seconds": round(time.monotonic() - began, 1)}

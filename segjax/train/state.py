@@ -1,4 +1,4 @@
-"""What a run carries from step to step: arrays only."""
+"""The train state: the arrays that a run carries from step to step."""
 
 from typing import Annotated, Any, NamedTuple
 
@@ -12,36 +12,38 @@ from segjax import parallel
 from segjax.checks import Key
 
 
-class Average(NamedTuple):
-    """The moving average of weights and statistics: keys of the section `ema`."""
+class Ema(NamedTuple):
+    """The section `ema`: the moving average of parameters and batch statistics."""
 
-    decay: Annotated[float, Key("share of the average that is kept each step; 0: no average", "[0, 1)")] = 0.0
-    evaluate: Annotated[bool, Key("score and predict with the average, where there is one")] = True
+    decay: Annotated[float, Key("fraction of the average kept at each step; 0: no average", "[0, 1)")] = 0.0
+    evaluate: Annotated[bool, Key("evaluate and predict with the average, if there is one")] = True
 
 
 @struct.dataclass
-class State:
-    """Everything that a step changes."""
+class TrainState:
+    """Everything that a train step changes."""
 
     step: Any  # int32, number of finished steps
     params: Any  # parameters of the model, float32
-    batch_stats: Any  # running statistics of its norms, float32
+    batch_stats: Any  # running statistics of its batch norms, float32
     opt_state: Any
-    ema: Any  # moving averages {"params", "batch_stats"}; {} where there are none
+    ema: Any  # moving averages {"params", "batch_stats"}, or {}
 
     def variables(self, averaged: bool) -> dict[str, Any]:
-        """What `model.apply` takes, {"params", "batch_stats"}: the moving averages, if wanted and there."""
+        """Returns {"params", "batch_stats"} for `model.apply`; with `averaged`, the moving averages if kept."""
         if averaged and self.ema:
             return dict(self.ema)
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def abstract(model: nn.Module, tx: optax.GradientTransformation, shape: tuple[int, ...], averaged: bool) -> State:
-    """Shapes and dtypes of a run's first state, which costs no memory; see `init`."""
+def abstract_state(
+    model: nn.Module, tx: optax.GradientTransformation, shape: tuple[int, ...], averaged: bool
+) -> TrainState:
+    """Returns the shapes and dtypes of the initial state, without allocating memory; see `init_state`."""
     return jax.eval_shape(lambda: _init(model, tx, (1, *shape[1:]), averaged, 0))
 
 
-def init(
+def init_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     shape: tuple[int, ...],
@@ -49,18 +51,18 @@ def init(
     seed: int,
     mesh: Any,
     fsdp: bool = False,
-) -> State:
-    """Makes the first state, in place on every device, for normalised images of shape [b, h, w, c].
+) -> TrainState:
+    """Makes the initial state directly on the devices, for normalised images of shape [b, h, w, c].
 
-    `averaged` says whether moving averages are kept; `fsdp` is that of `segjax.parallel.state_sharding`.
+    `averaged` tells whether moving averages are kept; see `segjax.parallel.state_shardings` for `fsdp`.
     """
-    placed = parallel.state_sharding(mesh, abstract(model, tx, shape, averaged), fsdp)
+    placed = parallel.state_shardings(mesh, abstract_state(model, tx, shape, averaged), fsdp)
     return jax.jit(lambda: _init(model, tx, (1, *shape[1:]), averaged, seed), out_shardings=placed)()
 
 
 def _init(model, tx, shape, averaged, seed):
     variables = model.init(jax.random.key(seed), jnp.zeros(shape, jnp.float32), train=False)
     params, stats = variables["params"], variables.get("batch_stats", {})
-    # The averages start as copies: one array under two names could not be donated.
+    # The averages start as copies, because one buffer cannot be donated twice.
     ema = jax.tree.map(lambda x: x + jnp.zeros_like(x), {"params": params, "batch_stats": stats}) if averaged else {}
-    return State(jnp.zeros((), jnp.int32), params, stats, tx.init(params), ema)
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, tx.init(params), ema)

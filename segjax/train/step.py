@@ -1,4 +1,4 @@
-"""The steps of training, evaluation and prediction: pure functions, which `segjax.train.compilation` compiles."""
+"""The train, evaluation and prediction steps: pure functions that `segjax.train.compilation` compiles."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -13,27 +13,27 @@ from jaxtyping import Array, Float, Int, Shaped
 from segjax import augment
 from segjax.checks import UserError
 from segjax.objectives import Maps, Objective
-from segjax.parallel import whole
+from segjax.parallel import replicate_params
 from segjax.spec import Geometry, Preprocess, Segments
 from segjax.tasks import Task
-from segjax.train.groups import merge, split
-from segjax.train.state import State
+from segjax.train.groups import join_frozen, split_frozen
+from segjax.train.state import TrainState
 
 Scalars = dict[str, jax.Array]
 
-# Folded into keys, to tell uses apart: what a model draws from its stream "random", and what a loss draws.
+# Folded into keys to make them independent: one for the model's stream "random", one for the loss.
 RANDOM, LOSS = 2**31 - 1, 2**31 - 2
 
 
 def normalise(image: Shaped[Array, "b h w c"], preprocess: Preprocess) -> Float[Array, "b h w c"]:
-    """Turns pixels into the network's input.
+    """Normalises pixels to network input.
 
     Args:
         image: as stored [b, h, w, c].
-        preprocess: window, mean and standard deviation of each channel.
+        preprocess: window, and mean and standard deviation of each channel.
 
     Returns:
-        (image - mean) / std, of pixels clipped to the window where there is one, float32 [b, h, w, c].
+        (image - mean) / std, float32 [b, h, w, c]; pixels are first clipped to the window, if there is one.
 
     Example:
         >>> normalise(jnp.full((1, 1, 1, 1), 130, jnp.uint8), Preprocess(mean=(120.0,), std=(10.0,))).item()
@@ -44,32 +44,32 @@ def normalise(image: Shaped[Array, "b h w c"], preprocess: Preprocess) -> Float[
     return ((jnp.clip(image, *preprocess.window) if preprocess.window else image) - mean) / std
 
 
-def coloured(
+def augment_colour(
     image: Shaped[Array, "b h w c"],
     position: Int[Array, "b"],
     seed: int,
     amplitudes: dict[str, float],
     window: tuple[float, float] | None = None,
 ) -> Float[Array, "b h w c"]:
-    """Changes the colours of a training batch, each image by what is drawn from (seed, position); in stored units.
+    """Changes the colours of a training batch in stored units; each image's draws depend only on (seed, position).
 
     Args:
         image: as stored.
         position: global sample numbers.
-        seed: of the run.
+        seed: seed of the run.
         amplitudes: keyword arguments of `augment.colour`.
-        window: values that are 0 and 1 for the changes, to which pixels are clipped; None is 0..255 for uint8.
+        window: the (low, high) values that map to 0 and 1; pixels are clipped to them. None is 0..255 for uint8.
 
     Raises:
-        UserError: images of another dtype than uint8 without a window.
+        UserError: the images are not uint8 and there is no window.
     """
     used = [name for name, amplitude in amplitudes.items() if amplitude]
     if not used:
         return image.astype(jnp.float32)
     if window is None and image.dtype != jnp.uint8:
         raise UserError(
-            f"augment.{used[0]} changes colours within preprocess.window, which {image.dtype} images need: set it to "
-            "the (low, high) values of black and white."
+            f"augment.{used[0]} needs preprocess.window for {image.dtype} images: set it to the (low, high) values of "
+            "black and white."
         )
     keys = sample_keys(seed, position)
     if window is None:
@@ -80,8 +80,8 @@ def coloured(
 
 
 def sample_keys(seed: int, position: Int[Array, "b"], *purpose: int) -> jax.Array:
-    """A random key a sample [b]: a function of (seed, purpose, position), whatever device has the sample."""
-    # Threefry whatever the default: other generators' draws under vmap depend on the rest of the batch.
+    """Makes a random key for each sample [b], a function of (seed, purpose, position) on any device."""
+    # Always threefry: under vmap, the draws of other generators depend on the rest of the batch.
     key = jax.random.key(seed, impl="threefry2x32")
     for number in purpose:
         key = jax.random.fold_in(key, number)
@@ -99,33 +99,35 @@ def make_train_step(
     ema_decay: float = 0.0,
     axis_name: str | None = None,
     frozen: Sequence[str] = (),
-) -> Callable[[State, dict[str, jax.Array]], tuple[State, Scalars]]:
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Scalars]]:
     """Makes the train step, a pure function that is not compiled yet.
 
-    What is random is a function of (seed, global position of the sample), for colours and losses, or of (seed, step),
-    for what models draw: the stream "random" is the same on all devices, "dropout" differs under pmap.
+    Random draws for colours and losses are a function of (seed, global position of the sample). Those of the model are
+    a function of (seed, step): the stream "random" is the same on all devices; "dropout" differs under pmap.
 
     Args:
-        model: maps normalised images to outputs; one whose `__call__` takes `progress` is given it.
+        model: maps normalised images to outputs; receives `progress` if its `__call__` takes it.
         objective: the loss.
         tx: the optimiser.
         preprocess: how pixels become inputs.
         amplitudes: keyword arguments of `augment.colour`.
-        seed: of all draws.
-        total_steps: length of the run; progress is 0 in its first step and 1 in its last.
-        ema_decay: share of the moving average that is kept each step, at most (1 + t) / (10 + t); 0 is off.
-        axis_name: pmap axis; None where arrays are global (jit).
-        frozen: paths of the parts that do not learn: no gradient of theirs is computed.
+        seed: seed of all random draws.
+        total_steps: length of the run; progress is 0 in the first step and 1 in the last.
+        ema_decay: fraction of the moving average kept at each step, at most (1 + t) / (10 + t); 0 turns it off.
+        axis_name: pmap axis; None if arrays are global (jit).
+        frozen: paths of the frozen modules; their gradients are not computed.
 
     Returns:
-        (state, batch) -> (state, scalars), scalars float32: loss, its terms, gradient_norm.
+        (state, batch) -> (state, scalars); scalars are float32: loss, its terms, gradient_norm.
     """
     model = model.clone(axis_name=axis_name, **({"frozen": tuple(frozen)} if frozen else {}))
     takes_progress = "progress" in inspect.signature(type(model).__call__).parameters
     stream = jax.random.key(seed)
 
-    def train_step(state: State, batch: dict[str, jax.Array]) -> tuple[State, Scalars]:
-        image = normalise(coloured(batch["image"], batch["position"], seed, amplitudes, preprocess.window), preprocess)
+    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Scalars]:
+        image = normalise(
+            augment_colour(batch["image"], batch["position"], seed, amplitudes, preprocess.window), preprocess
+        )
         dropout = jax.random.fold_in(stream, state.step)
         rngs = {"dropout": dropout, "random": jax.random.fold_in(dropout, RANDOM)}
         if axis_name:
@@ -134,13 +136,13 @@ def make_train_step(
         more = {"progress": progress} if takes_progress else {}
         keys = sample_keys(seed, batch["position"], LOSS)
 
-        trainable, held = split(state.params, frozen) if frozen else (state.params, None)
+        trainable, held = split_frozen(state.params, frozen) if frozen else (state.params, None)
 
         def all_of(trainable):
-            return merge(trainable, held) if frozen else trainable
+            return join_frozen(trainable, held) if frozen else trainable
 
         def loss_fn(trainable):
-            variables = {"params": whole(all_of(trainable)), "batch_stats": state.batch_stats}
+            variables = {"params": replicate_params(all_of(trainable)), "batch_stats": state.batch_stats}
             outputs, updated = model.apply(variables, image, train=True, mutable=["batch_stats"], rngs=rngs, **more)
             loss, terms = objective.loss(outputs, batch, keys, progress, axis_name)
             return loss, (terms, updated.get("batch_stats", {}))
@@ -157,7 +159,7 @@ def make_train_step(
             keep = jnp.minimum(ema_decay, (1 + t) / (10 + t))
             ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - keep)
         scalars["gradient_norm"] = optax.tree.norm(grads)
-        return State(state.step + 1, params, batch_stats, opt_state, ema), scalars
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), scalars
 
     return train_step
 
@@ -165,14 +167,14 @@ def make_train_step(
 def make_maps_step(
     model: nn.Module, objective: Objective, preprocess: Preprocess
 ) -> Callable[[dict[str, Any], jax.Array, Geometry], Maps]:
-    """Makes the function from images to the maps that predictions are made of; it is not compiled yet.
+    """Makes the function from images to maps, which predictions are decoded from; it is not compiled yet.
 
     Returns:
-        (variables, images [b, h, w, c] as stored, geometry) -> maps, which may be averaged before they are decided.
+        (variables, images [b, h, w, c] as stored, geometry) -> maps, which may be averaged before decoding.
     """
 
     def maps_step(variables, images, geometry):
-        outputs = model.apply(whole(variables), normalise(images, preprocess), train=False)
+        outputs = model.apply(replicate_params(variables), normalise(images, preprocess), train=False)
         return objective.maps(outputs, geometry)
 
     return maps_step
@@ -181,7 +183,7 @@ def make_maps_step(
 def make_predict_step(
     model: nn.Module, task: Task, preprocess: Preprocess
 ) -> Callable[[dict[str, Any], jax.Array, Geometry], Segments]:
-    """Makes the prediction of images, a pure function that is not compiled yet.
+    """Makes the prediction step, a pure function that is not compiled yet.
 
     Returns:
         (variables, images [b, h, w, c] as stored, geometry) -> segments with probabilities.
@@ -196,7 +198,7 @@ def make_eval_step(
     """Makes the evaluation step, a pure function that is not compiled yet; `axis_name` as in `make_train_step`.
 
     Returns:
-        (variables, batch) -> what the task measures of every image of the global batch, arrays [b, ...], and this
+        (variables, batch) -> the task's measurements of every image of the global batch, arrays [b, ...], and this
         device's segments, in the smallest dtypes.
     """
     maps_step = make_maps_step(model, task.objective, preprocess)
@@ -204,8 +206,8 @@ def make_eval_step(
     def eval_step(variables, batch):
         height, width = (n - 2 * preprocess.context for n in batch["image"].shape[1:3])
         geometry = Geometry(
-            valid_size=batch["content"][:, :2],
-            native_size=batch["content"][:, 2:],
+            valid_size=batch["valid_size"],
+            native_size=batch["native_size"],
             padded_size=(height, width),
             output_size=batch["label"].shape[1:3],
             resized=preprocess.resize is not None,

@@ -1,4 +1,4 @@
-"""A workdir's config.json: what was trained there, and whether a run may go on with it."""
+"""Reads, writes and compares the config.json of a workdir."""
 
 import dataclasses
 import json
@@ -12,9 +12,9 @@ from segjax import config as configuration
 from segjax.checks import UserError, writing
 from segjax.spec import DatasetSpec
 from segjax.train.config_json import parse
-from segjax.train.shared import check_shared
+from segjax.train.shared_folder import check_shared
 
-# Sections that must agree: a checkpoint of another network, of other labels or of other inputs does not fit.
+# Sections that must match for a checkpoint to be reusable.
 FIXED = ("model", "objective", "task", "preprocess", "spec")
 
 
@@ -25,7 +25,7 @@ def compare(workdir: str, config: ConfigDict, spec: DatasetSpec) -> list[str]:
         The keys that differ, as "key: old -> new".
 
     Raises:
-        UserError: model, objective, task, preprocessing or classes differ, and `resume.allow_changed` is not set.
+        UserError: the model, objective, task, preprocessing or classes differ, and `resume.allow_changed` is not set.
     """
     saved = _read_json(workdir)
     if saved is None:
@@ -36,19 +36,19 @@ def compare(workdir: str, config: ConfigDict, spec: DatasetSpec) -> list[str]:
     if fixed and not config.resume.allow_changed:
         raise UserError(
             f"The workdir {workdir} belongs to another model: {'; '.join(fixed)}. Choose another --workdir, "
-            f"or set --config.resume.allow_changed=True if its checkpoints still fit."
+            f"or set --config.resume.allow_changed=True if its checkpoints still match."
         )
     return changed
 
 
-def prepare(workdir: str) -> None:
-    """Makes the folder, and checks that all hosts see it: where they do not, the first checkpoint would wait for ever.
+def make_workdir(workdir: str) -> None:
+    """Makes the folder and checks that all hosts see it; otherwise the first checkpoint would hang.
 
     Raises:
-        UserError: the folder cannot be written, or hosts see different folders.
+        UserError: the folder is not writable, or hosts see different folders.
     """
     if "://" in str(workdir):
-        raise UserError(f"The workdir {workdir} is an address: mount the bucket, and give the folder where it appears.")
+        raise UserError(f"The workdir {workdir} must be a local path: mount the bucket, and pass the mount point.")
     folder = pathlib.Path(workdir)
     with writing(f"The workdir {workdir}"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,8 +56,8 @@ def prepare(workdir: str) -> None:
         check_shared(folder)
 
 
-def record(workdir: str, config: ConfigDict, spec: DatasetSpec) -> None:
-    """Writes configuration and data set to the workdir, all of them or nothing; raises a UserError where it cannot."""
+def write_config(workdir: str, config: ConfigDict, spec: DatasetSpec) -> None:
+    """Writes the configuration and data set to the workdir atomically; raises a UserError if it is not writable."""
     if jax.process_index() > 0:
         return
     part = pathlib.Path(workdir) / "config.json.part"
@@ -67,10 +67,10 @@ def record(workdir: str, config: ConfigDict, spec: DatasetSpec) -> None:
 
 
 def read_config(workdir: str, other: ConfigDict | None = None) -> tuple[ConfigDict, DatasetSpec]:
-    """Configuration of the run in a workdir, or another in its place, and the data set as its task reads it.
+    """Reads the configuration of a workdir (`other` replaces it) and the data set as its task reads it.
 
     Raises:
-        UserError: no run there, a value out of range, or another that `compare` refuses.
+        UserError: there is no run, a value is out of range, or `compare` rejects `other`.
     """
     saved = _read_json(workdir)
     if saved is None:
@@ -97,7 +97,7 @@ def _read_json(workdir: str) -> dict[str, Any] | None:
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Leaves that differ between two nested dicts, as "key: old -> new"."""
+    """Lists the leaves that differ between two nested dicts, as "key: old -> new"."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(k for k in new if k not in old)]
         return [line for k in keys for line in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]

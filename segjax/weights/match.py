@@ -1,4 +1,4 @@
-"""Which tensor of a state dict goes where, by name and shape."""
+"""Matches the tensors of a state dict to our leaves, by name and shape."""
 
 import re
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ IGNORED = "num_batches_tracked"
 
 
 class Mismatch(NamedTuple):
-    """A tensor of another shape than ours.
+    """A tensor whose shape differs from ours.
 
     Attributes:
-        name: of our leaf.
-        source: of their tensor.
+        name: path of our leaf.
+        source: name of their tensor.
         ours: shape of our leaf.
         theirs: shape of their tensor.
     """
@@ -29,24 +29,24 @@ class Mismatch(NamedTuple):
 
 
 class Match(NamedTuple):
-    """What a layout makes of a state dict.
+    """How the tensors of a state dict match our leaves in a layout.
 
     Attributes:
-        kind: of our backbone; None where it is no published one.
-        known: whether the layout has that kind.
-        wanted: their tensor for each of our leaves, where the layout has such a leaf.
-        sources: their tensor for each of our leaves that fits.
+        kind: family of our backbone; None if it has no published weights.
+        known: whether the layout has that family.
+        wanted: their tensor for each of our leaves that the layout has.
+        sources: their tensor for each of our leaves that matches.
         mismatched: our leaves whose tensor has another shape.
-        reinitialised: leaves of heads for another number of classes.
-        classes: their number of classes and ours, where it differs.
-        biases: their biases that our batch norms' means take up, by leaf.
+        reinitialised: leaves of heads with another number of classes.
+        classes: their number of classes and ours, if it differs.
+        biases: their biases to subtract from the means of our batch norms, by leaf.
         missing: our leaves without a tensor.
-        unused: their tensors that are not asked for.
-        alone: whether the source has the backbone only.
-        lacking: what of `missing` is a fault.
-        left_over: what of `unused` is a fault, for it belongs to parts that are loaded.
-        decoder: what stands on the backbone in that layout.
-        epsilon: of their batch norms, minus ours; where it is not 0, they have backbones only.
+        unused: their tensors that no leaf uses.
+        backbone_only: whether the source has the backbone only.
+        missing_required: the part of `missing` that is an error.
+        unexpected: the part of `unused` that is an error, since it belongs to parts that are loaded.
+        decoder: the rest of the network in that layout.
+        epsilon: epsilon of their batch norms, minus ours; other than 0 only in layouts that have backbones alone.
     """
 
     kind: str | None
@@ -59,19 +59,19 @@ class Match(NamedTuple):
     biases: dict[str, str]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
-    alone: bool
-    lacking: tuple[str, ...]
-    left_over: tuple[str, ...]
+    backbone_only: bool
+    missing_required: tuple[str, ...]
+    unexpected: tuple[str, ...]
     decoder: names.Decoder
     epsilon: float
 
     @property
     def sound(self) -> bool:
         """Whether strict loading accepts it."""
-        return bool(self.sources) and not (self.lacking or self.mismatched or self.left_over)
+        return bool(self.sources) and not (self.missing_required or self.mismatched or self.unexpected)
 
 
-def match(
+def match_tensors(
     tensors: Mapping[str, Any],
     ours: Mapping[str, tuple[int, ...]],
     params: Mapping[str, Any],
@@ -83,12 +83,12 @@ def match(
     Args:
         tensors: the state dict.
         ours: shapes of our leaves by path, such as "backbone/conv1/norm/mean".
-        params: of our network, or of a backbone.
+        params: parameters of our network, or of a backbone.
         layout: one of `names.LAYOUTS`.
-        kind: family of our backbone; None where it is no published one.
+        kind: family of our backbone; None if it has no published weights.
 
     Returns:
-        What was found.
+        The match.
     """
     root = "backbone/" if "backbone" in params else ""
     tree = params.get("backbone", params)
@@ -105,7 +105,7 @@ def match(
         decoder = names.decoder(layout, kind, params)
     wanted = {name: prefix + theirs for name, theirs in inner.items() if theirs}
     wanted |= {name: theirs for name in outer if (theirs := names.translate(name, decoder.rules))}
-    alone = classifier or not any(wanted.get(name) in tensors for name in outer)
+    backbone_only = classifier or not any(wanted.get(name) in tensors for name in outer)
 
     sources, mismatched, reinitialised, classes = _compare(tensors, ours, wanted)
     biases = _biases(tensors, ours, wanted)
@@ -114,8 +114,8 @@ def match(
     unused = tuple(name for name in tensors if name not in used and not name.endswith(IGNORED))
 
     def belongs(name):
-        own = name.startswith(prefix) and re.fullmatch(family.own, name.removeprefix(prefix))
-        return own or (not alone and re.fullmatch(decoder.own, name))
+        own = name.startswith(prefix) and re.fullmatch(family.pattern, name.removeprefix(prefix))
+        return own or (not backbone_only and re.fullmatch(decoder.pattern, name))
 
     return Match(
         kind=kind,
@@ -128,22 +128,22 @@ def match(
         biases=biases,
         missing=missing,
         unused=unused,
-        alone=alone,
-        lacking=tuple(name for name in missing if name in inner or not alone),
-        left_over=tuple(filter(belongs, unused)),
+        backbone_only=backbone_only,
+        missing_required=tuple(name for name in missing if name in inner or not backbone_only),
+        unexpected=tuple(filter(belongs, unused)),
         decoder=decoder,
         epsilon=family.epsilon,
     )
 
 
 def _compare(tensors, ours, wanted):
-    """Which of the tensors have our shape, which have another, and which differ in the number of classes only."""
+    """Sorts the tensors into those of our shape, of another shape, and with another number of classes only."""
     sources, mismatched, reinitialised, classes = {}, [], [], None
     for name, theirs in wanted.items():
         if theirs not in tensors:
             continue
         shape = tuple(tensors[theirs].shape)
-        turned = turn(np.broadcast_to(np.float32(0), shape), ours[name]).shape
+        turned = to_flax_layout(np.broadcast_to(np.float32(0), shape), ours[name]).shape
         if turned == ours[name]:
             sources[name] = theirs
         elif name.partition("/")[0] in HEADS and len(turned) == len(ours[name]) and turned[:-1] == ours[name][:-1]:
@@ -155,31 +155,33 @@ def _compare(tensors, ours, wanted):
 
 
 def _biases(tensors, ours, wanted):
-    """Biases before a batch norm, which ours do not have: torchvision's VGG with batch norm has them."""
-    found = {}
+    """Finds biases before a batch norm, which ours do not have: torchvision's VGG with batch norm has them."""
+    biases = {}
     for name in ours:
         conv = name.removesuffix("norm/mean") + "conv"
         if name.endswith("/norm/mean") and f"{conv}/kernel" in wanted and f"{conv}/bias" not in ours:
             bias = wanted[f"{conv}/kernel"].removesuffix("weight") + "bias"
-            found |= {name: bias} if bias in tensors else {}
-    return found
+            biases |= {name: bias} if bias in tensors else {}
+    return biases
 
 
-def turn(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Puts PyTorch's axes in our order.
+def to_flax_layout(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Transposes a PyTorch tensor to our order of axes.
 
     Args:
-        x: a convolution's kernel (O, I, h, w), a dense layer's (O, I), or a tensor whose axes are ours but for axes of
+        x: a convolution's kernel (O, I, h, w), a dense layer's (O, I), or a tensor with our axes except for axes of
             length 1.
-        shape: of our leaf: (h, w, I, O), (I, O), or another; a dense kernel for a convolution is that of a layer that
-            took all pixels of (c, h, w).
+        shape: shape of our leaf: (h, w, I, O), (I, O), or another; a dense kernel for a convolution comes from a layer
+            over all pixels of (c, h, w).
 
     Returns:
-        A view, of the shape that is asked for if x fits.
+        A view, with that shape if x fits.
 
     Example:
-        >>> turn(np.zeros((5, 3, 2, 2)), (2, 2, 3, 5)).shape, turn(np.zeros((7, 12)), (2, 2, 3, 7)).shape
-        ((2, 2, 3, 5), (2, 2, 3, 7))
+        >>> to_flax_layout(np.zeros((5, 3, 2, 2)), (2, 2, 3, 5)).shape
+        (2, 2, 3, 5)
+        >>> to_flax_layout(np.zeros((7, 12)), (2, 2, 3, 7)).shape
+        (2, 2, 3, 7)
     """
     if x.ndim == 2 and len(shape) == 4 and x.shape[1] == np.prod(shape[:3]):
         x = x.reshape(-1, shape[2], *shape[:2])

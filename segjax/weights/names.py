@@ -1,7 +1,7 @@
-"""Where each layout keeps the tensors of our modules.
+"""Names of our modules' tensors in each layout.
 
-A rule is a pair: our path, as a regular expression, and the name of theirs. Paths are those of modules, whose leaves
-are then called as PyTorch calls them, or of single leaves.
+A rule is a pair: our path, as a regular expression, and their name. A path is that of a module, whose leaves then
+have PyTorch's names, or of a single leaf.
 """
 
 import itertools
@@ -30,7 +30,7 @@ RESNET = (
     *_layer(r"layer(\d)_(\d+)/conv(\d)", r"layer\1.\2.conv\3", r"layer\1.\2.bn\3"),
     *_layer(r"layer(\d)_(\d+)/downsample", r"layer\1.\2.downsample.0", r"layer\1.\2.downsample.1"),
 )
-# timm's "deep" stem is one Sequential with ReLUs between, whose last norm keeps the plain stem's name. Of its variants
+# timm's "deep" stem is one Sequential with ReLUs in between; its last norm has the plain stem's name. Of its variants
 # only "s" (64, 64 and 128 channels, strided shortcuts) is our deep ResNet.
 TIMM_RESNET = (
     *RESNET,
@@ -38,7 +38,7 @@ TIMM_RESNET = (
     *_layer("conv1_1", "conv1.3", "conv1.4"),
     *_layer("conv1_2", "conv1.6", "bn1"),
 )
-# torchvision's `features`: the stem, then stages and the downsamplings before them in turn.
+# torchvision's `features`: the stem, then stages and the downsampling layers before them, alternating.
 CONVNEXT = tuple(
     rule
     for stage in range(1, 5)
@@ -69,7 +69,7 @@ def _convnext(tree: Mapping) -> Rules:
 
 
 def _vgg(tree: Mapping) -> Rules:
-    """The `features` of torchvision: convolution, norm where there is one, and ReLU, and a pooling after each stage."""
+    """Rules of torchvision's `features`: convolution, optional norm and ReLU, and pooling after each stage."""
     rules, index = (), 0
     for _, layers in itertools.groupby(sorted(tree), lambda name: name.partition("_")[0]):
         for layer in layers:
@@ -80,7 +80,7 @@ def _vgg(tree: Mapping) -> Rules:
 
 
 def _parts(tree: Mapping, block: int) -> list[str]:
-    """Parts of a MobileNet's block that it has, in order."""
+    """Returns the parts that a MobileNet's block has, in order."""
     return [part for part in ("expand", "depthwise", "squeeze", "project") if part in tree[f"block_{block}"]]
 
 
@@ -94,7 +94,7 @@ def _mobilenet_v2(tree: Mapping) -> Rules:
     for i in range(count):
         for j, part in enumerate(_parts(tree, i)):
             theirs = f"{i + 1}.conv.{j}"
-            # The last convolution and its norm stand in the block itself, without a Sequential of their own.
+            # The last convolution and its norm are in the block itself, without a Sequential of their own.
             pair = (theirs, f"{i + 1}.conv.{j + 1}") if part == "project" else (f"{theirs}.0", f"{theirs}.1")
             rules += _layer(f"block_{i}/{part}", *pair)
     return rules
@@ -121,7 +121,7 @@ def _timm_mobilenet_v3(tree: Mapping) -> Rules:
     rules += _layer("last", f"blocks.{len(stages)}.0.conv", f"blocks.{len(stages)}.0.bn1")
     for i, place in enumerate(places):
         parts = [part for part in _parts(tree, i) if part != "squeeze"]
-        # A block that does not expand is a depthwise separable convolution, and its projection "pw".
+        # A block that does not expand is a depthwise separable convolution, whose projection is "pw".
         names = ("conv_pw", "conv_dw", "conv_pwl") if len(parts) == 3 else ("conv_dw", "conv_pw")
         for j, (part, name) in enumerate(zip(parts, names, strict=True), 1):
             rules += _layer(f"block_{i}/{part}", f"{place}.{name}", f"{place}.bn{j}")
@@ -130,18 +130,18 @@ def _timm_mobilenet_v3(tree: Mapping) -> Rules:
 
 
 class Family(NamedTuple):
-    """A kind of backbone in a layout.
+    """A family of backbones in a layout.
 
     Attributes:
-        rules: of its modules, given the backbone's parameters.
-        prefixes: what stands before its names in a classifier and, where the layout has such, a segmentation network.
-        own: names that are the backbone's, without the prefix.
-        epsilon: of its batch norms, minus ours.
+        rules: rules of its modules, given the backbone's parameters.
+        prefixes: prefix of its names in a classifier and, if the layout has one, in a segmentation network.
+        pattern: pattern of the backbone's names, without the prefix.
+        epsilon: epsilon of its batch norms, minus ours.
     """
 
     rules: Callable[[Mapping], Rules] = lambda tree: ()
     prefixes: tuple[str, ...] = ("",)
-    own: str = NOTHING
+    pattern: str = NOTHING
     epsilon: float = 0.0
 
 
@@ -154,7 +154,7 @@ FAMILIES = {
     ("torchvision", "mobilenet_v3"): Family(_mobilenet_v3, *FEATURES),
     ("torchvision", "convnext"): Family(_convnext, *FEATURES),
     ("timm", "resnet"): Family(_timm_resnet, ("",), RESIDUAL),
-    # Ours has the 1e-3 of the paper's code and of torchvision, timm's the 1e-5 of PyTorch.
+    # Ours has 1e-3, like the paper's code and torchvision; timm's has PyTorch's 1e-5.
     ("timm", "mobilenet_v3"): Family(
         _timm_mobilenet_v3, ("",), r"(conv_stem|bn1|blocks\.\d+)\..*", epsilon=1e-5 - 1e-3
     ),
@@ -162,10 +162,10 @@ FAMILIES = {
 }
 
 
-# What stands on a backbone ----------------------------------------------------------------------------------------
+# The rest of the network ------------------------------------------------------------------------------------------
 
 
-WHOLE = {"multi_grid": (1, 1, 1), "pooling": ()}  # what no published pyramid has otherwise, and no shape tells
+PYRAMID_SETTINGS = {"multi_grid": (1, 1, 1), "pooling": ()}  # equal in all published pyramids, and visible in no shape
 
 
 def _pyramid(tree: Mapping, place: str, separable: bool) -> Rules:
@@ -181,23 +181,23 @@ def _pyramid(tree: Mapping, place: str, separable: bool) -> Rules:
 
 
 class Decoder(NamedTuple):
-    """What stands on a backbone in a layout.
+    """Everything but the backbone of a network, in a layout.
 
     Attributes:
         rules: of its modules.
-        own: names that are the decoder's.
-        settings: attributes of our model that make it the same network.
-        align_corners: which rule enlarges its maps: True for corner pixels upon each other, False for half pixels.
+        pattern: pattern of the decoder's names.
+        settings: attributes that make our model the same network.
+        align_corners: how its maps are upsampled: True for aligned corner pixels, False for half-pixel centres.
     """
 
     rules: Rules = ()
-    own: str = NOTHING
+    pattern: str = NOTHING
     settings: Mapping[str, Any] = types.MappingProxyType({})
     align_corners: bool = False
 
 
 def decoder(layout: str, kind: str | None, tree: Mapping[str, Any]) -> Decoder:
-    """How a layout names what is not the backbone of a network like ours.
+    """Returns a layout's rules for everything but the backbone of our network.
 
     Args:
         layout: one of `LAYOUTS`.
@@ -211,12 +211,12 @@ def decoder(layout: str, kind: str | None, tree: Mapping[str, Any]) -> Decoder:
     if layout == "torchvision" and not plus:
         mobile = kind == "mobilenet_v3"
         aux = (*_layer("aux_conv", "aux_classifier.0", "aux_classifier.1"), ("aux_head", "aux_classifier.4"))
-        settings = {"convention": "torchvision", "output_stride": 16 if mobile else 8}
+        settings = {"variant": "torchvision", "output_stride": 16 if mobile else 8}
         settings |= {"aux": "c3" if mobile else "c4"} if "aux_head" in tree else {}
         if pyramid:
             rules = _pyramid(tree["aspp"], "classifier.0", False) + _layer("conv", "classifier.1", "classifier.2")
-            # At output stride 8 ours are doubled, and torchvision has 12, 24 and 36 at both strides.
-            settings |= {"atrous_rates": (12, 24, 36) if mobile else (6, 12, 18), "separable": False} | WHOLE
+            # At output stride 8 our rates are doubled, and torchvision has 12, 24 and 36 at both strides.
+            settings |= {"atrous_rates": (12, 24, 36) if mobile else (6, 12, 18), "separable": False} | PYRAMID_SETTINGS
             return Decoder((*rules, ("head", "classifier.4"), *aux), r"classifier\..*", settings)
         if "head_low" in tree:
             rules = _layer("conv", "classifier.cbr.0", "classifier.cbr.1")
@@ -233,8 +233,8 @@ def decoder(layout: str, kind: str | None, tree: Mapping[str, Any]) -> Decoder:
             ("fuse_0", "decoder.block2.0", "decoder.block2.1"),
         ):
             rules += ((f"{ours}/depthwise", f"{conv}.0"), *_layer(f"{ours}/pointwise", f"{conv}.1", norm))
-        settings = {"convention": "smp", "output_stride": 16, "atrous_rates": (12, 24, 36), "refine": 1, "fuse": 1}
-        settings |= WHOLE
+        settings = {"variant": "smp", "output_stride": 16, "atrous_rates": (12, 24, 36), "refine": 1, "fuse": 1}
+        settings |= PYRAMID_SETTINGS
         return Decoder((*rules, head), own, settings, align_corners=True)
     if layout == "smp" and "up_0" in tree:
         levels = sum(name.startswith("up_") for name in tree)
@@ -251,14 +251,14 @@ CLASSIFIERS = {("torchvision", "vgg"): Decoder((("fc6", "classifier.0"), ("fc7",
 
 
 def translate(path: str, rules: Iterable[tuple[str, str]]) -> str | None:
-    """Their name of one of our leaves.
+    """Translates the path of one of our leaves to their name.
 
     Args:
-        path: of the leaf, below the backbone or the network.
+        path: path of the leaf, below the backbone or the network.
         rules: pairs of our path and their name.
 
     Returns:
-        Their tensor's name; None where no rule knows it.
+        Their tensor's name; None if no rule matches.
 
     Example:
         >>> translate("layer1_0/conv2/norm/var", RESNET)

@@ -1,4 +1,4 @@
-"""State dicts: tensors by name, from files, from the Hugging Face hub, or given."""
+"""Reads state dicts: from files, from the Hugging Face Hub, or as given."""
 
 import json
 import os
@@ -12,19 +12,19 @@ import numpy as np
 from segjax.checks import UserError
 from segjax.spec import Preprocess
 
-FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository on the hub, in order of preference
+FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository on the Hub, in order of preference
 WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema")  # keys of checkpoints that hold more than weights
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of parallel and compiled modules, and of Lightning's
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of parallel, compiled and Lightning modules
 MEND = 'pip install "segjax[weights]"'
 
 
 class Source(NamedTuple):
-    """Tensors and what is known about them.
+    """Tensors and their metadata.
 
     Attributes:
-        name: what to call them in messages.
+        name: name for messages.
         tensors: by name; NumPy, JAX or PyTorch.
-        settings: contents of the config.json beside them.
+        settings: contents of the config.json next to them.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Source(NamedTuple):
     settings: Mapping[str, Any]
 
 
-def read(source: Mapping[str, Any] | str | os.PathLike) -> Source:
+def read_state_dict(source: Mapping[str, Any] | str | os.PathLike) -> Source:
     """Reads a state dict.
 
     Args:
@@ -43,7 +43,7 @@ def read(source: Mapping[str, Any] | str | os.PathLike) -> Source:
         Its tensors, without the prefixes and other contents that training scripts add.
 
     Raises:
-        UserError: a file that is not there, cannot be read or holds no tensors, or a package that is missing.
+        UserError: the file is missing, cannot be read or holds no tensors, or a package is missing.
     """
     if isinstance(source, Mapping):
         return Source("the state dict", _unwrap(source, "the state dict"), {})
@@ -53,13 +53,13 @@ def read(source: Mapping[str, Any] | str | os.PathLike) -> Source:
         raise UserError(f"There is no file {path}: give the path of a .safetensors or .pth file.")
     suffix = pathlib.Path(path).suffix
     if suffix not in READERS:
-        raise UserError(f"{path}: {suffix or 'a name without ending'} is not one of {', '.join(READERS)}.")
+        raise UserError(f"{path}: {suffix or 'a name without extension'} is not one of {', '.join(READERS)}.")
     settings = _settings(pathlib.Path(path).with_name("config.json"))
     return Source(name, _unwrap(READERS[suffix](path), name), settings)
 
 
-def array(tensor: Any) -> np.ndarray:
-    """A tensor as a float32 array.
+def to_array(tensor: Any) -> np.ndarray:
+    """Converts a tensor to a float32 array.
 
     Args:
         tensor: NumPy, JAX or PyTorch, of any dtype and on any device.
@@ -68,7 +68,7 @@ def array(tensor: Any) -> np.ndarray:
         Its values.
 
     Example:
-        >>> array(np.ones(2, np.float16)).dtype
+        >>> to_array(np.ones(2, np.float16)).dtype
         dtype('float32')
     """
     if hasattr(tensor, "detach"):
@@ -77,13 +77,13 @@ def array(tensor: Any) -> np.ndarray:
 
 
 def preprocess(settings: Mapping[str, Any]) -> Preprocess | None:
-    """The preprocessing that a config.json states.
+    """Returns the preprocessing that a config.json states.
 
     Args:
         settings: its contents; timm has `pretrained_cfg`, others have `preprocessing` or the values at the top.
 
     Returns:
-        Mean and standard deviation in grey levels; None where it states none that are lists of numbers.
+        Mean and standard deviation in grey levels; None if it states no lists of numbers.
 
     Example:
         >>> preprocess({"pretrained_cfg": {"mean": [0.5], "std": [0.2]}}).mean
@@ -98,36 +98,29 @@ def preprocess(settings: Mapping[str, Any]) -> Preprocess | None:
 
 
 def bgr(settings: Mapping[str, Any]) -> bool:
-    """Whether a config.json states that the first channel of images is blue.
-
-    Args:
-        settings: its contents.
-
-    Returns:
-        True where it does.
-    """
+    """Whether a config.json states that the first channel of images is blue."""
     return any(part.get("input_space") == "BGR" for part in _parts(settings))
 
 
 def _parts(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Where a config.json may state the preprocessing."""
+    """Returns the parts of a config.json that may state the preprocessing."""
     parts = (settings, settings.get("pretrained_cfg"), settings.get("preprocessing"))
     return [part for part in parts if isinstance(part, Mapping)]
 
 
 def _numbers(values: Any) -> bool:
-    """Whether this is a list of numbers, at least one."""
+    """Whether this is a non-empty list of numbers."""
     return isinstance(values, list) and bool(values) and all(isinstance(value, int | float) for value in values)
 
 
 def resize(settings: Mapping[str, Any]) -> str:
-    """How a config.json says that images were brought to size.
+    """Returns how a config.json says that images were resized.
 
     Args:
         settings: its contents; timm has `pretrained_cfg`.
 
     Returns:
-        Size, cropped share and interpolation in words; "" where it says nothing.
+        Size, cropped fraction and interpolation in words; "" if it says nothing.
 
     Example:
         >>> resize({"pretrained_cfg": {"input_size": [3, 224, 224], "crop_pct": 0.875, "interpolation": "bicubic"}})
@@ -139,17 +132,17 @@ def resize(settings: Mapping[str, Any]) -> str:
 
 
 def _unwrap(found: Any, name: str) -> Mapping[str, Any]:
-    """The tensors of a checkpoint, whatever stands around them."""
+    """Extracts the tensors of a checkpoint from whatever wraps them."""
     while isinstance(found, Mapping) and (keys := [key for key in WRAPPERS if isinstance(found.get(key), Mapping)]):
         found = found[keys[0]]
     items = found.items() if isinstance(found, Mapping) else ()
     tensors = {key: value for key, value in items if isinstance(key, str) and hasattr(value, "shape")}
     if not tensors:
-        held = f", but {', '.join(map(str, list(found)[:5]))}" if isinstance(found, Mapping) and found else ""
-        raise UserError(f"{name} holds no tensors by name{held}: save the network's state_dict().")
+        others = f", but {', '.join(map(str, list(found)[:5]))}" if isinstance(found, Mapping) and found else ""
+        raise UserError(f"{name} holds no tensors by name{others}: save the network's state_dict().")
 
     def common(prefix):
-        # Of more than half: a loss may have tensors beside the model's, and a moving average a counter.
+        # Of more than half: a loss may have tensors of its own, and a moving average a counter.
         return sum(key.startswith(prefix) for key in tensors) > len(tensors) / 2
 
     while prefix := next(filter(common, PREFIXES), None):
@@ -158,7 +151,7 @@ def _unwrap(found: Any, name: str) -> Mapping[str, Any]:
 
 
 def _settings(path: pathlib.Path) -> Mapping[str, Any]:
-    """Contents of a config.json; nothing where there is none, or another program's."""
+    """Reads a config.json; returns an empty dict if it is missing or of another program."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -175,7 +168,7 @@ def _safetensors(path: str) -> Mapping[str, Any]:
         with safetensors.safe_open(path, "np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file, or not all of one: {error}") from error
+        raise UserError(f"{path} is not a safetensors file, or is truncated: {error}") from error
 
 
 def _torch(path: str) -> Any:
@@ -187,13 +180,13 @@ def _torch(path: str) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} cannot be read as a file of tensors: it holds more than tensors, or is damaged. Save the "
-            "network's state_dict() alone."
+            f"{path} cannot be read as a file of tensors: it holds more than tensors, or is damaged. Save only the "
+            "network's state_dict()."
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         size = os.path.getsize(path)
         raise UserError(
-            f"{path} cannot be read as a file of tensors: its {size:,} bytes are not all of one."
+            f"{path} cannot be read as a file of tensors: it is damaged or truncated ({size:,} bytes)."
         ) from error
 
 
@@ -206,7 +199,7 @@ READERS: dict[str, Callable[[str], Any]] = {
 
 
 def _download(name: str) -> str:
-    """Path of the weights of a repository on the hub, with its config.json beside them where it has one."""
+    """Downloads the weights of a repository on the Hub, and its config.json if any; returns the path of the weights."""
     try:
         import huggingface_hub
         from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
@@ -219,7 +212,7 @@ def _download(name: str) -> str:
     def fetch(file):
         try:
             return huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
-        except LocalEntryNotFoundError as error:  # nor can the hub say whether there is such a file
+        except LocalEntryNotFoundError as error:  # it is not cached, and the Hub cannot be reached
             unreachable.append(error)
         except EntryNotFoundError:
             pass
@@ -231,5 +224,5 @@ def _download(name: str) -> str:
             fetch("config.json")  # goes into the same folder of the cache
             return path
     if unreachable:
-        raise UserError(f"hf://{name} is not in the cache and the hub cannot be reached: {unreachable[0]}")
+        raise UserError(f"hf://{name} is not in the cache and the Hub cannot be reached: {unreachable[0]}")
     raise UserError(f"hf://{name} has neither {' nor '.join(FILES)}: give the path of a file.")

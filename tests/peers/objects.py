@@ -15,8 +15,8 @@ import numpy as np
 
 from segjax import models, objectives, tasks
 from segjax.metrics import panoptic
-from segjax.metrics.panoptic import encode
-from segjax.objectives import Maps, targets
+from segjax.metrics.panoptic import encode_panoptic
+from segjax.objectives import Maps, centre_targets
 from segjax.spec import DatasetSpec, Geometry
 
 SPEC = DatasetSpec(tuple(f"class {k}" for k in range(19)), things=tuple(range(11, 19)))
@@ -54,7 +54,7 @@ def report(backbone: str) -> str:
     forward = seconds(jax.jit(lambda v, x: model.apply(v, x, train=False)), variables, images)
 
     label, instance = (jnp.asarray(x) for x in street(30))
-    aims = targets.make(label, instance, things=SPEC.things, ignore=SPEC.ignore, count=64, sigma=8.0)
+    aims = centre_targets.make_targets(label, instance, things=SPEC.things, ignore=SPEC.ignore, count=64, sigma=8.0)
     logits = 9.0 * jax.nn.one_hot(label[:, 2::4, 2::4], 19)
     maps = Maps({"logits": logits, "centre": aims.centre[:, 2::4, 2::4]}, {"offset": aims.offset[:, 2::4, 2::4] / 4})
     task = tasks.create("panoptic", SPEC, objectives.create("centres", SPEC))
@@ -64,11 +64,11 @@ def report(backbone: str) -> str:
     @jax.jit
     def find(maps):
         found = task.decide(maps, geometry)
-        return encode(found.label, found.instance, 1000)
+        return encode_panoptic(found.label, found.instance, 1000)
 
-    found, truth = (np.asarray(x[0]) for x in (find(maps), encode(label, instance, 1000)))
+    found, truth = (np.asarray(x[0]) for x in (find(maps), encode_panoptic(label, instance, 1000)))
     lines = [f"network ({backbone}) {forward * 1e3:.0f} ms"]
-    scoring = seconds(lambda: panoptic.update(panoptic.new_state(19), truth, found, divisor=1000, ignore=SPEC.ignore))
+    scoring = seconds(lambda: panoptic.update(panoptic.new(SPEC), truth, found, divisor=1000, ignore=SPEC.ignore))
     for name, value in (("enlarging and post-processing", seconds(find, maps)), ("panoptic quality", scoring)):
         lines.append(f"{name} {value * 1e3:.0f} ms, {value / forward:.1%} of the network's time")
     device = jax.devices()[0]

@@ -33,9 +33,9 @@ DEFAULTS = {"cpu": ("float32", (192, 256), 4), "gpu": ("bfloat16", (512, 512), 4
 
 def configuration(model, batch, size, dtype, widths):
     """segjax's configuration of a model."""
-    from segjax.config import base
+    from segjax.config import default_config
 
-    config = base(source="noise", model=model)
+    config = default_config(source="noise", model=model)
     config.source.size = config.data.crop = size
     config.source.count = config.data.batch_size = config.eval.batch_size = batch
     config.model.dtype, config.parallel.devices, config.loading.loader = dtype, 1, "threads"
@@ -44,7 +44,7 @@ def configuration(model, batch, size, dtype, widths):
     if model == "unet":
         config.model.widths = widths
     else:
-        config.model.convention = "smp"
+        config.model.variant = "smp"
     return config
 
 
@@ -54,19 +54,23 @@ def ours(config):
     import numpy as np
 
     from segjax.metrics import confusion
-    from segjax.train import aot, benchmark, components
+    from segjax.profile import aot, timing
+    from segjax.spec import DatasetSpec
+    from segjax.train import components
 
     source = components.open_source(config, config.splits.train)
     parts = components.build_components(config, source.spec)
     train = components.train_batches(config, parts, source)
     state = components.make_training(config, parts, train).init_state()
     calls = {}
-    for program, name in zip(aot.programs(config, ("train", "eval")), ("train", "forward"), strict=True):
-        calls[name] = benchmark.caller(program, aot.compiled(program)[0], config, parts, state)
+    for program, name in zip(aot.step_programs(config, ("train", "eval")), ("train", "forward"), strict=True):
+        calls[name] = timing.step_call(program, aot.compile_program(program)[0], config, parts, state)
     label = np.random.default_rng(0).integers(0, CLASSES, (config.data.batch_size, *config.data.crop), np.int32)
     label, valid = jax.device_put(label), jax.device_put(label >= 0)
     count = jax.jit(lambda a, b, valid: confusion.confusion_matrix(a, b, valid, CLASSES))
-    calls["metric"] = lambda: confusion.update(confusion.new_state(CLASSES), count(label[::-1], label, valid))
+    calls["metric"] = lambda: confusion.update(
+        confusion.new(DatasetSpec(tuple(map(str, range(CLASSES))))), count(label[::-1], label, valid)
+    )
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     return {name: lambda call=call: jax.block_until_ready(call()) for name, call in calls.items()}, parameters
 

@@ -1,4 +1,4 @@
-"""Data sets on disk (or made up) as random access: `len`, `read(i)`, `name(i)`, `size(i)`, `spec`."""
+"""Data sources with random access: `len`, `read(i)`, `name(i)`, `size(i)` and `spec`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,27 +26,27 @@ SOURCES: dict[str, Callable[..., Any]] = {
 }
 
 
-def create(split: str, *, name: str, channels: int = 3, **kwargs) -> Any:
+def create(name: str, split: str, *, channels: int = 3, **settings) -> Any:
     """Opens a split of a data set.
 
     Args:
-        split: what the source calls it.
         name: a key of `SOURCES`.
-        channels: of the images: 1 or 3, of arrays any number.
-        **kwargs: keys of that source.
+        split: its name in the data set.
+        channels: image channels: 1 or 3; any number for arrays.
+        **settings: keys of that source.
 
     Returns:
         A source: `spec` (DatasetSpec); `len(source)`; `name(i)` for messages and file names; `size(i)`, rows and
         columns of the label; `read(i)`, a dict of "image" `spec.image_dtype` [y, x, c], "label" [y, x] or [y, x, k]
-        and, where the set tells objects apart, "instance" uint16 [y, x], see `segjax.spec`.
+        and, if the data set has objects, "instance" uint16 [y, x], see `segjax.spec`.
 
     Raises:
-        UserError: no such source or argument, or anything wrong with the set.
+        UserError: the source or a key is unknown, or the data set is invalid.
 
     Example:
-        >>> create("train", name="shapes", count=4).read(0)["image"].shape
+        >>> create("shapes", "train", count=4).read(0)["image"].shape
         (128, 128, 3)
     """
     make = choose("source.name", name, SOURCES)
-    check_section("source", make, kwargs, complete=True)
-    return make(split, channels=channels, **kwargs)
+    check_section("source", make, settings, complete=True)
+    return make(split, channels=channels, **settings)

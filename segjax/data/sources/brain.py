@@ -1,4 +1,4 @@
-"""The MNI152 brain that nilearn brings along, slice by slice."""
+"""Source of slices of the MNI152 brain template, which nilearn includes."""
 
 import dataclasses
 import functools
@@ -16,10 +16,10 @@ FILE = "datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 SPEC = DatasetSpec(
     classes=("background", "grey_matter", "white_matter"), colours=((0, 0, 0), (220, 60, 60), (240, 240, 120))
 )
-# The brain fills 145 x 181 x 155 voxels of 197 x 233 x 189; this box, in (x, y, z), has sides that divide by 32.
+# The brain fills 145 x 181 x 155 voxels of 197 x 233 x 189; this box, in (x, y, z), has sides divisible by 32.
 BOX = np.s_[18:178, 21:213, 0:160]
 AXES = {"axial": 2, "coronal": 1}
-LEAST = 0.02  # of a slice's pixels that must be brain
+MIN_BRAIN = 0.02  # smallest brain fraction of a slice
 BLOCKS, BLOCK, GUARD = 3, 8, 6
 
 
@@ -28,9 +28,9 @@ class Brain:
     """Slices of one volume; made by `brain`.
 
     Attributes:
-        plane: how the slices lie.
-        channels: of the images; all are equal.
-        slices: place of each sample along the axis of the box.
+        plane: orientation of the slices.
+        channels: image channels, all equal.
+        slices: index of each sample's slice in the box.
     """
 
     plane: str
@@ -70,27 +70,27 @@ def brain(
     split: str,
     *,
     channels: int = 1,
-    plane: Annotated[str, Key("of the slices", ("axial", "coronal"))] = "axial",
+    plane: Annotated[str, Key("plane of the slices", ("axial", "coronal"))] = "axial",
 ) -> Brain:
-    """Slices of the MNI152 T1 average with grey and white matter, read from the installed nilearn.
+    """Opens slices of the MNI152 T1 average with grey and white matter, read from the installed nilearn.
 
-    This is one averaged brain: a demonstration that runs anywhere, and no benchmark. The labels come from maps that
-    were averaged over 152 people, the skull is gone, and grey levels alone almost tell the tissues apart: the best
-    lookup table from grey level to class reaches a Dice of 0.96. A score here says that training works, and nothing
-    about scans of patients.
+    This is one averaged brain: a demo that runs anywhere, not a benchmark. The labels come from maps averaged over 152
+    people, the skull is removed, and grey levels alone almost separate the tissues: the best lookup table from grey
+    level to class reaches a Dice of 0.96. A good score here shows that training works; it says nothing about scans of
+    patients.
 
-    Images hold the T1 template as nilearn stores it (0..255 spans the volume). A pixel's label is the largest of
-    (1 - grey - white, grey, white) of the probability maps; in a tie the first. Pixels are 1 mm wide. Axial slices
+    Images are the T1 template as nilearn stores it (0..255 spans the volume). A pixel's label is the argmax of
+    (1 - grey - white, grey, white) over the probability maps; in a tie the first. Pixels are 1 mm wide. Axial slices
     (192 x 160) have the front at the top, coronal ones (160 x 160) the crown; the right of the head is on the right.
-    There are no sagittal slices, because the template is symmetric: its halves would be each other's answer.
+    There are no sagittal slices, because the template is symmetric: one half would give away the other.
 
-    "test" is three blocks of 8 neighbouring slices, spread evenly over the slices of which at least 2 % are brain.
+    "test" is three blocks of 8 neighbouring slices, spread evenly over the slices that are at least 2 % brain.
     The 6 slices on each side of a block belong to neither split, since neighbours look almost the same; "train" is
     the rest. Training and test must use the same plane.
 
     Args:
         split: "train" or "test".
-        channels: of the images; grey is repeated.
+        channels: image channels; grey is repeated.
 
     Returns:
         The source.
@@ -111,7 +111,7 @@ def brain(
     check_choice("source.plane", plane, AXES)
     if channels < 1:
         raise UserError(f"Images need at least one channel, not {channels}.")
-    usable = np.flatnonzero((_volumes(plane)[1] > 0).mean((1, 2)) >= LEAST)
+    usable = np.flatnonzero((_volumes(plane)[1] > 0).mean((1, 2)) >= MIN_BRAIN)
     centres = usable[0] + len(usable) * (2 * np.arange(BLOCKS) + 1) / (2 * BLOCKS)
     offset = usable[:, None] - np.rint(centres - BLOCK / 2).astype(int)
     if split == "test":
@@ -123,22 +123,22 @@ def brain(
 
 @functools.lru_cache
 def _volumes(plane: str) -> tuple[UInt8[np.ndarray, "n y x"], UInt8[np.ndarray, "n y x"]]:
-    """T1 and label of the box, as slices [n, y, x] that are upright."""
-    # Importing nilearn.datasets takes seconds, and its files are plain files.
-    found = importlib.util.find_spec("nilearn")
+    """T1 and label of the box, as upright slices [n, y, x]."""
+    # Importing nilearn.datasets takes seconds, while its files can be read directly.
+    nilearn = importlib.util.find_spec("nilearn")
     try:
         import nibabel
     except ImportError:
-        found = None
-    if found is None:
-        raise UserError("source 'brain' reads files of nilearn with nibabel. Run `pip install \"segjax[brain]\"`.")
-    folder = Path(found.submodule_search_locations[0])
+        nilearn = None
+    if nilearn is None:
+        raise UserError("source 'brain' reads nilearn's files with nibabel. Run `pip install \"segjax[brain]\"`.")
+    folder = Path(nilearn.submodule_search_locations[0])
     paths = [folder / FILE.format(kind) for kind in ("t1", "gm", "wm")]
     if absent := [path.name for path in paths if not path.is_file()]:
-        raise UserError(f"This nilearn does not hold {', '.join(absent)}. Run `pip install nilearn==0.14.1`.")
+        raise UserError(f"The installed nilearn lacks {', '.join(absent)}. Run `pip install nilearn==0.14.1`.")
     t1, grey, white = (np.asarray(nibabel.load(path).dataobj)[BOX] for path in paths)
     rest = 255 - np.minimum(grey.astype(np.int16) + white, 255)
     label = np.argmax([rest, grey, white], axis=0).astype(np.uint8)
-    # The box is in (x, y, z) = (right, front, crown): turn it to (slice, down, right).
+    # The box is in (x, y, z) = (right, front, crown): transpose it to (slice, down, right).
     axis = AXES[plane]
     return tuple(np.flip(volume.transpose(axis, 3 - axis, 0), 1) for volume in (t1, label))

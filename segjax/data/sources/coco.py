@@ -1,4 +1,4 @@
-"""COCO's two layouts: panoptic truth as PNGs of segment ids, and objects as polygons and run lengths in a JSON file."""
+"""Sources in COCO's panoptic format (PNGs of segment ids) and instance format (polygons and run lengths in JSON)."""
 
 import dataclasses
 import os
@@ -8,29 +8,29 @@ from typing import Annotated
 import numpy as np
 
 from segjax.checks import Key, UserError
-from segjax.data import coco_json, files, reading
-from segjax.data.coco import decode
+from segjax.data import files, reading
+from segjax.data.coco import read
 from segjax.data.ids import make_spec
-from segjax.data.instances import Mask, from_segments, paint
+from segjax.data.instances import ObjectMask, from_segments, rasterise_masks
 from segjax.rle import coco_tools
 from segjax.spec import DatasetSpec
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Coco:
-    """Images and what a JSON file says of them; made by `coco_panoptic` and `coco_instances`.
+    """Images and their annotations in a JSON file; made by `coco_panoptic` and `coco_instances`.
 
     Attributes:
         spec: facts about the labels.
-        records: what the file holds.
-        known: class index of each category; None of stuff in `coco_instances`.
+        records: contents of the file.
+        known: class index of each category; None for stuff in `coco_instances`.
         images: folder of the images.
-        masks: folder of the PNGs of segment ids; None where the file holds the masks.
+        masks: folder of the PNGs of segment ids; None if the JSON file holds the masks.
         channels: 1 or 3.
     """
 
     spec: DatasetSpec
-    records: coco_json.Records
+    records: read.Records
     known: dict[int | str, int | None]
     images: Path
     masks: Path | None
@@ -44,7 +44,7 @@ class Coco:
         return os.path.splitext(self.records.images[i]["file_name"])[0]
 
     def size(self, i: int) -> tuple[int, int]:
-        """Rows and columns of image i as the JSON file has them; `read` compares them with the image."""
+        """Rows and columns of image i as stated in the JSON file; `read` checks them against the image."""
         return self.records.images[i]["height"], self.records.images[i]["width"]
 
     def read(self, i: int) -> dict[str, np.ndarray]:
@@ -58,36 +58,38 @@ class Coco:
 
         Raises:
             CorruptImage: a file cannot be decoded.
-            UserError: sizes differ, or an annotation makes no sense; the message has the file and the id.
+            UserError: sizes differ, or an annotation is invalid; the message names the file and the id.
         """
         entry = self.records.images[i]
         path, listed = self.images / entry["file_name"], f"{self.records.path} (image {entry['id']})"
-        image = reading.image(path, self.channels, self.spec.image_dtype)
+        image = reading.read_image(path, self.channels, self.spec.image_dtype)
         reading.check_sizes(image.shape[:2], self.size(i), str(path), listed)
         annotations = self.records.annotations[entry["id"]]
-        truth = self._objects if self.masks is None else self._segments
-        label, instance = truth(annotations, self.size(i), listed)
+        ground_truth = self._objects if self.masks is None else self._segments
+        label, instance = ground_truth(annotations, self.size(i), listed)
         return {"image": image, "label": label, "instance": instance}
 
     def _objects(self, annotations, size, listed):
         masks = []
         for annotation in annotations:
             where = f"{self.records.path}: annotation {annotation['id']}"
-            label = coco_json.category(annotation, self.known, where)
-            masks.append(Mask(decode(annotation["segmentation"], size, where), label, bool(annotation["iscrowd"])))
-        return paint(masks, size, self.spec, listed)
+            label = read.class_of_category(annotation, self.known, where)
+            masks.append(
+                ObjectMask(read.rasterise(annotation["segmentation"], size, where), label, bool(annotation["iscrowd"]))
+            )
+        return rasterise_masks(masks, size, self.spec, listed)
 
     def _segments(self, annotations, size, listed):
         (annotation,) = annotations
         segments = {}
         for place, segment in enumerate(annotation["segments_info"]):
-            coco_json.require(segment, ("id", "category_id", "iscrowd"), f"{listed}: segments_info[{place}]")
-            label = coco_json.category(segment, self.known, f"{listed}: segment {segment['id']}")
+            read.require_keys(segment, ("id", "category_id", "iscrowd"), f"{listed}: segments_info[{place}]")
+            label = read.class_of_category(segment, self.known, f"{listed}: segment {segment['id']}")
             if segment["id"] in segments:
                 raise UserError(f"{listed}: segment {segment['id']} is listed twice.")
             segments[segment["id"]] = label, bool(segment["iscrowd"])
         path = self.masks / annotation["file_name"]
-        ids = reading.objects(path, colours=True)
+        ids = reading.read_instances(path, colours=True)
         reading.check_sizes(size, ids.shape, listed, str(path))
         return from_segments(ids, segments, self.spec, str(path), listed)
 
@@ -96,79 +98,84 @@ def coco_panoptic(
     split: str,
     *,
     channels: int = 3,
-    root: Annotated[str, Key("folder of the data set; ~ and $VARIABLES are expanded, and {split} here and below")],
+    root: Annotated[str, Key("folder of the data set; ~, $VARIABLES and, here and below, {split} are expanded")],
     images: Annotated[str, Key("folder of the images, under root")] = "{split}",
     annotations: Annotated[str, Key("JSON file under root")] = "annotations/panoptic_{split}.json",
     masks: Annotated[str, Key("folder of the PNGs of segment ids, under root")] = "annotations/panoptic_{split}",
 ) -> Coco:
-    """A data set in COCO's panoptic format: a PNG of segment ids for each image, and a JSON file about the segments.
+    """Opens a data set in COCO's panoptic format: a PNG of segment ids per image, and a JSON file about the segments.
 
-    Classes are the categories in the order of the file, things those with isthing 1, and colours the file's own where
-    it has them. Pixels of no segment (id 0) have no truth; segments with iscrowd 1 are crowds.
+    Classes are the categories in file order, things those with isthing 1, and colours those of the file if it has any.
+    Pixels of no segment (id 0) are unlabelled; segments with iscrowd 1 are crowds.
 
     Args:
         split: name of the split, such as "val2017".
         channels: 1 to read images as grey, 3 as RGB.
 
     Returns:
-        The source, in the order of the file.
+        The source, in file order.
 
     Raises:
-        UserError: a file is missing, the JSON file lacks something, or an image has no PNG or several; the message
+        UserError: a file is missing, the JSON file is incomplete, or an image has no PNG or several; the message
             names the file and the id.
 
     Example:
         >>> source = coco_panoptic("val2017", root="$SEGJAX_DATA/coco")  # doctest: +SKIP
     """
-    base = files.base(root, split)
-    records = coco_json.load(base / files.fill(annotations, "annotations", split), coco_json.PANOPTIC)
+    base = files.dataset_root(root, split)
+    records = read.read_json(base / files.fill_split(annotations, "annotations", split), read.PANOPTIC)
     for key, found in records.annotations.items():
         if len(found) != 1:
-            raise UserError(f"{records.path}: image {key} has {len(found)} annotations; it must have one.")
-    folder, truth = base / files.fill(images, "images", split), base / files.fill(masks, "masks", split)
+            raise UserError(f"{records.path}: image {key} has {len(found)} annotations; it must have exactly one.")
+    folder, ground_truth = (
+        base / files.fill_split(images, "images", split),
+        base / files.fill_split(masks, "masks", split),
+    )
     _check_there("images", folder, records.path, {image["id"]: image["file_name"] for image in records.images})
-    _check_there("masks", truth, records.path, {key: a["file_name"] for key, (a,) in records.annotations.items()})
+    _check_there(
+        "masks", ground_truth, records.path, {key: a["file_name"] for key, (a,) in records.annotations.items()}
+    )
     things = [k for k, category in enumerate(records.categories) if category["isthing"]]
     _check_names(records.path, records.categories)
     names = [category["name"] for category in records.categories]
     dtype = _dtype(folder, records)
     spec = make_spec(names, _colours(records.categories), things, channels=channels, dtype=dtype)
     known = {category["id"]: k for k, category in enumerate(records.categories)}
-    return Coco(spec, records, known, folder, truth, channels)
+    return Coco(spec, records, known, folder, ground_truth, channels)
 
 
 def coco_instances(
     split: str,
     *,
     channels: int = 3,
-    root: Annotated[str, Key("folder of the data set; ~ and $VARIABLES are expanded, and {split} here and below")],
+    root: Annotated[str, Key("folder of the data set; ~, $VARIABLES and, here and below, {split} are expanded")],
     images: Annotated[str, Key("folder of the images, under root")] = "{split}",
     annotations: Annotated[str, Key("JSON file under root")] = "annotations/instances_{split}.json",
 ) -> Coco:
-    """A data set in COCO's instance format: a JSON file of objects, as polygons or run lengths.
+    """Opens a data set in COCO's instance format: a JSON file of objects, as polygons or run lengths.
 
-    Class 0 is "background", a stuff; the categories in the order of the file follow as things, without those that say
-    isthing 0. Where objects overlap the smaller lies on top, and all of them lie on crowds; an object of which nothing
-    is seen is left out. Images without objects are all background.
+    Class 0 is "background", a stuff class; the categories follow in file order as things, except those with isthing 0.
+    Smaller objects lie on top of larger ones, and all objects on top of crowds; hidden objects are left out. Images
+    without objects are all background.
 
     Args:
         split: name of the split, such as "val2017".
         channels: 1 to read images as grey, 3 as RGB.
 
     Returns:
-        The source, in the order of the file.
+        The source, in file order.
 
     Raises:
-        UserError: pycocotools is not installed, a file is missing, or the JSON file lacks something; the message
+        UserError: pycocotools is not installed, a file is missing, or the JSON file is incomplete; the message
             names the file and the id.
 
     Example:
         >>> source = coco_instances("val2017", root="$SEGJAX_DATA/coco")  # doctest: +SKIP
     """
     coco_tools()
-    base = files.base(root, split)
-    records = coco_json.load(base / files.fill(annotations, "annotations", split), coco_json.INSTANCES)
-    folder = base / files.fill(images, "images", split)
+    base = files.dataset_root(root, split)
+    records = read.read_json(base / files.fill_split(annotations, "annotations", split), read.INSTANCES)
+    folder = base / files.fill_split(images, "images", split)
     _check_there("images", folder, records.path, {image["id"]: image["file_name"] for image in records.images})
     categories = [category for category in records.categories if category.get("isthing", 1)]
     colours = _colours(categories)
@@ -190,15 +197,15 @@ def _colours(categories):
 
 
 def _check_names(path, categories, taken=()):
-    """Raises a UserError unless categories have names of their own, other than those that are taken."""
+    """Raises a UserError unless the names of categories are unique and not among those taken."""
     if not categories:
         raise UserError(f"{path}: there are no categories{' of things (isthing 1)' if taken else ''}; add them.")
     seen = set()
     for category in categories:
         if category["name"] in taken:
             raise UserError(
-                f"{path}: category {category['id']} is called {category['name']!r}, as is what is of no object. Rename "
-                "it, or, if it has no annotations, take it out or set its isthing to 0."
+                f"{path}: category {category['id']} is called {category['name']!r}, as are pixels of no object. Rename "
+                "it or, if it has no annotations, remove it or set its isthing to 0."
             )
         if category["name"] in seen:
             raise UserError(f"{path}: two categories are called {category['name']!r}; rename {category['id']}.")
@@ -206,9 +213,9 @@ def _check_names(path, categories, taken=()):
 
 
 def _check_there(key, folder, path, names):
-    """Raises a UserError where a file that the JSON file names is not there."""
+    """Raises a UserError if a file that the JSON file names is missing."""
     if missing := [(i, name) for i, name in names.items() if not (folder / name).is_file()]:
         raise UserError(
             f"source.{key}: {len(missing)} of {len(names)} files that {path} names are not in {folder}: "
-            f"{files.some([f'{name} (image {i})' for i, name in missing])}."
+            f"{files.first_names([f'{name} (image {i})' for i, name in missing])}."
         )

@@ -1,4 +1,4 @@
-"""Images of noise over random blocks of labels: something to compile and time with where there are no data."""
+"""Source of noise images with random blocks of labels, for compiling and timing without data."""
 
 import dataclasses
 import zlib
@@ -14,7 +14,7 @@ BLOCK = 32  # rows and columns of a block of one class, in pixels
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Images that are drawn when they are read; made by `noise`, whose arguments are the fields."""
+    """Images that are generated on read; made by `noise`, whose arguments are the fields."""
 
     spec: DatasetSpec
     split: str
@@ -37,10 +37,10 @@ class Noise:
         """Draws image i, a function of (split, i).
 
         Args:
-            i: image; negative and out of range are errors.
+            i: image; raises an IndexError if out of range.
 
         Returns:
-            "image": uint8 [y, x, c]; "label": uint8 [y, x]; "instance": uint16 [y, x], one object a block of things.
+            "image": uint8 [y, x, c]; "label": uint8 [y, x]; "instance": uint16 [y, x], one object per thing block.
         """
         if not 0 <= i < self.count:
             raise IndexError(f"Image {i} of {self.count}.")
@@ -64,19 +64,19 @@ def noise(
     count: Annotated[int, Key("images in the split", "[1, inf)")] = 64,
     size: Annotated[tuple[int, int], Key("rows, columns", "[1, inf)")] = (512, 512),
     classes: Annotated[int, Key("number of classes", "[1, 255]")] = 19,
-    things: Annotated[int, Key("how many of them, the last, are countable objects", "[0, 255]")] = 0,
+    things: Annotated[int, Key("number of them, the last ones, that are countable objects", "[0, 255]")] = 0,
 ) -> Noise:
-    """Images of noise over random blocks of labels; nothing to download and nothing to learn.
+    """Generates noise images with random blocks of labels; nothing to download and nothing to learn.
 
     Args:
-        split: name of the split; no image is in two of them.
+        split: name of the split; splits share no image.
         channels: 3 for RGB, 1 for grey.
 
     Returns:
         The source.
 
     Raises:
-        UserError: no images, no pixels, or numbers of classes that do not fit.
+        UserError: no images, no pixels, or invalid numbers of classes.
 
     Example:
         >>> source = noise("train", count=2, size=(40, 64), classes=3)

@@ -1,4 +1,4 @@
-"""Generated scenes: flat shapes before sky, grass and water."""
+"""Source of generated scenes: flat shapes in front of sky, grass and water."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ SPEC = DatasetSpec(
     colours=STUFF_COLOURS + THING_COLOURS,
     things=tuple(range(len(STUFF), len(STUFF) + len(THINGS))),
 )
-# Low and high red, green and blue of each stuff, 0..1. The ranges overlap on purpose: texture tells stuff apart.
+# Lowest and highest red, green and blue of each stuff class, 0..1. The ranges overlap on purpose: textures differ.
 PAINT = {
     "sky": ((0.25, 0.35, 0.4), (0.75, 0.75, 0.95)),
     "grass": ((0.2, 0.35, 0.15), (0.65, 0.7, 0.65)),
@@ -31,7 +31,7 @@ PAINT = {
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Scenes that are drawn when they are read; made by `shapes`, whose arguments are the fields."""
+    """Scenes that are generated on read; made by `shapes`, whose arguments are the fields."""
 
     split: str
     channels: int
@@ -59,12 +59,11 @@ class Shapes:
     def read(self, i: int) -> dict[str, np.ndarray]:
         """Draws scene i: "image" uint8 [y, x, c], "label" uint8 [y, x], "instance" uint16 [y, x].
 
-        Objects of which something is visible are numbered 1.. from back to front; stuff is 0. An i that is negative or
-        out of range is an IndexError.
+        Visible objects are numbered 1 .. n from back to front; stuff is 0. Raises an IndexError if i is out of range.
         """
         if not 0 <= i < self.count:
             raise IndexError(f"Scene {i} of {self.count}.")
-        # The split's name is a branch of the seed's tree, so that splits never share a scene.
+        # The split's name is part of the spawn key, so splits never share a scene.
         seed = np.random.SeedSequence(self.seed, spawn_key=(zlib.crc32(self.split.encode()), i))
         rng = np.random.Generator(np.random.Philox(seed))
         image, label = _background(rng, self.shape)
@@ -74,7 +73,7 @@ class Shapes:
             _draw(rng, image, label, instance, number, light)
         image = (image + 0.012 * rng.standard_normal(image.shape, np.float32)).clip(0, 1)
         if self.channels == 1:
-            image = image @ np.float32([[0.299], [0.587], [0.114]])  # ITU-R 601-2 luma, as in reading.image
+            image = image @ np.float32([[0.299], [0.587], [0.114]])  # ITU-R 601-2 luma, as in reading.read_image
         visible = np.bincount(instance.ravel()) > 0
         visible[0] = False  # stuff
         image = (image * 255 + 0.5).astype(np.uint8)
@@ -89,24 +88,17 @@ def shapes(
     size: Annotated[tuple[int, int], Key("rows, columns", "[16, inf)")] = (128, 128),
     seed: Annotated[int, Key("scenes are a function of (seed, split, index)", "[0, inf)")] = 0,
     objects: Annotated[
-        tuple[int, int], Key("fewest and most things in a scene, hidden ones included", "[0, 65535]")
+        tuple[int, int], Key("fewest and most things in a scene, including hidden ones", "[0, 65535]")
     ] = (2, 8),
 ) -> Shapes:
-    """Generated scenes with exact labels and object instances; nothing to download.
+    """Generates scenes with exact labels and instance maps; nothing to download.
 
-    Stuff is sky (soft clouds), grass (upright blades) and water (level ripples), between irregular borders. Things
-    are shaded discs, boxes, triangles, stars and rings of any size, turn and colour that cover one another. Colours of
-    classes overlap, so texture and shape have to be learned. A scene is a function of (seed, split, i, size, objects).
+    Stuff is sky (soft clouds), grass (upright blades) and water (level ripples), with irregular borders. Things are
+    shaded discs, boxes, triangles, stars and rings of any size, rotation and colour that occlude one another. Class
+    colours overlap, so texture and shape have to be learned. A scene is a function of (seed, split, i, size, objects).
 
-    Args:
-        split: "train", "validation" or "test"; no scene is in two of them.
-        channels: 3 for RGB, 1 for grey.
-
-    Returns:
-        The source.
-
-    Raises:
-        UserError: an unknown split, or a number out of range.
+    Splits are "train", "validation" and "test", and share no scene; `channels` is 3 for RGB, 1 for grey. Raises a
+    UserError for an unknown split, or a number out of range.
 
     Example:
         >>> source = shapes("train", count=2, size=(32, 48))
@@ -125,7 +117,7 @@ def shapes(
 
 
 def _noise(rng, shape, cells) -> Float32[np.ndarray, "y x"]:
-    """Value noise in -1..1: random numbers on a grid of `cells`, interpolated bilinearly."""
+    """Draws value noise in -1..1: random numbers on a grid of `cells`, interpolated bilinearly."""
     value = rng.uniform(-1, 1, [n + 1 for n in cells]).astype(np.float32)
     for axis, (pixels, count) in enumerate(zip(shape, cells, strict=True)):
         place = np.linspace(0, count, pixels, endpoint=False, dtype=np.float32)
@@ -136,7 +128,7 @@ def _noise(rng, shape, cells) -> Float32[np.ndarray, "y x"]:
 
 
 def _texture(rng, kind, shape) -> Float32[np.ndarray, "y x"]:
-    """Brightness pattern of a stuff, in about -1..1."""
+    """Draws the brightness pattern of a stuff class, in about -1..1."""
     rows, columns = shape
     cells = {
         "sky": ((3, 3), (8, 6)),
@@ -147,7 +139,7 @@ def _texture(rng, kind, shape) -> Float32[np.ndarray, "y x"]:
 
 
 def _background(rng, shape):
-    """Two or three stuffs above one another; returns float32 [y, x, 3], 0..1, and their classes uint8 [y, x]."""
+    """Draws two or three layers of stuff; returns float32 [y, x, 3], 0..1, and their classes uint8 [y, x]."""
     rows, columns = shape
     below = rng.permutation(STUFF[1:]).tolist()
     kinds = [["sky", *below], ["sky", *below[:1]], below][rng.choice(3, p=[0.5, 0.35, 0.15])]
@@ -170,7 +162,7 @@ def _background(rng, shape):
 
 
 def _draw(rng, image, label, instance, number, light):
-    """Draws one object over what is there, with its shadow, in the window that holds it."""
+    """Draws one object and its shadow over the scene, within the window around it."""
     kind = rng.integers(len(THINGS))
     rows, columns = label.shape
     radius = min(label.shape) * rng.uniform(0.07, 0.24)
@@ -200,7 +192,7 @@ def _draw(rng, image, label, instance, number, light):
 
 
 def _distance(rng, kind, y, x, radius, turn) -> Float32[np.ndarray, "y x"]:
-    """Distance in pixels from the border of a shape, negative inside (of the nearest edge's line at corners)."""
+    """Signed distance in pixels from a shape's border, negative inside (at corners: from the nearest edge's line)."""
     along, across = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
     if kind == "box":
         return np.maximum(abs(along) - radius, abs(across) - radius * rng.uniform(0.35, 0.9))
@@ -210,7 +202,7 @@ def _distance(rng, kind, y, x, radius, turn) -> Float32[np.ndarray, "y x"]:
     if kind == "ring":
         width = rng.uniform(0.15, 0.3) * radius
         return abs(far - radius + width) - width
-    # A corner lies at angle 0 of each of n equal sectors; folding makes one edge of them all.
+    # A corner lies at angle 0 of each of n equal sectors; folding maps all edges to one.
     sector = 2 * math.pi / {"triangle": 3, "star": 5}[kind]
     angle = abs((np.arctan2(across, along) + sector / 2) % sector - sector / 2)
     inner = radius * {"triangle": math.cos(sector / 2), "star": rng.uniform(0.4, 0.55)}[kind]

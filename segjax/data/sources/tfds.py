@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets, read at random places and decoded strictly."""
+"""Source of TensorFlow Datasets, with random access and strict decoding."""
 
 import contextlib
 import dataclasses
@@ -13,13 +13,13 @@ import numpy as np
 
 from segjax.checks import Key, UserError
 from segjax.data import files, reading
-from segjax.data.ids import Ids, Table, apply, count, make_map, make_spec
+from segjax.data.ids import DictLike, Ids, count_values, make_id_map, make_spec, map_ids
 from segjax.data.instances import from_segments
 from segjax.spec import DatasetSpec
 
 log = logging.getLogger("segjax")
 
-# What a list of segments holds of each.
+# Fields of each listed segment.
 SEGMENT = ("id", "label", "is_crowd")
 
 
@@ -29,11 +29,11 @@ class TFDS:
 
     Attributes:
         spec: facts about the labels.
-        label: what records are called: data set and split.
+        label: prefix of the records' names: data set and split.
         records: random access to dicts of features, with images still encoded.
-        image: feature that holds the image.
-        mask: feature that holds the ids.
-        objects: feature that lists the segments whose ids the mask holds as colours; None where ids are classes.
+        image: feature with the image.
+        mask: feature with the ids.
+        objects: feature that lists the segments whose ids the mask holds as colours; None if ids are classes.
         channels: 1 or 3.
         table: label of each id, see `segjax.data.ids`.
     """
@@ -51,24 +51,24 @@ class TFDS:
         return len(self.records)
 
     def name(self, i: int) -> str:
-        """Data set, split, and the place of record i in the split."""
+        """Data set, split, and the index of record i in the split."""
         return f"{self.label}_{i:06d}"
 
     def size(self, i: int) -> tuple[int, int]:
-        """Rows and columns of the label of sample i, from the head of its encoded mask."""
+        """Rows and columns of the label of sample i, from the header of its encoded mask."""
         mask = self.records[i][self.mask]
-        return reading.size(mask, self._where(i, self.mask)) if isinstance(mask, bytes) else mask.shape[:2]
+        return reading.read_size(mask, self._where(i, self.mask)) if isinstance(mask, bytes) else mask.shape[:2]
 
     def ids(self, i: int) -> dict[int, int]:
-        """Counts the ids that the mask of sample i holds, known or not.
+        """Counts the raw ids in the mask of sample i, mapped or not.
 
         Args:
             i: sample.
 
         Returns:
-            Pixel count of each id; empty where ids are of segments.
+            Pixel count of each id; empty if ids are of segments.
         """
-        return {} if self.objects else count(self._raw(self.records[i], i))
+        return {} if self.objects else count_values(self._raw(self.records[i], i))
 
     def read(self, i: int) -> dict[str, np.ndarray]:
         """Reads sample i.
@@ -77,19 +77,19 @@ class TFDS:
             i: sample.
 
         Returns:
-            "image": `spec.image_dtype` [y, x, c]; "label": `spec.label_dtype` [y, x]; "instance": uint16 [y, x] of
-            segments.
+            "image": `spec.image_dtype` [y, x, c]; "label": `spec.label_dtype` [y, x]; with segments, "instance": uint16
+            [y, x].
 
         Raises:
             CorruptImage: the image or the mask cannot be decoded.
             UserError: sizes differ, the mask holds an id without a class or segment, or a segment is listed twice.
         """
         record, image_name, mask_name = self.records[i], self._where(i, self.image), self._where(i, self.mask)
-        image = reading.image(record[self.image], self.channels, self.spec.image_dtype, image_name)
+        image = reading.read_image(record[self.image], self.channels, self.spec.image_dtype, image_name)
         raw = self._raw(record, i)
         reading.check_sizes(image.shape[:2], raw.shape, image_name, mask_name)
         if self.objects is None:
-            return {"image": image, "label": apply(self.table, raw, self.spec, mask_name)}
+            return {"image": image, "label": map_ids(self.table, raw, self.spec, mask_name)}
         listed = {key: np.asarray(record[self.objects][key]).tolist() for key in SEGMENT}
         segments, name = {}, self._where(i, self.objects)
         for n, k, crowd in zip(*listed.values(), strict=True):
@@ -105,9 +105,9 @@ class TFDS:
     def _raw(self, record, i):
         mask = record[self.mask]
         if self.objects:
-            return reading.objects(mask, colours=True, name=self._where(i, self.mask))
+            return reading.read_instances(mask, colours=True, name=self._where(i, self.mask))
         if isinstance(mask, bytes):
-            return reading.mask(mask, name=self._where(i, self.mask))
+            return reading.read_mask(mask, name=self._where(i, self.mask))
         return mask.reshape(mask.shape[:2]).astype(np.int64)
 
 
@@ -115,33 +115,34 @@ def tfds(
     split: str,
     *,
     channels: int = 3,
-    builder: Annotated[str, Key("TFDS name, with configuration and version if need be: oxford_iiit_pet:4.*.*")],
-    image: Annotated[str, Key("feature that holds the image")] = "image",
-    mask: Annotated[str, Key("feature that holds the mask")] = "segmentation_mask",
-    panoptic: Annotated[str | None, Key("feature that holds segment ids in colours, in place of a mask")] = None,
+    builder: Annotated[str, Key("TFDS name, with configuration and version if needed: oxford_iiit_pet:4.*.*")],
+    image: Annotated[str, Key("feature with the image")] = "image",
+    mask: Annotated[str, Key("feature with the mask")] = "segmentation_mask",
+    panoptic: Annotated[str | None, Key("feature with segment ids as colours, instead of a mask")] = None,
     objects: Annotated[str, Key("feature that lists those segments")] = "panoptic_objects",
-    classes: Annotated[Sequence[str] | None, Key("class names; None: those that the features have")] = None,
+    classes: Annotated[Sequence[str] | None, Key("class names; None: those of the features")] = None,
     ids: Annotated[
-        Table | None, Key("raw mask value -> class; None: values are indices, and 255 is unlabelled from 3 classes on")
+        DictLike | None,
+        Key("raw mask value -> class; None: values are indices, and with 3 or more classes 255 is unlabelled"),
     ] = None,
     ignore_ids: Annotated[Sequence[int], Key("raw mask values of unlabelled pixels")] = (),
     palette: Annotated[
-        Sequence[Sequence[int]] | None, Key("a colour a class, for pictures; the PASCAL VOC map where left out")
+        Sequence[Sequence[int]] | None, Key("a colour per class, for pictures; None: the PASCAL VOC colours")
     ] = None,
     things: Annotated[Sequence[int | str], Key("classes that are countable objects, names or indices")] = (),
     data_dir: Annotated[
-        str | None, Key("where prepared data lie; None: $TFDS_DATA_DIR or ~/tensorflow_datasets")
+        str | None, Key("folder of prepared data; None: $TFDS_DATA_DIR or ~/tensorflow_datasets")
     ] = None,
 ) -> TFDS:
-    """A data set of TensorFlow Datasets with an image and a mask in each record.
+    """Opens a data set of TensorFlow Datasets with an image and a mask in each record.
 
-    Records are read in any order from ArrayRecord files; a set that is not on disk is downloaded and prepared first.
-    Pixels are decoded by `segjax.data.reading`, not by TFDS: masks with a palette give their indices, and 16-bit masks
-    all their values. Masks may be Image, LabeledImage or Tensor features.
+    Records are read in any order from ArrayRecord files; a data set that is missing is first downloaded and prepared.
+    Pixels are decoded by `segjax.data.reading`, not by TFDS: palette masks give their indices, and 16-bit masks all of
+    their values. Masks may be Image, LabeledImage or Tensor features.
 
-    With `panoptic` the truth is an Image of segment ids, R + 256 G + 65536 B, and a Sequence of these segments with
-    "id", "label" and "is_crowd", as in coco/2017_panoptic; pixels of id 0 have no truth. TFDS does not keep which
-    classes are things: of COCO's they are the first 80.
+    With `panoptic` the mask is an Image of segment ids, R + 256 G + 65536 B, and `objects` a Sequence of these segments
+    with "id", "label" and "is_crowd", as in coco/2017_panoptic; pixels of id 0 are unlabelled. TFDS does not tell which
+    classes are things; in COCO they are the first 80.
 
     Args:
         split: any split that TFDS understands, such as "train" or "train[:80%]".
@@ -162,7 +163,7 @@ def tfds(
         ...     ids={"1": "pet", "2": "background", "3": "border"},
         ... )
     """
-    made = _prepared(builder, None if data_dir is None else files.resolve(data_dir))
+    made = _prepared(builder, None if data_dir is None else files.expand_path(data_dir))
     features = made.info.features
     _check_image(features, builder, "image", image)
     if panoptic is None:
@@ -174,16 +175,16 @@ def tfds(
         own, mask = features[objects].feature["label"], panoptic
     names = getattr(own, "names", None) if classes is None else classes
     if not names:
-        raise UserError(f"source.classes: feature {mask!r} of {builder} has no class names of its own; list them.")
+        raise UserError(f"source.classes: feature {mask!r} of {builder} has no class names; list them.")
     spec = make_spec(names, palette, things, channels=channels)
     if panoptic is not None and (not spec.things or ids or ignore_ids):
         raise UserError(
-            "source.panoptic needs source.things, the classes that have objects (for COCO: range(80)), and ids of "
-            "segments are no classes: leave source.ids and ignore_ids out."
+            "source.panoptic needs source.things, the classes that have objects (for COCO: range(80)), and segment ids "
+            "are not classes: remove source.ids and ignore_ids."
         )
     records = _records(made, split)
-    if len(records):  # what is in the first record tells how deep all images are
-        spec = dataclasses.replace(spec, image_dtype=reading.dtype_of(records[0][image], f"{builder} ({image})"))
+    if len(records):  # the first record tells the dtype of all images
+        spec = dataclasses.replace(spec, image_dtype=reading.read_dtype(records[0][image], f"{builder} ({image})"))
     return TFDS(
         spec=spec,
         label=re.sub(r"[^\w-]", "", f"{made.name}_{split.replace(':', '-')}"),
@@ -192,12 +193,12 @@ def tfds(
         mask=mask,
         objects=None if panoptic is None else objects,
         channels=channels,
-        table=make_map(spec, ids, ignore_ids),
+        table=make_id_map(spec, ids, ignore_ids),
     )
 
 
 def _prepared(name, data_dir):
-    """Builder of a data set that is on disk as ArrayRecord files."""
+    """Returns the builder of a data set; prepares it as ArrayRecord files if it is not on disk."""
     if absent := [module for module in ("tensorflow", "array_record") if importlib.util.find_spec(module) is None]:
         raise UserError(f"source 'tfds' needs {' and '.join(absent)}. Run `pip install \"segjax[tf]\"`.")
     import tensorflow_datasets
@@ -206,23 +207,23 @@ def _prepared(name, data_dir):
         made = tensorflow_datasets.builder(name, data_dir=data_dir)
         if not made.is_prepared():
             made = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
-    except Exception as error:  # of a dozen kinds, from an AssertionError for a version to whatever a builder raises
-        raise UserError(f"source.builder: TFDS cannot make {name!r}: {_first_line(error)}") from error
+    except Exception as error:  # a dozen types, from AssertionError for a version to whatever a builder raises
+        raise UserError(f"source.builder: TFDS cannot build {name!r}: {_first_line(error)}") from error
     if made.is_prepared():
         if made.info.file_format.value != "array_record":
             raise UserError(
-                f"{made.data_path} holds {name} as {made.info.file_format.value} files, which cannot be read at "
-                "random places. Set source.data_dir (or TFDS_DATA_DIR) to another folder; it is prepared there."
+                f"{made.data_path} holds {name} as {made.info.file_format.value} files, without random access. Set "
+                "source.data_dir (or TFDS_DATA_DIR) to another folder; it is prepared there."
             )
         return made
-    log.info("Preparing %s in %s; files that are not there are downloaded.", made.info.full_name, made.data_path)
+    log.info("Preparing %s in %s; missing files are downloaded.", made.info.full_name, made.data_path)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # TFDS reports its progress with print
             made.download_and_prepare()
     except Exception as error:  # network, checksums, disk, manual downloads, and whatever a builder raises
         raise UserError(
             f"{name} is not in {made.data_path} and could not be prepared: {_first_line(error)}. Set source.data_dir "
-            "(or TFDS_DATA_DIR) to a folder that has it, or prepare it where there is a network with "
+            "(or TFDS_DATA_DIR) to a folder that has it, or prepare it on a machine with network access by "
             f"`tfds build {made.info.full_name} --file_format=array_record --data_dir=FOLDER`."
         ) from error
     return made
@@ -234,7 +235,7 @@ def _check_image(features, builder, key, name):
 
     _check_there(features, builder, key, name)
     if not isinstance(features[name], kinds.Image) or features[name].np_dtype == np.float32:
-        raise UserError(f"source.{key}: feature {name!r} of {builder} is no Image of integers: {features[name]}.")
+        raise UserError(f"source.{key}: feature {name!r} of {builder} is not an Image of integers: {features[name]}.")
 
 
 def _check_mask(features, builder, name):
@@ -246,7 +247,7 @@ def _check_mask(features, builder, name):
     whole = np.issubdtype(dtype, np.integer) or dtype == np.bool_
     flat = len(shape) == 2 or (len(shape) == 3 and (shape[2] == 1 or isinstance(features[name], kinds.Image)))
     if not isinstance(features[name], kinds.Image | kinds.Tensor) or not whole or not flat:
-        raise UserError(f"source.mask: feature {name!r} of {builder} is no map of ids: {features[name]}.")
+        raise UserError(f"source.mask: feature {name!r} of {builder} is not a map of ids: {features[name]}.")
 
 
 def _check_segments(features, builder, name):
@@ -257,7 +258,7 @@ def _check_segments(features, builder, name):
     inner = getattr(features[name], "feature", None)
     if not isinstance(inner, kinds.FeaturesDict) or not set(SEGMENT) <= set(inner):
         raise UserError(
-            f"source.objects: feature {name!r} of {builder} is no Sequence of {', '.join(SEGMENT)}: {features[name]}."
+            f"source.objects: {name!r} of {builder} is not a Sequence of {', '.join(SEGMENT)}: {features[name]}."
         )
 
 
@@ -267,7 +268,7 @@ def _check_there(features, builder, key, name):
 
 
 def _records(builder, split):
-    """Random access to the records of a split, with every image left encoded."""
+    """Opens the records of a split with random access; images stay encoded."""
     from tensorflow_datasets import decode, features
 
     encoded = {

@@ -1,4 +1,4 @@
-"""Images with text files of polygons, as Ultralytics' segmentation models are trained on."""
+"""Source in Ultralytics' segmentation format: images and text files of polygons."""
 
 import dataclasses
 import math
@@ -10,13 +10,13 @@ import numpy as np
 
 from segjax.checks import Key, UserError
 from segjax.data import files, reading
-from segjax.data.coco import decode
+from segjax.data.coco.read import rasterise
 from segjax.data.ids import make_spec
-from segjax.data.instances import Mask, paint
+from segjax.data.instances import ObjectMask, rasterise_masks
 from segjax.rle import coco_tools
 from segjax.spec import DatasetSpec
 
-# How far beyond the image a point may lie, as a share of its side; tools that round put points there.
+# How far outside the image a point may lie, as a fraction of its side: tools round points.
 TOLERANCE = 0.01
 
 
@@ -28,7 +28,7 @@ class Yolo:
         spec: facts about the labels.
         stems: name of each image.
         images: file of each image.
-        labels: text file of each image; None where there is none.
+        labels: text file of each image; None if it has none.
         channels: 1 or 3.
     """
 
@@ -46,8 +46,8 @@ class Yolo:
         return self.stems[i]
 
     def size(self, i: int) -> tuple[int, int]:
-        """Rows and columns of image i, from the head of its file."""
-        return reading.size(self.images[i])
+        """Rows and columns of image i, from the header of its file."""
+        return reading.read_size(self.images[i])
 
     def read(self, i: int) -> dict[str, np.ndarray]:
         """Reads sample i.
@@ -60,13 +60,13 @@ class Yolo:
 
         Raises:
             CorruptImage: the image cannot be decoded.
-            UserError: a line of the text file makes no sense; the message has the file and the line.
+            UserError: a line of the text file is invalid; the message names the file and the line.
         """
-        image = reading.image(self.images[i], self.channels, self.spec.image_dtype)
+        image = reading.read_image(self.images[i], self.channels, self.spec.image_dtype)
         size, path = image.shape[:2], self.labels[i]
         lines = [] if path is None else _lines(path)
         masks = [_mask(text, size, self.spec, f"{path}, line {n}") for n, text in enumerate(lines, 1) if text.strip()]
-        label, instance = paint(masks, size, self.spec, str(path))
+        label, instance = rasterise_masks(masks, size, self.spec, str(path))
         return {"image": image, "label": label, "instance": instance}
 
 
@@ -74,21 +74,21 @@ def yolo(
     split: str,
     *,
     channels: int = 3,
-    root: Annotated[str, Key("folder of the data set; ~ and $VARIABLES are expanded, and {split} here and below")],
+    root: Annotated[str, Key("folder of the data set; ~, $VARIABLES and, here and below, {split} are expanded")],
     images: Annotated[str, Key("folder under root, or a path template with {stem}")] = "images/{split}",
     labels: Annotated[str, Key("path template of the text files")] = "labels/{split}/{stem}.txt",
-    classes: Annotated[Sequence[str], Key("class names in the order of the files' numbers, without the background")],
+    classes: Annotated[Sequence[str], Key("class names in the order of the class numbers, without the background")],
     palette: Annotated[
         Sequence[Sequence[int]] | None,
-        Key("a colour a class, for pictures; the PASCAL VOC map where left out, the background first"),
+        Key("a colour per class, the background first, for pictures; None: the PASCAL VOC colours"),
     ] = None,
 ) -> Yolo:
-    """A data set with a text file of polygons for each image, as Ultralytics has it.
+    """Opens a data set in Ultralytics' format, with a text file of polygons per image.
 
-    A line is an object: its class, counted from 0, and the corners x y x y .. of its outline as shares of the image's
-    width and height. Class 0 of the source is "background", a stuff, so that class c of the files is its class c + 1.
-    Where objects overlap the smaller lies on top; an object of which nothing is seen is left out. An image without a
-    text file is all background; a text file without an image is an error, unless it is called classes.txt.
+    A line is an object: its class, counted from 0, and the corners x y x y .. of its outline as fractions of the image
+    width and height. Class 0 of the source is "background", a stuff class; class c of the files becomes class c + 1.
+    Smaller objects lie on top of larger ones; hidden objects are left out. An image without a text file is all
+    background; a text file without an image is an error, unless it is called classes.txt.
 
     Args:
         split: name of the split, such as "train2017".
@@ -104,19 +104,19 @@ def yolo(
         >>> source = yolo("train2017", root="coco128-seg", classes=("person", "bicycle"))  # doctest: +SKIP
     """
     coco_tools()
-    base = files.base(root, split)
-    image_path, label_path = files.fill(images, "images", split), files.fill(labels, "labels", split)
-    image_files, label_files = files.find(base, image_path), files.find(base, label_path)
+    base = files.dataset_root(root, split)
+    image_path, label_path = files.fill_split(images, "images", split), files.fill_split(labels, "labels", split)
+    image_files, label_files = files.find_files(base, image_path), files.find_files(base, label_path)
     for key, path, found in (("images", image_path, image_files), ("labels", label_path, label_files)):
         if not image_files.keys() & found.keys():
-            raise UserError(f"source.{key}: no file of an image at {base / path} for split {split!r}.")
-    alone = (label_files[stem] for stem in sorted(label_files.keys() - image_files.keys(), key=files.natural))
+            raise UserError(f"source.{key}: no matching file at {base / path} for split {split!r}.")
+    alone = (label_files[stem] for stem in sorted(label_files.keys() - image_files.keys(), key=files.natural_key))
     if orphans := [path for path in alone if path.name != "classes.txt"]:
         raise UserError(
-            f"source.labels: {len(orphans)} of {len(label_files)} text files fit no image at {base / image_path}, such "
-            f"as {orphans[0]}. Take them away, or mend the names or source.images."
+            f"source.labels: {len(orphans)} of {len(label_files)} text files match no image at {base / image_path}, "
+            f"such as {orphans[0]}. Remove them, or fix the names or source.images."
         )
-    stems = tuple(sorted(image_files, key=files.natural))
+    stems = tuple(sorted(image_files, key=files.natural_key))
     found = tuple(image_files[stem] for stem in stems)
     return Yolo(
         spec=make_spec(
@@ -145,15 +145,15 @@ def _mask(text, size, spec, where):
     try:
         first, *points = (float(word) for word in text.split())
     except ValueError as error:
-        raise UserError(f"{where}: {error}; a line is a class and numbers x y x y ...") from error
+        raise UserError(f"{where}: {error}; a line must be a class and numbers x y x y ...") from error
     if first not in range(len(spec.classes) - 1):
-        raise UserError(f"{where}: class {first:g} is not one of 0 to {len(spec.classes) - 2}; compare source.classes.")
+        raise UserError(f"{where}: class {first:g} is not one of 0 to {len(spec.classes) - 2}; check source.classes.")
     if len(points) % 2:
         raise UserError(f"{where}: {len(points)} coordinates; they must be pairs x y.")
     if len(points) < 6:
-        raise UserError(f"{where}: an outline needs three points, but has {len(points) // 2}. Boxes are no outlines.")
-    if strange := [value for value in points if not -TOLERANCE <= value <= 1 + TOLERANCE or math.isnan(value)]:
-        raise UserError(f"{where}: the coordinate {strange[0]:g} is not a share of the image's side, 0 to 1.")
+        raise UserError(f"{where}: an outline needs three points, but has {len(points) // 2}. Boxes are not outlines.")
+    if invalid := [value for value in points if not -TOLERANCE <= value <= 1 + TOLERANCE or math.isnan(value)]:
+        raise UserError(f"{where}: the coordinate {invalid[0]:g} is not a fraction of the image's side, 0 to 1.")
     rows, columns = size
     corners = np.clip(np.reshape(points, (-1, 2)), 0, 1) * (columns, rows)
-    return Mask(decode([corners.ravel().tolist()], size, where), int(first) + 1)
+    return ObjectMask(rasterise([corners.ravel().tolist()], size, where), int(first) + 1)

@@ -1,10 +1,10 @@
-"""Backbones: (images, train) -> features by name, "c1" to "c5" at strides 2, 4, 8, 16 and 32.
+"""Backbones map (images, train) to a dict of features, "c1" to "c5" at strides 2, 4, 8, 16 and 32.
 
-A dict holds the features that a network has: a ConvNeXt has no "c1". No stride is above the output stride.
+The dict holds the features that a network has: a ConvNeXt has no "c1". No stride exceeds the output stride.
 
-The published networks; for small machines a ResNet-18 of half the channels, resnet18_half; and, for tests, a tiny one
-of each family: NAME_micro. The stem of NAME_deep is three 3x3 convolutions in place of a 7x7 one, as DeepLab's ResNets
-have it.
+Besides the published networks there are resnet18_half, a ResNet-18 with half the channels for small machines, and a
+tiny network of each family for tests, NAME_micro. NAME_deep replaces the 7x7 convolution of the stem by three 3x3
+convolutions, as in DeepLab's ResNets.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from segjax.nn.backbones.convnext import ConvNeXt
 from segjax.nn.backbones.mobilenet import V2_MICRO, V3_LARGE, V3_MICRO, V3_SMALL, MobileNet
 from segjax.nn.backbones.resnet import ResNet
 from segjax.nn.backbones.vgg import VGG
-from segjax.nn.layers import Style
+from segjax.nn.layers import LayerConfig
 
 
 class Backbone(NamedTuple):
-    """A published network: its family, whose names published weights have, its module and that module's settings."""
+    """A network: its family (which sets the names in published weights), its module, and the module's settings."""
 
     family: str
     module: type[nn.Module]
@@ -35,7 +35,7 @@ RESNETS = {
     "resnet101": {"blocks": (3, 4, 23, 3)},
     "resnet152": {"blocks": (3, 8, 36, 3)},
 }
-# The paper does not give the norms' epsilon: this is torchvision's.
+# The paper does not give the epsilon of the norms; this is torchvision's.
 V3 = {"stem": 16, "activation": nn.hard_swish, "epsilon": 1e-3}
 BACKBONES = {
     **{name: Backbone("resnet", ResNet, settings) for name, settings in RESNETS.items()},
@@ -57,31 +57,32 @@ BACKBONES = {
 
 
 def create(
-    backbone: str,
-    style: Style = Style(),  # noqa: B008 (a frozen record)
+    name: str,
+    *,
+    layer_config: LayerConfig | None = None,
     output_stride: int = 32,
     multi_grid: Sequence[int] = (1, 1, 1),
-    convention: str = "atrous",
-    name: str | None = None,
+    variant: str = "atrous",
+    module_name: str | None = None,
 ) -> nn.Module:
     """Makes a backbone.
 
     Args:
-        backbone: a key of `BACKBONES`.
-        style: norm and dtype.
-        output_stride: 8, 16 or 32, of the last maps; layers that lose their stride to it make later ones dilated.
-        multi_grid: factors of the dilations in a ResNet's last stage, one a block (DeepLabV3, section 3.2.1).
-        convention: "atrous", where the same weights are the same function at every output stride, up to its
-            resolution (means over the map, in MobileNetV3, and multi-grid aside); "torchvision", the same in a ResNet,
-            while a dilated MobileNet dilates its strided layer as well and its c1 to c4 are the first block of each
-            stage; "smp" (and detectron2), where every layer of a dilated stage is dilated.
-        name: of the submodule, where it is one.
+        name: a key of `BACKBONES`.
+        layer_config: norm and dtype.
+        output_stride: 8, 16 or 32, stride of the last maps; layers beyond it use dilation instead of stride.
+        multi_grid: factors on the dilations in a ResNet's last stage, one per block (DeepLabV3, section 3.2.1).
+        variant: where dilation starts. "atrous": the same weights compute the same function at every output stride, up
+            to resolution (except for multi-grid, and for MobileNetV3's means over the map). "torchvision": the same
+            for a ResNet; a dilated MobileNet also dilates its strided layer, and its c1 to c4 are the first block of
+            each stage. "smp" (and detectron2): every layer of a dilated stage is dilated.
+        module_name: name of the submodule, if it is one.
 
     Returns:
         An uninitialised linen module, (images, train) -> features by name.
 
     Raises:
-        UserError: no such backbone, output stride or convention, or a multi-grid that does not fit.
+        UserError: the backbone, output stride or variant is unknown, or the multi-grid does not fit the backbone.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -91,14 +92,21 @@ def create(
         >>> maps["c2"].shape, maps["c5"].shape
         ((1, 16, 24, 32), (1, 4, 6, 256))
     """
-    check(backbone, output_stride, multi_grid, convention)
-    _, module, settings = BACKBONES[backbone]
+    check_settings(name, output_stride, multi_grid, variant)
+    _, module, settings = BACKBONES[name]
     grid = {} if tuple(multi_grid) == (1, 1, 1) else {"multi_grid": tuple(multi_grid)}
-    return module(style, output_stride=output_stride, convention=convention, name=name, **settings, **grid)
+    return module(
+        layer_config or LayerConfig(),
+        output_stride=output_stride,
+        variant=variant,
+        name=module_name,
+        **settings,
+        **grid,
+    )
 
 
-def layers(backbone: str) -> tuple[str, ...]:
-    """Names the layers of a backbone, from the input on.
+def layer_names(backbone: str) -> tuple[str, ...]:
+    """Names the layers of a backbone, from input to output.
 
     Args:
         backbone: a key of `BACKBONES`.
@@ -107,28 +115,28 @@ def layers(backbone: str) -> tuple[str, ...]:
         Names of its submodules.
 
     Example:
-        >>> layers("vgg_micro")[:3]
+        >>> layer_names("vgg_micro")[:3]
         ('conv1_0', 'conv2_0', 'conv3_0')
     """
     return create(backbone).layers
 
 
-def check(
-    backbone: str, output_stride: int = 32, multi_grid: Sequence[int] = (1, 1, 1), convention: str = "atrous"
+def check_settings(
+    backbone: str, output_stride: int = 32, multi_grid: Sequence[int] = (1, 1, 1), variant: str = "atrous"
 ) -> None:
     """Checks the arguments of `create`.
 
     Args:
         backbone: a key of `BACKBONES`.
         output_stride: 8, 16 or 32.
-        multi_grid: factors of the dilations in a ResNet's last stage.
-        convention: "atrous", "torchvision" or "smp".
+        multi_grid: factors on the dilations in a ResNet's last stage.
+        variant: "atrous", "torchvision" or "smp".
 
     Raises:
-        UserError: no such backbone, output stride or convention, or a multi-grid that does not fit.
+        UserError: the backbone, output stride or variant is unknown, or the multi-grid does not fit the backbone.
     """
     family, _, settings = choose("model.backbone", backbone, BACKBONES)
-    check_choice("model.convention", convention, ("atrous", "torchvision", "smp"))
+    check_choice("model.variant", variant, ("atrous", "torchvision", "smp"))
     if output_stride not in (8, 16, 32):
         raise UserError(f"model.output_stride={output_stride} is not one of 8, 16, 32.")
     if tuple(multi_grid) == (1, 1, 1):
@@ -138,5 +146,5 @@ def check(
     blocks = settings["blocks"][-1]
     if len(multi_grid) != blocks or min(multi_grid) < 1:
         raise UserError(
-            f"model.multi_grid={multi_grid} must be {blocks} positive factors, one a block of the last stage."
+            f"model.multi_grid={multi_grid} must be {blocks} positive factors, one per block of the last stage."
         )

@@ -5,111 +5,111 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from segjax.nn.layers import Conv, Style
+from segjax.nn.layers import Conv, LayerConfig
 
 INIT = nn.initializers.truncated_normal(0.02)  # as in the authors' code
 
 
-def _layer_norm(x: jax.Array, style: Style) -> jax.Array:
-    """Layer norm over the channels, in float32 whatever the compute dtype; a submodule "norm" of the caller."""
-    return nn.LayerNorm(1e-6, name="norm")(x.astype(jnp.float32)).astype(style.dtype)
+def _layer_norm(x: jax.Array, layer_config: LayerConfig) -> jax.Array:
+    """Applies layer norm over the channels, always in float32; adds a submodule "norm" to the caller."""
+    return nn.LayerNorm(1e-6, name="norm")(x.astype(jnp.float32)).astype(layer_config.dtype)
 
 
 class Stem(nn.Module):
-    """4x4 convolution of stride 4 without padding, and a norm.
+    """4x4 convolution of stride 4 without padding, followed by a norm.
 
     Attributes:
         features: channels of the result.
-        style: dtype.
+        layer_config: dtype.
     """
 
     features: int
-    style: Style
+    layer_config: LayerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j f"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ f"]:
         """Applies the layer to images [b, h, w, c]."""
-        dtype = self.style.dtype
+        dtype = self.layer_config.dtype
         x = Conv(self.features, 4, 4, padding=(0, 0), use_bias=True, dtype=dtype, kernel_init=INIT, name="conv")(x)
-        return _layer_norm(x, self.style)
+        return _layer_norm(x, self.layer_config)
 
 
 class Downsample(nn.Module):
-    """Norm, and a 2x2 convolution of stride 2; with stride 1, the same one at every pixel.
+    """Norm followed by a 2x2 convolution of stride 2, or of stride 1 where the resolution is kept.
 
     Attributes:
         features: channels of the result.
-        stride: of the result.
-        dilation: of the convolution.
-        style: dtype.
+        stride: stride of the convolution.
+        dilation: dilation of the convolution.
+        layer_config: dtype.
     """
 
     features: int
     stride: int
     dilation: int
-    style: Style
+    layer_config: LayerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j f"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ f"]:
         """Applies the layer to maps [b, h, w, c]."""
         padding = (0, self.dilation if self.stride == 1 else 0)
         return Conv(
-            self.features, 2, self.stride, self.dilation, padding=padding, use_bias=True, dtype=self.style.dtype,
+            self.features, 2, self.stride, self.dilation, padding=padding, use_bias=True, dtype=self.layer_config.dtype,
             kernel_init=INIT, name="conv",
-        )(_layer_norm(x, self.style))  # fmt: skip
+        )(_layer_norm(x, self.layer_config))  # fmt: skip
 
 
-class Block(nn.Module):
-    """7x7 depthwise convolution, norm and two 1x1 layers with four times the channels between, added to the input.
+class ConvNeXtBlock(nn.Module):
+    """Residual block: 7x7 depthwise convolution, norm, and two 1x1 layers with four times the channels in between.
 
     Attributes:
-        dilation: of the depthwise convolution.
-        style: dtype.
+        dilation: dilation of the depthwise convolution.
+        layer_config: dtype.
     """
 
     dilation: int
-    style: Style
+    layer_config: LayerConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         """Applies the block to maps [b, h, w, c]."""
-        f, dtype = x.shape[-1], self.style.dtype
+        f, dtype = x.shape[-1], self.layer_config.dtype
         y = Conv(
             f, 7, dilation=self.dilation, groups=f, use_bias=True, dtype=dtype, kernel_init=INIT, name="depthwise"
         )(x)
-        y = _layer_norm(y, self.style)
+        y = _layer_norm(y, self.layer_config)
         y = nn.gelu(nn.Dense(4 * f, dtype=dtype, kernel_init=INIT, name="expand")(y), approximate=False)
         y = nn.Dense(f, dtype=dtype, kernel_init=INIT, name="project")(y)
-        # Layer scale: the branch hardly counts at first (appendix A.1).
+        # Layer scale: the branch starts close to zero (appendix A.1).
         scale = self.param("scale", nn.initializers.constant(1e-6), (f,), jnp.float32)
         y = y * scale.astype(y.dtype)[None, None, None]
         return x + y
 
 
 class ConvNeXt(nn.Module):
-    """A stem of stride 4 and four stages of blocks, with a convolution of stride 2 before each but the first.
+    """A stem of stride 4 and four stages of blocks, with a convolution of stride 2 before all but the first stage.
 
-    Its norms are layer norms, of epsilon 1e-6, whatever the style says: "batch" and "group" do not apply. Nothing has
-    stride 2, so there is no c1. Sizes are rounded down.
+    The norms are always layer norms with epsilon 1e-6; `layer_config.norm` is ignored. No features have stride 2, so
+    there is no c1. Sizes are rounded down.
 
     Attributes:
-        style: dtype; its norm is not used.
-        output_stride: 8, 16 or 32; later stages keep their resolution and are dilated instead.
-        convention: what the convolution that would have had the stride does: keeps the dilation of the stage before it
-            ("atrous", "torchvision"), or takes that of the blocks after it ("smp").
+        layer_config: dtype; its norm is ignored.
+        output_stride: 8, 16 or 32; later stages keep the resolution and use dilation instead.
+        variant: dilation of a convolution that loses its stride: that of the stage before it ("atrous",
+            "torchvision") or that of the blocks after it ("smp").
         blocks: number of blocks of each stage.
         widths: channels of each stage.
     """
 
-    style: Style
+    layer_config: LayerConfig
     output_stride: int = 32
-    convention: str = "atrous"
+    variant: str = "atrous"
     blocks: tuple[int, ...] = (3, 3, 9, 3)
     widths: tuple[int, ...] = (96, 192, 384, 768)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the submodules, from the input on."""
+        """Names of the submodules, from input to output."""
         names = ["stem"]
         for stage, count in enumerate(self.blocks, 1):
             names += [f"downsample{stage}"] * (stage > 1) + [f"stage{stage}_{i}" for i in range(count)]
@@ -117,19 +117,19 @@ class ConvNeXt(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, jax.Array]:
-        """Maps images [b, h, w, c] to {"c2" .. "c5"} at strides 4, 8, 16, 32, none above `output_stride`."""
-        style = self.style
+        """Maps images [b, h, w, c] to {"c2" .. "c5"} at strides 4, 8, 16, 32, capped at `output_stride`."""
+        layer_config = self.layer_config
         features = {}
-        x = Stem(self.widths[0], style, name="stem")(images)
-        block = style.block(Block)
+        x = Stem(self.widths[0], layer_config, name="stem")(images)
+        block = layer_config.block(ConvNeXtBlock)
         stride, dilation = 4, 1
         for stage, (count, width) in enumerate(zip(self.blocks, self.widths, strict=True), 1):
             if stage > 1:
                 step, rate = (1 if stride == self.output_stride else 2), dilation
                 stride, dilation = stride * step, dilation * 2 // step
-                rate = dilation if self.convention == "smp" else rate
-                x = Downsample(width, step, rate, style, name=f"downsample{stage}")(x)
+                rate = dilation if self.variant == "smp" else rate
+                x = Downsample(width, step, rate, layer_config, name=f"downsample{stage}")(x)
             for i in range(count):
-                x = block(dilation, style, name=f"stage{stage}_{i}")(x, train)
+                x = block(dilation, layer_config, name=f"stage{stage}_{i}")(x, train)
             features[f"c{stage + 1}"] = x
         return features

@@ -9,21 +9,21 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from segjax.nn.layers import Conv, ConvNorm, Style
+from segjax.nn.layers import Conv, ConvNorm, LayerConfig
 
 Activation = Callable[[jax.Array], jax.Array]
 
 
 class Row(NamedTuple):
-    """One line of a network's table: one block.
+    """One row of a network's table: one block.
 
     Attributes:
         kernel: rows and columns of the depthwise kernel.
-        expanded: channels of the depthwise convolution; where the input has as many, nothing expands it.
+        expanded: channels of the depthwise convolution; there is no expansion if the input has as many.
         features: channels of the result.
-        squeeze: whether the expanded channels are weighted by squeeze and excitation.
-        activation: after expansion and depthwise convolution.
-        stride: of the depthwise convolution.
+        squeeze: whether squeeze-and-excitation weights the expanded channels.
+        activation: activation after the expansion and the depthwise convolution.
+        stride: stride of the depthwise convolution.
     """
 
     kernel: int
@@ -34,7 +34,7 @@ class Row(NamedTuple):
     stride: int
 
 
-# Table 2 of MobileNetV2, spelled out: expansion 6 but for the first block.
+# Table 2 of MobileNetV2, one row per block: expansion 6 except in the first block.
 V2 = (
     Row(3, 32, 16, False, nn.relu6, 1),
     Row(3, 96, 24, False, nn.relu6, 2),
@@ -100,14 +100,14 @@ V3_SMALL = (
 
 
 def make_divisible(channels: float | int, divisor: int = 8) -> int:
-    """Rounds a number of channels to a multiple, never down by more than a tenth.
+    """Rounds a number of channels to a multiple, never down by more than 10 %.
 
     Args:
-        channels: wanted number.
-        divisor: of the result.
+        channels: number of channels.
+        divisor: divisor of the result.
 
     Returns:
-        The nearest multiple, at least one; the next above where the nearest would lose more than a tenth.
+        The nearest multiple, at least one divisor; the next one up if the nearest is more than 10 % lower.
 
     Example:
         >>> make_divisible(18), make_divisible(4), make_divisible(10)
@@ -118,10 +118,10 @@ def make_divisible(channels: float | int, divisor: int = 8) -> int:
 
 
 class SqueezeExcite(nn.Module):
-    """Weights each channel by a function of all channels' means over the map (section 5.3 of MobileNetV3).
+    """Squeeze-and-excitation: weights channels by a function of all channel means (section 5.3 of MobileNetV3).
 
     Attributes:
-        features: channels between the two layers.
+        features: channels between the two convolutions.
         dtype: compute dtype.
     """
 
@@ -138,59 +138,59 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, depthwise convolution, squeeze and excitation where the row says so, linear 1x1 projection.
+    """1x1 expansion, depthwise convolution, optional squeeze-and-excitation, linear 1x1 projection.
 
     Attributes:
-        row: the table's line.
-        stride: of the result: the row's, or 1 where the resolution is kept.
-        dilation: of the depthwise convolution.
-        style: norm and dtype.
+        row: row of the table.
+        stride: stride of the block: that of the row, or 1 where the resolution is kept.
+        dilation: dilation of the depthwise convolution.
+        layer_config: norm and dtype.
     """
 
     row: Row
     stride: int
     dilation: int
-    style: Style
+    layer_config: LayerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b i j f"]:
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b _ _ f"]:
         """Applies the block to maps [b, h, w, c]."""
-        row, style, y = self.row, self.style, x
+        row, layer_config, y = self.row, self.layer_config, x
         if row.expanded != x.shape[-1]:
-            y = ConvNorm(row.expanded, style, 1, activation=row.activation, name="expand")(y, train)
+            y = ConvNorm(row.expanded, layer_config, 1, activation=row.activation, name="expand")(y, train)
         y = ConvNorm(
-            row.expanded, style, row.kernel, self.stride, self.dilation, row.expanded, activation=row.activation,
+            row.expanded, layer_config, row.kernel, self.stride, self.dilation, row.expanded, activation=row.activation,
             name="depthwise",
         )(y, train)  # fmt: skip
         if row.squeeze:
-            y = SqueezeExcite(make_divisible(row.expanded // 4), style.dtype, name="squeeze")(y)
-        y = ConvNorm(row.features, style, 1, activation=None, name="project")(y, train)
-        # The table's stride decides, so that the same weights are the same function at every output stride.
+            y = SqueezeExcite(make_divisible(row.expanded // 4), layer_config.dtype, name="squeeze")(y)
+        y = ConvNorm(row.features, layer_config, 1, activation=None, name="project")(y, train)
+        # Decided by the table's stride: the same weights must compute the same function at every output stride.
         return x + y if row.stride == 1 and x.shape[-1] == row.features else y
 
 
 class MobileNet(nn.Module):
-    """A stem of stride 2, the table's blocks, and a 1x1 convolution that ends the last stage.
+    """A stem of stride 2, the blocks of the table, and a 1x1 convolution that ends the last stage.
 
-    `c_k` is what the last block of each stride gives (c1 the stem's where no block has stride 2), and c5 the last
-    1x1 convolution: 1280 channels in V2, 960 and 576 in V3 large and small, as in torchvision's `features` and in
-    timm's `features_only`. Convention "torchvision" taps the first block of each stride instead, and the stem.
+    `c_k` is the output of the last block at each stride (c1 is the stem's if no block has stride 2), and c5 that of the
+    last 1x1 convolution: 1280 channels in V2, 960 and 576 in V3 large and small, as in torchvision's `features` and in
+    timm's `features_only`. Variant "torchvision" taps the first block at each stride instead, and the stem.
 
     Attributes:
-        style: norm and dtype.
+        layer_config: norm and dtype.
         output_stride: 8, 16 or 32; later blocks keep the resolution and dilate their depthwise convolutions instead.
-        convention: what a block that would have had the stride does: keeps the dilation of those before it ("atrous"),
-            or takes that of those after it ("smp", and "torchvision", as its dilated MobileNetV3 has it).
+        variant: dilation of a block that loses its stride: that of the blocks before it ("atrous"), or that of the
+            blocks after it ("smp", and "torchvision", as in its dilated MobileNetV3).
         rows: the table.
         stem: channels of the first convolution.
-        last: channels of the last one.
-        activation: of the first and the last convolution.
-        epsilon: of batch norms; None for the style's.
+        last: channels of the last convolution.
+        activation: activation of the first and the last convolution.
+        epsilon: epsilon of the batch norms; None uses that of layer_config.
     """
 
-    style: Style
+    layer_config: LayerConfig
     output_stride: int = 32
-    convention: str = "atrous"
+    variant: str = "atrous"
     rows: tuple[Row, ...] = V2
     stem: int = 32
     last: int = 1280
@@ -199,27 +199,27 @@ class MobileNet(nn.Module):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the submodules, from the input on."""
+        """Names of the submodules, from input to output."""
         return ("stem", *(f"block_{i}" for i in range(len(self.rows))), "last")
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, jax.Array]:
-        """Maps images [b, h, w, c] to {"c1" .. "c5"} at strides 2, 4, 8, 16, 32, none above `output_stride`."""
-        style = self.style
-        if self.epsilon is not None and style.norm == "batch":
-            style = dataclasses.replace(style, epsilon=self.epsilon)
-        x = ConvNorm(self.stem, style, 3, 2, activation=self.activation, name="stem")(images, train)
+        """Maps images [b, h, w, c] to {"c1" .. "c5"} at strides 2, 4, 8, 16, 32, capped at `output_stride`."""
+        layer_config = self.layer_config
+        if self.epsilon is not None and layer_config.norm == "batch":
+            layer_config = dataclasses.replace(layer_config, epsilon=self.epsilon)
+        x = ConvNorm(self.stem, layer_config, 3, 2, activation=self.activation, name="stem")(images, train)
         features = {"c1": x}
-        block = style.block(InvertedResidual)
+        block = layer_config.block(InvertedResidual)
         stage, stride, dilation = 1, 2, 1
         for i, row in enumerate(self.rows):
             step, rate = row.stride, dilation
             if stride * step > self.output_stride:
                 step, dilation = 1, dilation * row.stride
-                rate = rate if self.convention == "atrous" else dilation
-            x = block(row, step, rate, style, name=f"block_{i}")(x, train)
+                rate = rate if self.variant == "atrous" else dilation
+            x = block(row, step, rate, layer_config, name=f"block_{i}")(x, train)
             stage, stride = stage + (row.stride > 1), stride * step
-            if row.stride > 1 or self.convention != "torchvision":
+            if row.stride > 1 or self.variant != "torchvision":
                 features[f"c{stage}"] = x
-        features["c5"] = ConvNorm(self.last, style, 1, activation=self.activation, name="last")(x, train)
+        features["c5"] = ConvNorm(self.last, layer_config, 1, activation=self.activation, name="last")(x, train)
         return features

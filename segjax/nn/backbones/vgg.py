@@ -1,4 +1,4 @@
-"""VGG: Simonyan and Zisserman, 2015 (arXiv:1409.1556), configuration D, without its fully connected layers."""
+"""VGG-16: Simonyan and Zisserman, 2015 (arXiv:1409.1556), configuration D, without its fully connected layers."""
 
 import dataclasses
 
@@ -7,43 +7,43 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from segjax.nn.kernels import max_pool
-from segjax.nn.layers import ConvNorm, Style
+from segjax.nn.layers import ConvNorm, LayerConfig
 
 
 class VGG(nn.Module):
-    """Five stages of 3x3 convolutions, each ended by a 2x2 max-pooling that drops an odd last row and column.
+    """Five stages of 3x3 convolutions, each followed by a 2x2 max-pooling that drops an odd last row and column.
 
-    `c_k` is what the k-th pooling gives.
+    `c_k` is the output of the k-th pooling.
 
     Attributes:
-        style: norm and dtype.
-        output_stride: 8, 16 or 32; later poolings have stride 1, and what follows them is dilated instead.
-        convention: has no effect here: no convolution ever had a stride.
+        layer_config: norm and dtype.
+        output_stride: 8, 16 or 32; later poolings have stride 1, and the convolutions after them are dilated.
+        variant: ignored, because no convolution of a VGG has a stride.
         widths: channels of each stage's convolutions.
-        normalised: whether the style's norm follows each convolution; without it they have biases, as in the paper,
-            whatever the style says.
+        normalised: apply `layer_config.norm` after each convolution; otherwise the convolutions have biases and no
+            norm, as in the paper.
     """
 
-    style: Style
+    layer_config: LayerConfig
     output_stride: int = 32
-    convention: str = "atrous"
+    variant: str = "atrous"
     widths: tuple[tuple[int, ...], ...] = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
     normalised: bool = True
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the submodules, from the input on."""
+        """Names of the submodules, from input to output."""
         return tuple(f"conv{stage}_{i}" for stage, widths in enumerate(self.widths, 1) for i in range(len(widths)))
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, jax.Array]:
-        """Maps images [b, h, w, c] to {"c1" .. "c5"} at strides 2, 4, 8, 16, 32, none above `output_stride`."""
-        style = self.style if self.normalised else dataclasses.replace(self.style, norm="none")
-        layer = style.block(ConvNorm)
+        """Maps images [b, h, w, c] to {"c1" .. "c5"} at strides 2, 4, 8, 16, 32, capped at `output_stride`."""
+        layer_config = self.layer_config if self.normalised else dataclasses.replace(self.layer_config, norm="none")
+        layer = layer_config.block(ConvNorm)
         x, features, dilation = images, {}, 1
         for stage, widths in enumerate(self.widths, 1):
             for i, width in enumerate(widths):
-                x = layer(width, style, dilation=dilation, name=f"conv{stage}_{i}")(x, train)
+                x = layer(width, layer_config, dilation=dilation, name=f"conv{stage}_{i}")(x, train)
             if 2**stage <= self.output_stride:
                 x = max_pool(x, 2, 2)
             else:

@@ -1,7 +1,7 @@
-"""The door to the formulations that are faster on one platform; `disabled` leaves plain `lax` operations.
+"""Operations with a fast formulation per platform; within `disabled()` they are plain `lax` operations.
 
-Each function here is one operation that a layer calls. Which formulation it takes is decided while a program is
-traced. Exports and converters need plain operations: without custom gradients, barriers and choices by platform.
+Layers call the functions here. The formulation is chosen when a program is traced. Exports and converters need plain
+operations, without custom gradients, optimization barriers or platform-dependent branches.
 """
 
 from segjax.nn.kernels.averaging import mean_pool

@@ -1,4 +1,4 @@
-"""Means over windows, in the formulation that is fastest on the platform they are lowered for."""
+"""Average pooling, in the fastest formulation for the platform it is lowered for."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -6,21 +6,21 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from segjax.nn.kernels.formulations import enabled
-from segjax.parallel import by_platform
+from segjax.parallel import platform_dependent
 
 
-def mean_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Array, "b i j c"]:
-    """Mean of each window that fits into the maps, stride 1; of all pixels where the window is larger.
+def mean_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Array, "b _ _ c"]:
+    """Averages each window that fits into the maps, with stride 1; a window larger than the maps is cut to their size.
 
-    On a CPU rows are added first, then columns: for windows of 32x64 on 64x128 maps of 2048 channels, batch 1, that is
-    0.11 s where XLA adds 2048 pixels for each result, in 33 s (two cores, 2026-11-24).
+    On a CPU it sums along rows, then along columns: 0.11 s for windows of 32x64 on 64x128 maps of 2048 channels, batch
+    1. XLA sums 2048 pixels for each result and takes 33 s (two cores, 2026-11-24).
 
     Args:
         x: maps [b, h, w, c].
-        window: rows and columns.
+        window: rows and columns of the window.
 
     Returns:
-        Means [b, i, j, c] of the dtype of x, taken in float32.
+        Means, of the dtype of x but computed in float32.
 
     Example:
         >>> mean_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), (1, 2)).ravel()
@@ -40,5 +40,5 @@ def mean_pool(x: Float[Array, "b h w c"], window: tuple[int, int]) -> Float[Arra
         return add(add(x, window[0], 1), 1, window[1])
 
     total = x.astype(jnp.float32)
-    total = by_platform(total, cpu=one_axis_each, default=at_once) if enabled() else at_once(total)
+    total = platform_dependent(total, cpu=one_axis_each, default=at_once) if enabled() else at_once(total)
     return (total / (window[0] * window[1])).astype(x.dtype)

@@ -1,10 +1,10 @@
-"""Convolution, in the formulation that is fastest on the platform it is lowered for: the same numbers in each.
+"""Convolution, in the fastest formulation for the platform it is lowered for; all formulations give the same numbers.
 
-GPUs run XLA's own operations, and TPUs but for the first layer, see `segjax.nn.kernels.paired`. A CPU runs what is
-below: XLA's convolution there is a good match of PyTorch's where it is a large matrix product, and slow where it is
-not. Times are milliseconds on one core of a CPU with AVX-512, JAX 0.10.2, November 2026, float32, batch 2: of PyTorch
-2.13 (oneDNN, channels last), of XLA's operation, and of the formulation here; each for the forward pass, the gradient
-of the maps and the gradient of the kernel. Convolutions and pooling have gradients in reverse mode only.
+GPUs run XLA's own convolution, and so do TPUs except for the first layer (see `segjax.nn.kernels.stem`). CPUs run the
+formulations below: XLA's CPU convolution is about as fast as PyTorch's if it is one large matrix product, and slow
+otherwise. Tables give milliseconds on one core of a CPU with AVX-512 (JAX 0.10.2, November 2026, float32, batch 2) for
+PyTorch 2.13 (oneDNN, channels last), XLA's operation and the formulation here; the three columns are the forward pass
+and the gradients of the maps and of the kernel. Only reverse-mode differentiation is supported.
 """
 
 import functools
@@ -17,33 +17,25 @@ from jaxtyping import Array, Float
 
 from segjax.nn.kernels.depthwise import depthwise
 from segjax.nn.kernels.formulations import Pads, Passes, Window, enabled, plain
-from segjax.nn.kernels.lines import gradient_by_rows
 from segjax.nn.kernels.overlaps import overlaps
-from segjax.nn.kernels.paired import paired
-from segjax.parallel import by_platform, shards
-from segjax.space import shift_rows
+from segjax.nn.kernels.rows import gradient_by_rows
+from segjax.nn.kernels.stem import stem_by_column_pairs
+from segjax.parallel import num_row_shards, platform_dependent
+from segjax.spatial import shift_rows
 
 
 def convolution(
     x: Float[Array, "b *space c"],
-    kernel: Float[Array, "*size i f"],
+    kernel: Float[Array, "*size _ f"],
     stride: int | Sequence[int] = 1,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     padding: Pads | Sequence[Pads] = (0, 0),
 ) -> Float[Array, "b *out f"]:
-    """Convolution of maps of any number of space axes with a kernel.
+    """Convolves maps of any number of spatial axes with a kernel.
 
-    Args:
-        x: maps [b, *space, c].
-        kernel: its size along each axis, c / groups, channels of the result.
-        stride: of the result, along all axes or each.
-        dilation: distance between the kernel's elements, in pixels, along all axes or each.
-        groups: of channels that are convolved apart.
-        padding: zeros before and after, along all axes or each.
-
-    Returns:
-        Maps [b, *out, f] of the dtype of x.
+    The kernel is [*size, c / groups, f]. Stride, dilation and padding (zeros before and after) are one for all axes or
+    one per axis. The result has the dtype of `x`.
 
     Example:
         >>> convolution(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), padding=(1, 1))[0, 1].ravel()
@@ -66,15 +58,15 @@ def convolution(
 
 
 def _square(x, kernel, groups, window):
-    """`convolution` of images with the same window along both axes."""
+    """Convolves images with the same window along both axes."""
     size, stride, dilation, padding = window
     if (
-        shards() > 1
+        num_row_shards() > 1
         and stride == 1
         and dilation * (size - 1) == sum(padding)
-        and max(padding) > -(-x.shape[1] // shards())
+        and max(padding) > -(-x.shape[1] // num_row_shards())
     ):
-        # Wider than a device's share of the rows, as an atrous pyramid's rates can be: the kernel's rows one by one.
+        # The halo is larger than a shard, which happens with ASPP's rates: convolve with one kernel row at a time.
         of_row = plain(groups, window, rows=Window(1, 1, 1, (0, 0))).forward
         shifts = (i * dilation - padding[0] for i in range(size))
         terms = [of_row(shift_rows(x, by), kernel[i : i + 1]) for i, by in enumerate(shifts) if abs(by) < x.shape[1]]
@@ -83,7 +75,7 @@ def _square(x, kernel, groups, window):
 
 
 def _on_cpu(x, kernel, groups, window):
-    """The fastest known formulation of each pass."""
+    """Returns the fastest known formulation of each pass on CPUs."""
     xla = plain(groups, window)
     c, f = x.shape[-1], kernel.shape[-1]
     if min(map(window.result, x.shape[1:3])) < 1:
@@ -92,20 +84,20 @@ def _on_cpu(x, kernel, groups, window):
         passes = _pointwise(window)
     elif 1 < groups == c == f:
         passes = depthwise(window)
-    elif groups == 1 and window.stride == 1 and _share(x.shape, window) < 0.8:
+    elif groups == 1 and window.stride == 1 and _fraction_on_pixels(x.shape, window) < 0.8:
         passes = overlaps(window)
     elif groups == 1 and window.size <= 3 and window.result(x.shape[2]) >= 256:
         passes = xla._replace(dk=gradient_by_rows(window))
     else:
         return xla
     if x.dtype in (jnp.bfloat16, jnp.float16):
-        # The sums over a kernel and over pixels need more digits than the maps have.
+        # Sums over a kernel and over pixels need more precision than the maps have.
         return Passes(*(_in_float32(f) for f in passes))
     return passes
 
 
-def _share(shape, window):
-    """Share of the products of a convolution of stride 1 whose pixel is not padding."""
+def _fraction_on_pixels(shape, window):
+    """Returns the fraction of a stride-1 convolution's multiplications that do not fall on padding."""
 
     def met(source):
         return sum(count for *_, count in window.spans(source)) / (window.size * window.result(source))
@@ -117,26 +109,26 @@ def _in_float32(f):
     return lambda *args: f(*(a.astype(jnp.float32) for a in args)).astype(args[0].dtype)
 
 
-def _formulations(x, kernel, groups, window):
-    """Those of each platform for `by_platform`; TPUs have one of their own for the first layer of a backbone only."""
+def _by_platform(x, kernel, groups, window):
+    """Returns the formulation of each platform; TPUs have their own only for the first layer of a backbone."""
     passes = {"cpu": _on_cpu(x, kernel, groups, window), "default": plain(groups, window)}
     of_image = x.shape[-1] <= 4 and groups == 1 and window.size > 1
     if of_image and (window.stride, window.dilation) == (2, 1) and x.shape[2] % 2 == 0:
-        passes["tpu"] = paired(window)
+        passes["tpu"] = stem_by_column_pairs(window)
     return passes
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolution(x, kernel, groups, window):
-    passes = _formulations(x, kernel, groups, window)
-    return by_platform(x, kernel, **{name: each.forward for name, each in passes.items()})
+    passes = _by_platform(x, kernel, groups, window)
+    return platform_dependent(x, kernel, **{name: each.forward for name, each in passes.items()})
 
 
 def _backward(groups, window, residuals, g):
-    passes = _formulations(*residuals, groups, window)
+    passes = _by_platform(*residuals, groups, window)
     return (
-        by_platform(*residuals, g, **{name: each.dx for name, each in passes.items()}),
-        by_platform(*residuals, g, **{name: each.dk for name, each in passes.items()}),
+        platform_dependent(*residuals, g, **{name: each.dx for name, each in passes.items()}),
+        platform_dependent(*residuals, g, **{name: each.dk for name, each in passes.items()}),
     )
 
 
@@ -144,7 +136,7 @@ _convolution.defvjp(lambda x, kernel, *static: (_convolution(x, kernel, *static)
 
 
 def _pointwise(window):
-    """A 1x1 convolution is a matrix product, and XLA has fast ones, but for tall narrow results: these are transposed.
+    """1x1 convolution as a matrix product; XLA's are fast except for tall narrow results, which are transposed here.
 
     256 -> 64 channels at 64x128, 1024 -> 256 at 16x32, 256 -> 512 with stride 2 at 64x128::
 
@@ -155,18 +147,18 @@ def _pointwise(window):
     stride = window.stride
 
     def forward(x, kernel):
-        return jnp.einsum("bhwi,if->bhwf", x[:, ::stride, ::stride], kernel[0, 0])
+        return jnp.einsum("bhwc,cf->bhwf", x[:, ::stride, ::stride], kernel[0, 0])
 
     def dx(x, kernel, g):
-        dx = jnp.einsum("bhwf,if->bhwi", g, kernel[0, 0])
+        dx = jnp.einsum("bhwf,cf->bhwc", g, kernel[0, 0])
         gaps = [(0, n - (m - 1) * stride - 1, stride - 1) for n, m in zip(x.shape[1:3], g.shape[1:3], strict=True)]
         return lax.pad(dx, jnp.zeros((), dx.dtype), [(0, 0, 0), *gaps, (0, 0, 0)])
 
     def dk(x, kernel, g):
         x = x[:, ::stride, ::stride]
         if x.shape[-1] <= g.shape[-1]:
-            return jnp.einsum("bhwi,bhwf->if", x, g)[None, None]
-        # Without the barrier XLA takes the transposition back.
-        return lax.optimization_barrier(jnp.einsum("bhwf,bhwi->fi", g, x)).T[None, None]
+            return jnp.einsum("bhwc,bhwf->cf", x, g)[None, None]
+        # Without the barrier XLA undoes the transposition.
+        return lax.optimization_barrier(jnp.einsum("bhwf,bhwc->fc", g, x)).T[None, None]
 
     return Passes(forward, dx, dk)

@@ -1,4 +1,4 @@
-"""What a formulation is made of: the switch, the windows of a kernel, the three passes of a convolution."""
+"""Building blocks of the formulations: the on/off switch, kernel windows, and the three passes of a convolution."""
 
 import contextlib
 import contextvars
@@ -16,9 +16,9 @@ _ON = contextvars.ContextVar("kernels", default=True)
 
 @contextlib.contextmanager
 def disabled() -> Iterator[None]:
-    """Within this context programs are traced with plain `lax` operations only.
+    """Within this context, programs are traced with plain `lax` operations only.
 
-    A function that was traced before keeps its formulations: make a new one to trace it again.
+    A function that was already traced keeps its formulations: make a new function to trace it again.
 
     Example:
         >>> from segjax.nn.kernels import max_pool
@@ -34,12 +34,12 @@ def disabled() -> Iterator[None]:
 
 
 def enabled() -> bool:
-    """Whether programs that are traced here take the fast formulations."""
+    """Tells whether programs traced here use the fast formulations."""
     return _ON.get()
 
 
 class Window(NamedTuple):
-    """Where the elements of a square kernel lie: its rows, and stride, dilation and padding as of a convolution."""
+    """Size (rows or columns), stride, dilation and padding of a square kernel, as in a convolution."""
 
     size: int
     stride: int
@@ -47,18 +47,18 @@ class Window(NamedTuple):
     padding: Pads
 
     def result(self, source: int) -> int:
-        """Rows of the result from rows of the maps."""
+        """Returns the number of result rows for maps of `source` rows."""
         return (source + sum(self.padding) - self.dilation * (self.size - 1) - 1) // self.stride + 1
 
     def spans(self, source: int) -> list[tuple[int, int, int, int]]:
-        """The overlap of maps of `source` rows with the result for each row of a kernel of stride 1.
+        """Finds, for each row of a kernel of stride 1, which of the `source` rows of the maps it multiplies.
 
         Returns:
-            (row of the kernel, first row of the result, first row of the maps, number of rows); rows of the kernel that
-            meet padding only are left out.
+            (kernel row, first row of the result, first row of the maps, number of rows); kernel rows that see only
+            padding are left out.
 
         Example:
-            >>> Window(3, 1, 2, (2, 2)).spans(5)  # the first row of the kernel lies two rows above
+            >>> Window(3, 1, 2, (2, 2)).spans(5)  # the first kernel row reads two rows above each result row
             [(0, 2, 0, 3), (1, 0, 0, 5), (2, 0, 2, 3)]
         """
         found = []
@@ -70,10 +70,10 @@ class Window(NamedTuple):
         return found
 
     def taps(self, source: int) -> tuple[list[tuple[int, int]], tuple[int, int, int]]:
-        """Where each row of the kernel begins: row r of the result meets row first + r * stride of the padded maps.
+        """Finds the start of each kernel row: row r of the result reads row first + r * stride of the padded maps.
 
         Returns:
-            (row of the kernel, first) of those that meet any pixel, at least one; and that padding, for `lax.pad`.
+            (kernel row, first) of the rows that see any pixel, at least one; and the padding of the maps for `lax.pad`.
 
         Example:
             >>> Window(3, 2, 1, (1, 1)).taps(5)
@@ -86,14 +86,14 @@ class Window(NamedTuple):
         return [(i, first + low) for i, first in taps], (low, max(0, taps[-1][1] + reach + 1 - source), 0)
 
     def phases(self, source: int) -> tuple[list[list[tuple[int, int]]], tuple[int, int, int]]:
-        """What meets each row of the maps: row phase + m * stride of them, row first + m of the padded result.
+        """Finds the kernel rows that read each map row: row phase + m * stride feeds padded result row first + m.
 
         Returns:
-            For each phase, the remainder of a row by the stride, (row of the kernel, first) of those that meet it; and
-            the padding of the result, for `lax.pad`.
+            For each phase (map row modulo stride), the (kernel row, first) pairs that read it; and the padding of the
+            result for `lax.pad`.
 
         Example:
-            >>> Window(3, 2, 1, (1, 1)).phases(5)  # even rows lie under the kernel's middle, odd ones under two others
+            >>> Window(3, 2, 1, (1, 1)).phases(5)  # the kernel's middle row reads even rows, the other two odd rows
             ([[(1, 0)], [(0, 1), (2, 0)]], (0, 1, 0))
         """
         count, target = -(-source // self.stride), self.result(source)
@@ -109,7 +109,7 @@ class Window(NamedTuple):
 
 
 def views(x: jax.Array, window: Window, value: float = 0.0) -> Iterator[tuple[tuple[int, int], jax.Array]]:
-    """The pixels [b, y, x, c] that each kernel element (i, j) meets; elements that meet padding only are left out."""
+    """Yields the pixels [b, y, x, c] that each kernel element (i, j) reads; skips elements that see only padding."""
     stride, y, n = window.stride, window.result(x.shape[1]), window.result(x.shape[2])
     (rows, above), (columns, beside) = window.taps(x.shape[1]), window.taps(x.shape[2])
     x = lax.pad(x, jnp.array(value, x.dtype), ((0, 0, 0), above, beside, (0, 0, 0)))
@@ -120,7 +120,7 @@ def views(x: jax.Array, window: Window, value: float = 0.0) -> Iterator[tuple[tu
 def transposed(
     shape: tuple[int, ...], window: Window, maps: Sequence[tuple[jax.Array, float | int]], term: Callable
 ) -> jax.Array:
-    """What `views` takes apart put together: at each pixel the sum of term(i, j, *maps) over the elements it meets.
+    """Transposes `views`: sums at each pixel term(i, j, *maps) over the kernel elements (i, j) that read it.
 
     The result is [b, h, w, c], of the given shape; `maps` are pairs of maps [b, y, x, c] and the value outside them.
     """
@@ -140,7 +140,7 @@ def transposed(
 
 
 class Passes(NamedTuple):
-    """A formulation: the result from (x, kernel), the gradients of both from (x, kernel, gradient of the result)."""
+    """A formulation: `forward` takes (x, kernel); the gradients `dx` and `dk` take (x, kernel, output gradient)."""
 
     forward: Callable
     dx: Callable
@@ -148,7 +148,7 @@ class Passes(NamedTuple):
 
 
 def by_vjp(forward: Callable) -> Passes:
-    """Formulation whose gradients are what JAX makes of the forward pass."""
+    """Makes a formulation whose gradients JAX derives from the forward pass."""
     return Passes(
         forward,
         lambda x, kernel, g: jax.vjp(lambda x: forward(x, kernel), x)[1](g)[0],
@@ -157,7 +157,7 @@ def by_vjp(forward: Callable) -> Passes:
 
 
 def plain(groups: int, window: Window, rows: Window | None = None) -> Passes:
-    """XLA's convolution; `rows` where the kernel's rows lie otherwise than its columns."""
+    """Returns XLA's convolution; `rows` is the window along rows if it differs from that along columns."""
     rows = rows or window
 
     def forward(x, kernel):

@@ -1,11 +1,11 @@
-"""Resampling of maps, in the formulation that is fastest on the platform it is lowered for."""
+"""Resampling of maps, in the fastest formulation for the platform it is lowered for."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from segjax.nn.kernels.formulations import enabled
-from segjax.parallel import by_platform
-from segjax.space import multiply_rows
+from segjax.parallel import platform_dependent
+from segjax.spatial import multiply_rows
 
 
 def resample(
@@ -14,9 +14,9 @@ def resample(
     columns: Float[Array, "*images x w"] | None,
     reach: tuple[int, int] | None = None,
 ) -> Float[Array, "b y x c"]:
-    """Multiplies the rows and the columns of maps by a matrix each.
+    """Resamples the rows and the columns of maps with one matrix each.
 
-    On a CPU columns first, while the rows are few, and rows as one product an image, whose result lies as it should.
+    On a CPU columns go first, while there are few rows; then rows, as one product per image, which needs no transpose.
     To 256x512, 19 channels from 32x64 and from 64x128, and 256 channels from 16x32 to 64x128, forward and gradient::
 
         PyTorch           2.8  4.7     2.8  4.8     1.0  1.2
@@ -25,9 +25,9 @@ def resample(
 
     Args:
         x: maps [b, h, w, c].
-        rows: weights [y, h], or of each image [b, y, h]; None leaves the rows as they are.
-        columns: weights [x, w], or of each image [b, x, w]; None leaves the columns as they are.
-        reach: see `segjax.space.multiply_rows`.
+        rows: weights [y, h], or [b, y, h] for each image; None leaves the rows unchanged.
+        columns: weights [x, w], or [b, x, w] for each image; None leaves the columns unchanged.
+        reach: size of the halo, see `segjax.spatial.multiply_rows`.
 
     Returns:
         Maps [b, y, x, c].
@@ -45,7 +45,7 @@ def resample(
         images = jnp.einsum("byh,bhn->byn", of_images, x.reshape(b, h, w * c), precision="highest")
         return images.reshape(b, -1, w, c)
 
-    return by_platform(x, cpu=columns_first, default=rows_first) if enabled() else rows_first(x)
+    return platform_dependent(x, cpu=columns_first, default=rows_first) if enabled() else rows_first(x)
 
 
 def _along_columns(x, columns):

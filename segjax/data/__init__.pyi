@@ -1,0 +1,13 @@
+from . import audit as audit
+from . import coco as coco
+from . import copy_paste as copy_paste
+from . import elastic as elastic
+from . import files as files
+from . import ids as ids
+from . import instances as instances
+from . import loader as loader
+from . import pipeline as pipeline
+from . import rare_classes as rare_classes
+from . import reading as reading
+from . import sources as sources
+from . import warping as warping

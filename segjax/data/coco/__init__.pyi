@@ -1,0 +1,2 @@
+from . import read as read
+from . import write as write

@@ -1,0 +1,5 @@
+from . import aspp as aspp
+from . import backbones as backbones
+from . import kernels as kernels
+from . import layers as layers
+from . import resize as resize

@@ -1,0 +1,16 @@
+from . import checkpoint as checkpoint
+from . import compilation as compilation
+from . import components as components
+from . import config_json as config_json
+from . import durations as durations
+from . import evaluate as evaluate
+from . import groups as groups
+from . import log as log
+from . import loop as loop
+from . import optimizer as optimizer
+from . import pretrained as pretrained
+from . import restore as restore
+from . import shared_folder as shared_folder
+from . import state as state
+from . import step as step
+from . import workdir as workdir

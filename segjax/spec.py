@@ -139,6 +139,11 @@ class DatasetSpec:
         return np.uint8 if max(len(self.classes) - 1, self.ignore) < 256 else np.uint16
 
 
+def class_names(count: int) -> tuple[str, ...]:
+    """Names classes that are known by their number only."""
+    return tuple(f"class {k}" for k in range(count))
+
+
 def channel_names(count: int) -> tuple[str, ...]:
     """Returns names of image channels, for `DatasetSpec.image_channels`.
 

@@ -1,4 +1,4 @@
-"""The documentation keeps its word: its links and figures exist, and its code runs."""
+"""Links and tables of the documentation are right, and its code runs."""
 
 import pathlib
 import re

@@ -177,6 +177,16 @@ def test_the_public_face():
     assert segjax.__version__ == importlib.metadata.version("segjax")
 
 
+@pytest.mark.parametrize(
+    "room", sorted(path.parent.relative_to(PACKAGE) for path in PACKAGE.glob("*/**/*.pyi")), ids=str
+)
+def test_a_room_that_imports_on_demand_lists_all_of_it(room):
+    modules = {path.stem for path in (PACKAGE / room).glob("[!_]*.py")}
+    modules |= {path.parent.name for path in (PACKAGE / room).glob("*/__init__.py")}
+    stub = ast.parse((PACKAGE / room / "__init__.pyi").read_text())
+    assert {alias.name for node in stub.body for alias in node.names} == modules
+
+
 def test_what_is_imported_is_declared():
     declared = {
         re.match(r"[\w-]+", line)[0].replace("_", "-").lower() for line in importlib.metadata.requires("segjax")

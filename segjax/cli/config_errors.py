@@ -6,7 +6,7 @@ import sys
 import traceback
 
 from segjax.checks import keys_of
-from segjax.config import CHOICES, SECTIONS, TopLevel
+from segjax.config import CHOICES, SECTIONS
 
 
 def error_location(error: Exception, package: str, file: str) -> str:
@@ -24,10 +24,10 @@ def error_location(error: Exception, package: str, file: str) -> str:
 
 def elsewhere(key: str) -> str:
     """Names the sections that have a key, as the second sentence of an error; "" if none has."""
-    functions = {"": TopLevel, **SECTIONS}
-    functions |= {f"{section} {name}": each for section, table in CHOICES.items() for name, each in table.items()}
-    sections = dict.fromkeys(name.split(" ")[0] for name, function in functions.items() if key in keys_of(function))
-    return f" It is a key of {' and '.join(filter(None, sections))}." if any(sections) else ""
+    functions = {section: [function] for section, function in SECTIONS.items()}
+    functions |= {section: list(table.values()) for section, table in CHOICES.items()}
+    sections = [section for section, each in functions.items() if any(key in keys_of(one) for one in each)]
+    return f" It is a key of {' and '.join(sections)}." if sections else ""
 
 
 def error_text(error: Exception, package: str) -> str:

@@ -52,9 +52,9 @@ def load_config(values: flags.FlagValues, argv: list[str]) -> list[str]:
             section, where = section[parent], parent
             if not isinstance(section, ConfigDict):
                 raise UserError(f"There is no configuration key {key}: {parent} is the value {section!r}.")
-        if (new := current_key(last, section)) != last:
-            rest = [re.sub(rf"^(--?(?:no)?config\.{where}\.){last}\b", rf"\g<1>{new}", word) for word in rest]
-            last = new
+        if (new := ".".join([*parents, current_key(last, section)])) != key:
+            rest = [re.sub(rf"^(--?(?:no)?config\.){key}\b", rf"\g<1>{new}", word) for word in rest]
+            key, last = new, new.split(".")[-1]
         if last not in section and (hint := elsewhere(last)):
             raise UserError(f"There is no configuration key {key}.{hint}")
         check_keys([last], section, where)

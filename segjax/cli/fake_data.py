@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from segjax.checks import UserError
 from segjax.data.ids import make_spec
 from segjax.data.sources.noise import noise
+from segjax.spec import class_names
 from segjax.train import components
 
 
@@ -53,7 +54,7 @@ def _spec(config, classes):
     if classes and names:
         raise UserError("--classes is for configurations that name no classes: this one does, in source.classes.")
     if classes:
-        return make_spec([f"class {k}" for k in range(classes)], None, tuple(range(1, classes)))
+        return make_spec(class_names(classes), None, tuple(range(1, classes)))
     if isinstance(names, tuple | list) and names:
         return make_spec(names, None, tuple(config.source.get("things") or ()))
     try:

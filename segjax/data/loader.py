@@ -68,14 +68,14 @@ class Sample(NamedTuple):
     """Everything needed to make one row of a batch, before warping.
 
     index: int32, -1 for padding; position: int32 global sample number.
-    sizes: valid_size and native_size, int32 [2] each, in evaluation.
+    sizes: valid_size and native_size by name, int32 [2] each; None in training.
     pasted: another image, whose objects are pasted under new `numbers`, see `copy_paste.draw_numbers`.
     """
 
     scene: Scene
     index: Any
     position: Any
-    sizes: tuple[Any, Any] | None = None
+    sizes: dict[str, Any] | None = None
     pasted: Scene | None = None
     numbers: Any = None
 
@@ -125,8 +125,7 @@ def _warped(sample: Sample, layout: Layout) -> dict[str, Any]:
     row = _warped_scene(sample.scene, layout)
     if sample.pasted:
         copy_paste.paste_objects(row, _warped_scene(sample.pasted, layout), sample.numbers)
-    row |= {"index": sample.index, "position": sample.position}
-    return row | dict(zip(("valid_size", "native_size"), sample.sizes, strict=True)) if layout.evaluation else row
+    return row | {"index": sample.index, "position": sample.position} | (sample.sizes or {})
 
 
 def _warped_scene(scene, layout):

@@ -17,13 +17,12 @@ import numpy as np
 
 from segjax.checks import Key, UserError
 from segjax.data import copy_paste, loader, warping
+from segjax.data.instances import MAX_OBJECTS
 from segjax.data.loader import Batch, Layout, Loading, Sample, Scene
 from segjax.data.reading import SAMPLE, CorruptImage
 from segjax.spec import DatasetSpec, Preprocess
 
 log = logging.getLogger("segjax")
-
-MAX_OBJECTS = 2**16 - 1  # in a uint16 instance map
 
 
 class Arrangement(NamedTuple):
@@ -250,9 +249,10 @@ def eval_batches(
         index = arrange().rows[position]
         read = _nothing(spec) if index < 0 else _read(source, index, MAX_OBJECTS * instances, corrupt)
         y, x = read[1].shape[:2]
-        sizes = np.array([warping.resized_size((y, x), preprocess.resize), (y, x)], np.int32)
+        sizes = {"valid_size": warping.resized_size((y, x), preprocess.resize), "native_size": (y, x)}
+        sizes = {name: np.array(size, np.int32) for name, size in sizes.items()}
         scene = Scene(*read, warping.evaluation_warp((y, x), preprocess))
-        return Sample(scene, np.int32(index), np.int32(position), tuple(sizes))
+        return Sample(scene, np.int32(index), np.int32(position), sizes)
 
     return Batches(source, preprocess, batch_size, sample, arrange, process, loading, corrupt)
 

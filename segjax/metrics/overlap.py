@@ -11,7 +11,7 @@ import numpy as np
 from segjax.checks import UserError
 from segjax.metrics import confusion
 from segjax.metrics.multilabel import multilabel_confusion
-from segjax.spec import DatasetSpec
+from segjax.spec import DatasetSpec, class_names
 
 
 def mean_iou(
@@ -88,5 +88,4 @@ def _as_spec(classes):
     """Makes a spec from class names or a number of classes; returns a spec unchanged."""
     if isinstance(classes, DatasetSpec):
         return classes
-    names = (f"class {k}" for k in range(classes)) if isinstance(classes, Integral) else classes
-    return DatasetSpec(tuple(names))
+    return DatasetSpec(class_names(int(classes)) if isinstance(classes, Integral) else tuple(classes))

@@ -17,9 +17,9 @@ from segjax import models, objectives, tasks
 from segjax.metrics import panoptic
 from segjax.metrics.panoptic import encode_panoptic
 from segjax.objectives import Maps, centre_targets
-from segjax.spec import DatasetSpec, Geometry
+from segjax.spec import DatasetSpec, Geometry, class_names
 
-SPEC = DatasetSpec(tuple(f"class {k}" for k in range(19)), things=tuple(range(11, 19)))
+SPEC = DatasetSpec(class_names(19), things=tuple(range(11, 19)))
 SIZE = (1024, 2048)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 
 from segjax.checks import Key, UserError, check_section
-from segjax.spec import DatasetSpec, channel_names
+from segjax.spec import DatasetSpec, channel_names, class_names
 
 BLOCK = 32  # rows and columns of a block of one class, in pixels
 
@@ -86,6 +86,6 @@ def noise(
     check_section("source", noise, {"count": count, "size": size, "classes": classes, "things": things})
     if things > classes:
         raise UserError(f"source.things={things} must not be more than source.classes={classes}.")
-    names = tuple(f"class {k}" for k in range(classes))
-    spec = DatasetSpec(names, things=tuple(range(classes - things, classes)), image_channels=channel_names(channels))
+    last = tuple(range(classes - things, classes))
+    spec = DatasetSpec(class_names(classes), things=last, image_channels=channel_names(channels))
     return Noise(spec, split, channels, count, (int(size[0]), int(size[1])))

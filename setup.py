@@ -10,6 +10,7 @@ TENSORFLOW = [
 ]
 BRAIN = ["nilearn", "nibabel"]
 COCO = ["pycocotools"]
+FORMATS = ["imagecodecs"]
 WEIGHTS = ["safetensors", "huggingface_hub"]
 NOTEBOOK = ["nbclient", "nbformat", "ipykernel"]
 TESTS = ["pytest", "pytest-xdist", "ruff", "beartype", "tensorboardX"]
@@ -37,6 +38,7 @@ setup(
         "numpy",
         "scipy",
         "pillow",
+        "tifffile",
         "rich",
         "jinja2",
         "markupsafe",
@@ -46,13 +48,14 @@ setup(
         "brain": BRAIN,
         "quickstart": TENSORFLOW + BRAIN,
         "coco": COCO,
+        "formats": FORMATS,
         "weights": WEIGHTS,
         "tensorboard": ["tensorboardX"],
         "wandb": ["wandb"],
         "tpu": ["jax[tpu]"],
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
-        "dev": TENSORFLOW + BRAIN + COCO + WEIGHTS + NOTEBOOK + TESTS,
+        "dev": TENSORFLOW + BRAIN + COCO + FORMATS + WEIGHTS + NOTEBOOK + TESTS,
     },
     entry_points={"console_scripts": ["segjax = segjax.cli:main"]},
 )

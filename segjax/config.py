@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from segjax import augment, checks, parallel
 from segjax.checks import Key, choose
 from segjax.data import loader, pipeline
+from segjax.data.formats.opening import Reading
 from segjax.data.sources import SOURCES
 from segjax.models import MODELS
 from segjax.objectives import OBJECTIVES
@@ -41,6 +42,7 @@ SECTIONS: dict[str, Callable] = {
     "splits": Splits,
     "preprocess": Preprocess,
     "data": pipeline.train_batches,
+    "reading": Reading,
     "loading": loader.Loading,
     "augment": augment.colour,
     "optimizer": optimizer.make_optimizer,

@@ -367,7 +367,7 @@ def test_faults_of_panoptic_ground_truth(tmp_path):
     with pytest.raises(SizeMismatch, match=rf"{name} has 9 x 14 .* mask .*panoptic_val/005\.png has 8 x 14"):
         coco_panoptic("val", root=str(tmp_path)).read(0)
     save(png, pixels[..., 0].astype(np.uint16) * 300)
-    fails(r"005\.png holds I;16 values")
+    fails(r"005\.png holds grey uint16 values")
     (tmp_path / "val/006.png").unlink()
     fails(r"source\.images: 1 of 2 files that .*json names are not in .*val: 006\.png \(image 6\)")
 

@@ -29,7 +29,7 @@ FUNCTIONS = {
     **{f"{section}.{name}": each for section, table in configuration.CHOICES.items() for name, each in table.items()},
 }
 # Given by the caller and not by the configuration.
-SUPPLIED = {"name", "channels", "config", "enabled", "parent", "axis_name", "spec", "objective", "frozen"}
+SUPPLIED = {"name", "channels", "reading", "config", "enabled", "parent", "axis_name", "spec", "objective", "frozen"}
 
 
 @pytest.mark.parametrize("section", FUNCTIONS)

@@ -143,8 +143,8 @@ def _read(path: pathlib.Path, predict: Predictor, window: tuple[float, float] | 
     """Reads an image in the dtype of the run's images; with a window, converts a deeper image to 8 bits."""
     channels, dtype = len(predict.preprocess.mean), predict.spec.image_dtype
     if window is not None and dtype == "uint8" and (found := reading.read_dtype(path)) != dtype:
-        return pictures.to_display(reading.read_image(path, channels, found), window)
-    return reading.read_image(path, channels, dtype)
+        return pictures.to_display(reading.read_image(path, channels, found)[0], window)
+    return reading.read_image(path, channels, dtype)[0]
 
 
 def _mark() -> PngImagePlugin.PngInfo:

@@ -1,8 +1,10 @@
+from . import agreement as agreement
 from . import audit as audit
 from . import coco as coco
 from . import copy_paste as copy_paste
 from . import elastic as elastic
 from . import files as files
+from . import formats as formats
 from . import ids as ids
 from . import instances as instances
 from . import loader as loader

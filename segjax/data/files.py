@@ -2,13 +2,17 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from segjax.checks import UserError
 
-# File extensions of reading.FORMATS.
-SUFFIXES = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# File extensions of the formats that `segjax.data.reading` reads.
+SUFFIXES = (
+    ".bmp", ".btf", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".pbm", ".pgm", ".png", ".pnm",
+    ".ppm", ".tf8", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 
 
 def expand_path(path: str) -> str:
@@ -109,16 +113,18 @@ def natural_key(stem: str) -> tuple[list[int | str], str]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", stem)], stem
 
 
-def find_files(root: str | Path, template: str) -> dict[str, Path]:
+def find_files(root: str | Path, template: str, stems: Iterable[str] | None = None) -> dict[str, Path]:
     """Finds the files that match a template.
 
     Args:
         root: folder that a relative template starts from.
         template: path with {stem}, which may span folders and occur more than once, and * for any text within a name.
-            A template without {stem} is a folder; "{stem}.*" finds image files only. Hidden files are skipped.
+            A template without {stem} is a folder; "{stem}.*" finds image files only. The case of a file's extension
+            does not matter. Hidden files are skipped.
+        stems: stems to look for; if * leaves several for a file, it belongs to the longest. None: any stem.
 
     Returns:
-        Path of each stem; empty if nothing matches.
+        Path of each stem, in NFC form of Unicode; empty if nothing matches.
 
     Raises:
         UserError: two files have the same stem.
@@ -129,21 +135,50 @@ def find_files(root: str | Path, template: str) -> dict[str, Path]:
     """
     if "{stem}" not in template:
         template = f"{template}/{{stem}}.*"
-    full = Path(root, template).as_posix()
-    start, *_ = re.split(r"\{stem\}|\*", full)
-    head, *tail = [re.escape(text).replace(r"\*", "[^/]*") for text in full.split("{stem}")]
-    pattern = re.compile(head + "(?P<stem>.+)" + "(?P=stem)".join(tail))
+    place = Path(root, template).as_posix()
+    start, *_ = re.split(r"\{stem\}|\*", place)
+    full = unicodedata.normalize("NFC", place)
+    any_image = full.endswith(".*")
+    pattern = _pattern(full, "(?P<stem>.+)")
+    known = set(stems) if stems is not None and "*" in full.removesuffix(".*") else None
     found: dict[str, Path] = {}
-    for where, folders, names in os.walk(start.rpartition("/")[0] or ".", followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(where, name) for name in names if not name.startswith(".")):
-            match = pattern.fullmatch(path.as_posix())
-            if not match or (full.endswith(".*") and path.suffix.lower() not in SUFFIXES):
-                continue
-            if match["stem"] in found:
-                raise UserError(f"Both {found[match['stem']]} and {path} match {template!r}: add the extension.")
-            found[match["stem"]] = path
+    for path in _walk(start.rpartition("/")[0] or "."):
+        text = unicodedata.normalize("NFC", path.as_posix())
+        match = pattern.fullmatch(text)
+        if not match or (any_image and path.suffix.lower() not in SUFFIXES):
+            continue
+        stem = match["stem"]
+        if known is not None and stem not in known:
+            inside = (text[i:j] for i in range(match.start("stem") + 1) for j in range(len(text), i, -1))
+            fits = [one for one in inside if one in known and _pattern(full, re.escape(one)).fullmatch(text)]
+            stem = max(fits, key=len, default=stem)
+        if stem in found:
+            raise UserError(f"Both {found[stem]} and {path} match {template!r}: add the extension.")
+        found[stem] = path
     return found
+
+
+def _pattern(template, stem):
+    """Compiles a template with a pattern for its stem; the second {stem} refers to the first, and so on."""
+    body, dot, extension = template.rpartition(".")
+    if not dot or re.search(r"[/{}*]", extension):
+        body, dot, extension = template, "", ""
+    head, *tail = [re.escape(text).replace(r"\*", "[^/]*") for text in body.split("{stem}")]
+    again = "(?P=stem)" if stem.startswith("(") else stem
+    text = head + stem + again.join(tail) if tail else head
+    return re.compile(text + re.escape(dot) + (f"(?i:{re.escape(extension)})" if dot else ""), re.DOTALL)
+
+
+def _walk(folder):
+    """Yields the files in a folder and those below, except hidden ones; each folder once, links followed."""
+    seen = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(where)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(where, name) for name in names if not name.startswith("."))
 
 
 def read_lines(path: Path, key: str) -> list[str]:
@@ -164,18 +199,22 @@ def read_lines(path: Path, key: str) -> list[str]:
         ['import os', 'import re']
     """
     try:
-        text = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        text = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"source.{key}: {path} cannot be read ({error}).") from error
     return [line for line in text if line and not line.startswith("#")]
 
 
-def select_listed(path: Path, stems: Sequence[str]) -> list[str]:
+def select_listed(path: Path, images: Mapping[str, Path]) -> list[str]:
     """Selects the stems that a list file names.
 
+    A line is a stem, a file name or a path; more columns may follow after a tab, after the extension of an image or,
+    unless a stem continues there, after a space. A name is taken as a whole, never as less than what is written: a path
+    must name the folder of the image.
+
     Args:
-        path: text file with one stem, file name or path per line; further columns are ignored.
-        stems: all stems.
+        path: text file.
+        images: file of each stem.
 
     Returns:
         The listed stems, in file order.
@@ -185,23 +224,50 @@ def select_listed(path: Path, stems: Sequence[str]) -> list[str]:
 
     Example:
         >>> import tempfile
+        >>> images = {stem: Path("images", f"{stem}.jpg") for stem in ("1", "2", "3")}
         >>> with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-        ...     print("images/2.png masks/2.png", file=file, flush=True)
-        ...     select_listed(Path(file.name), ["1", "2", "3"])
+        ...     print("images/2.jpg masks/2.png", file=file, flush=True)
+        ...     select_listed(Path(file.name), images)
         ['2']
     """
-    known, chosen = set(stems), {}
+    chosen: dict[str, None] = {}
     for line in read_lines(path, "lists"):
-        first = line.split()[0]
-        bare = os.path.splitext(first)[0]
-        stem = next((s for s in (line, first, bare, os.path.basename(bare)) if s in known), None)
+        line = unicodedata.normalize("NFC", line)
+        stem, name = _listed_stem(line, images)
         if stem is None or stem in chosen:
+            first = next(iter(images))
             problem = "has no image" if stem is None else "is listed twice"
-            raise UserError(f"{path} (source.lists): {first!r} {problem}; {len(stems)} images, e.g. {stems[0]!r}.")
+            raise UserError(f"{path} (source.lists): {name!r} {problem}; {len(images)} images, e.g. {first!r}.")
         chosen[stem] = None
     if not chosen:
         raise UserError(f"{path} (source.lists) names no image.")
     return list(chosen)
+
+
+# The first path of a line, up to the extension of an image.
+_FIRST = re.compile(rf".*?(?:{'|'.join(map(re.escape, SUFFIXES))})(?=\s|,|;|$)", re.IGNORECASE)
+
+
+def _listed_stem(line, images):
+    """Finds the stem that a line names, None if there is none; returns it and the name as written."""
+    if line in images:
+        return line, line
+    first = line.split("\t")[0].strip()
+    if match := _FIRST.match(first):
+        name = match[0]
+    else:
+        word = first.split()[0]
+        name = first if any(stem.startswith(f"{word} ") for stem in images) else word
+    bare = os.path.splitext(name)[0] if name.lower().endswith(SUFFIXES) else name
+    if bare in images:
+        return bare, name
+    bare = bare.replace("\\", "/")
+    # Without the leading folders, as long as the image does lie in the last of them.
+    for stem in (bare.split("/", n)[-1] for n in range(1, bare.count("/") + 1)):
+        if stem in images:
+            written, lies = Path(name.replace("\\", "/")).parent, images[stem].parent
+            return (stem, name) if written.name == lies.name else (None, f"{name} (but {images[stem]})")
+    return None, name
 
 
 def select_fraction(stems: Sequence[str], fractions: Mapping[str, Sequence[int | float]], split: str) -> list[str]:

@@ -137,7 +137,7 @@ def make_id_map(spec: DatasetSpec, ids: DictLike | None = None, ignore_ids: Sequ
 
 
 def map_ids(
-    table: Ids, raw: Integer[np.ndarray, "y x"], spec: DatasetSpec, name: str
+    table: Ids, raw: Integer[np.ndarray, "y x"], spec: DatasetSpec, name: str, nodata: int | None = None
 ) -> UInt8[np.ndarray, "y x"] | UInt16[np.ndarray, "y x"]:
     """Maps the ids of one mask to labels.
 
@@ -146,6 +146,7 @@ def map_ids(
         raw: raw ids.
         spec: gives the dtype of the label.
         name: name of the mask, for messages.
+        nodata: a further raw id of unlabelled pixels.
 
     Returns:
         The label, `spec.label_dtype`.
@@ -160,6 +161,8 @@ def map_ids(
     """
     known = raw.size == 0 or (raw.min() >= 0 and raw.max() < IDS)
     label = table.take(raw if known else np.where((raw >= 0) & (raw < IDS), raw, IDS))
+    if nodata is not None:
+        label = np.where(raw == nodata, spec.ignore, label)
     if (label < 0).any():
         example = {"0": spec.classes[0], "255": spec.classes[-1]}
         raise UserError(

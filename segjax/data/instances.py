@@ -1,7 +1,7 @@
 """Numbers the objects of an image 1 .. n, from id maps, object masks or lists of segments."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8, UInt16
@@ -167,3 +167,31 @@ def from_segments(
     label = np.array([spec.ignore, *(segments[i][0] for i in known)], spec.label_dtype)[place]
     objects = np.array([0, *(0 if segments[i][1] else i for i in known)])[place]
     return label, number_instances(objects, label, spec, name, allow_crowds=True)
+
+
+def without_data(sample: dict[str, Any], empty: Bool[np.ndarray, "y x"] | None, spec: DatasetSpec) -> dict[str, Any]:
+    """Makes the pixels of a sample without data unlabelled, and takes them from its objects.
+
+    Args:
+        sample: "label" and maybe "instance".
+        empty: pixels without data; None if there are none.
+        spec: gives the ignore value.
+
+    Returns:
+        The sample; objects that lie in these pixels alone leave no gap in the numbers.
+
+    Example:
+        >>> spec = DatasetSpec(("sky", "bird"), things=(1,))
+        >>> sample = {"label": np.array([[1, 1]], np.uint8), "instance": np.array([[1, 2]], np.uint16)}
+        >>> without_data(sample, np.array([[True, False]]), spec)["instance"].tolist()
+        [[0, 1]]
+    """
+    if empty is None:
+        return sample
+    changed = {"label": sample["label"].copy()}
+    changed["label"][empty] = spec.ignore
+    if "instance" in sample:
+        numbers = np.where(empty, 0, sample["instance"])
+        kept = np.unique(np.append(numbers, 0))
+        changed["instance"] = np.searchsorted(kept, numbers).astype(np.uint16)
+    return sample | changed

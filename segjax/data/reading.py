@@ -1,103 +1,324 @@
-"""Strict decoding of image and mask files: either the stored pixels, or an error that names the file.
+"""Strict reading of image and mask files: the stored pixels in their right meaning, or an error that names the file.
 
-Pillow decodes everything: it uses the accurate integer DCT for JPEG and keeps the indices of palette images, and no
-second decoder has to agree with it.
-
-Pixels are returned as stored. The EXIF orientation of JPEG, PNG and WebP files is not applied, because masks are
-drawn on stored pixels, as TensorFlow and Pillow read them. (Pillow does apply the orientation tag of TIFF files.)
-Only the first frame or page of a file is read.
+What a file says about its pixels is applied or refused, never dropped without a word: orientation, pages, palettes,
+transparency, the meaning of 0, the colour model, the sign and width of numbers. docs/your_data.md has the table.
+Pillow reads most formats: it uses the accurate integer DCT for JPEG and keeps the indices of palette images. tifffile
+reads TIFF files, and numpy .npy files.
 """
 
 import contextlib
-import io
-import os
+import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Shaped
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import Bool, Int32, Shaped
 
 from segjax.checks import UserError
 from segjax.data.coco.read import rgb_to_id
+from segjax.data.formats.opening import DEFAULT, Reading, load_page, name_of, opened, orientation_of, turn
+from segjax.data.formats.picture import CorruptImage, File
+from segjax.data.formats.values import (
+    colour_codes,
+    ids_of_colours,
+    is_grey,
+    list_colours,
+    mask_values,
+    not_opaque,
+    to_channels,
+    to_colours,
+    to_float32,
+    to_ids,
+    to_levels,
+    union,
+    without_data,
+)
 from segjax.spec import Colour
 
 SAMPLE = 64  # files of a data set that are checked before a run
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-
-File = str | os.PathLike | bytes
-
-
-class CorruptImage(UserError):
-    """A file that contains no image, or only part of one."""
 
 
 class SizeMismatch(UserError):
     """An image and a mask of different sizes."""
 
 
-def read_image(file: File, channels: int, dtype: str = "uint8", name: str | None = None) -> Shaped[np.ndarray, "y x c"]:
-    """Reads an image as grey or RGB at its stored bit depth; palettes become colours and alpha is dropped.
+class Mask(NamedTuple):
+    """The ids of a mask file.
+
+    Attributes:
+        ids: int32 [y, x].
+        empty: pixels that the file marks as without data, bool [y, x]; None if there are none.
+        nodata: value of pixels without data; None if the file declares none.
+    """
+
+    ids: Int32[np.ndarray, "y x"]
+    empty: Bool[np.ndarray, "y x"] | None = None
+    nodata: int | None = None
+
+
+def read_image(
+    file: File,
+    channels: int,
+    dtype: str = "uint8",
+    name: str | None = None,
+    *,
+    reading: Reading = DEFAULT,
+    page: int | None = None,
+    size: tuple[int, int] | None = None,
+) -> tuple[Shaped[np.ndarray, "y x c"], Bool[np.ndarray, "y x"] | None]:
+    """Reads an image at its stored bit depth.
 
     Args:
         file: path, or the encoded bytes.
-        channels: 1 for grey (ITU-R 601-2 luma), 3 for RGB; grey files of more than 8 bits are repeated 3 times.
+        channels: as many bands as the file has; 3 also for grey files, which are repeated, and 1 also for RGB files,
+            whose ITU-R 601-2 luma is taken; palettes, CMYK and YCbCr become RGB. A band of opacity counts if it is
+            needed for this number.
         dtype: dtype of the data set's images, see `read_dtype`.
         name: name of the file in messages; by default its path.
+        reading: what is made of orientation, pages and so on.
+        page: number of the page; None if the file must hold only one.
+        size: (rows, columns) that the annotation states: they decide whether the image is turned upright.
 
     Returns:
-        Pixels of that dtype [y, x, channels] in stored units; NaN becomes the file's smallest value.
+        Pixels of that dtype [y, x, channels] in stored units, and the pixels without data, bool [y, x], None if there
+        are none: those that a mask inside the file excludes, those with the declared nodata value or NaN in all bands
+        and, with `reading.transparent="unlabelled"`, those that are not opaque. In float images they and other NaN
+        become the smallest value of the band.
 
     Raises:
         CorruptImage: the file cannot be decoded.
-        UserError: the file is missing, or has another bit depth.
+        UserError: the file is missing, or has other bands, another bit depth or several pages.
 
     Example:
+        >>> import io
+        >>> from PIL import Image
         >>> buffer = io.BytesIO()
         >>> Image.new("RGB", (4, 3), (9, 8, 7)).save(buffer, "PNG")
-        >>> read_image(buffer.getvalue(), channels=3).shape
-        (3, 4, 3)
+        >>> pixels, empty = read_image(buffer.getvalue(), channels=3)
+        >>> pixels.shape, empty
+        ((3, 4, 3), None)
     """
-    if channels not in (1, 3):
-        raise UserError(
-            f"Image files are read with 1 (grey) or 3 (RGB) channels, not {channels}: set preprocess.mean and "
-            "preprocess.std to 1 or 3 values, or use the source 'arrays'."
-        )
-    picture, _, name = _decode(file, name)
-    if (stored := _dtype(picture)) != dtype:
-        raise UserError(
-            f"{name} holds {stored} pixels, but other images of the data set {dtype}: save all with one bit depth."
-        )
-    if stored == "uint8":
-        colour = picture.convert("RGB")
-        return np.array(colour.convert("L"))[..., None] if channels == 1 else np.array(colour)
-    values = np.asarray(picture).astype(dtype)
-    if np.isnan(values).any():
-        values = np.nan_to_num(values, nan=np.nanmin(values))
-    return np.repeat(values[..., None], channels, axis=2)
+    with opened(file, name, reading) as picture:
+        if (stored := _image_dtype(picture)) != dtype:
+            raise UserError(
+                f"{picture.name} holds {stored} pixels, but other images of the data set {dtype}: save all with one "
+                "bit depth."
+            )
+        orientation = orientation_of(picture, reading, size)
+        values, alpha, valid = (turn(each, orientation) for each in load_page(picture, page))
+        values = to_levels(values, picture)
+        nodata = without_data(values, picture.nodata)
+        if dtype == "float32":
+            values = to_float32(values, picture, nodata)
+        pixels, has_alpha = to_channels(values, alpha, picture, channels, reading)
+        clear = None if has_alpha or alpha is None else not_opaque(alpha, picture.name, reading)
+        empty = union(None if valid is None else valid == 0, None if nodata is None else nodata.all(-1), clear)
+    return np.require(pixels, dtype, "CW"), empty
 
 
 def read_dtype(file: File, name: str | None = None) -> str:
-    """Reads the pixel dtype from the header of an image file.
+    """Reads the pixel dtype of images from the header of a file.
 
     Args:
         file: path, or the encoded bytes.
         name: name of the file in messages; by default its path.
 
     Returns:
-        "uint8", "uint16" for 16-bit grey, or "float32" for 32-bit grey.
+        "uint8" for up to 8 bits, "uint16", or "float32" for every other number.
 
     Raises:
         CorruptImage: the file has no image header.
         UserError: the file is missing.
 
     Example:
+        >>> import io
+        >>> from PIL import Image
         >>> buffer = io.BytesIO()
         >>> Image.new("I;16", (4, 3)).save(buffer, "PNG")
         >>> read_dtype(buffer.getvalue())
         'uint16'
     """
-    with _stream(file) as stream:
-        return _dtype(_open(stream, name or _name(file)))
+    with opened(file, name) as picture:
+        return _image_dtype(picture)
+
+
+def read_mask(
+    file: File,
+    colours: Mapping[Colour, int] | None = None,
+    name: str | None = None,
+    *,
+    reading: Reading = DEFAULT,
+    page: int | None = None,
+    threshold: int | None = None,
+) -> Mask:
+    """Reads a map of class ids: the stored values, or those of colours in a table.
+
+    Without a table, the stored values are the ids: whole numbers of any width and sign, the indices (never the colours)
+    of palette images, and 0 or 1 of 1-bit images. Colour images with three equal channels count as grey, and so do GIF
+    files with a grey palette, since GIF has no other grey.
+    With a table, every file is read as colours, so it does not matter whether a tool saved RGB, grey or a palette.
+
+    Args:
+        file: path, or the encoded bytes.
+        colours: id of each (red, green, blue); None for files that hold ids.
+        name: name of the file in messages; by default its path.
+        reading: what is made of orientation, transparency and so on.
+        page: number of the page; None if the file must hold only one.
+        threshold: ids are 1 where the grey value is at least this, 0 elsewhere; also for lossy files.
+
+    Returns:
+        The ids.
+
+    Raises:
+        CorruptImage: the file cannot be decoded.
+        UserError: the file is missing, is lossily compressed, or holds fractions, unknown colours, or colours where ids
+            are expected.
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> buffer = io.BytesIO()
+        >>> Image.new("RGB", (2, 1), (0, 0, 255)).save(buffer, "PNG")
+        >>> read_mask(buffer.getvalue(), colours={(0, 0, 255): 4}).ids
+        array([[4, 4]], dtype=int32)
+    """
+    with opened(file, name, reading, mask=True) as picture:
+        values, empty = mask_values(picture, page, reading, lossy=threshold is not None)
+        name = picture.name
+        if threshold is not None:
+            grey = values[..., 0] if picture.bands == 1 else to_channels(values, None, picture, 1, DEFAULT)[0][..., 0]
+            ids = (to_levels(grey, picture) >= threshold).astype(np.int32)
+        elif colours is not None:
+            ids = ids_of_colours(to_colours(values, picture), colours, name)
+        elif picture.bands == 1 or (picture.model == "rgb" and is_grey(values)):
+            ids = to_ids(values[..., 0], picture, reading)
+        elif picture.model == "rgb":
+            raise UserError(
+                f"{name} holds colours ({list_colours(colour_codes(values))}), not class ids. "
+                "Set source.colours to a table of class names and their (red, green, blue)."
+            )
+        else:
+            raise UserError(f"{name} has {picture.bands} bands ({picture.model}), not one of class ids.")
+        nodata = picture.nodata if picture.nodata is not None and float(picture.nodata).is_integer() else None
+    return Mask(ids, empty, None if nodata is None or colours is not None else int(nodata))
+
+
+def read_instances(
+    file: File,
+    colours: bool = False,
+    name: str | None = None,
+    *,
+    reading: Reading = DEFAULT,
+    page: int | None = None,
+) -> Int32[np.ndarray, "y x"]:
+    """Reads a map of object ids: stored values as in `read_mask`, or `R + 256 G + 65536 B` of colours.
+
+    Args:
+        file: path, or the encoded bytes.
+        colours: read grey and palette files as colours too, for formats whose ids are always colours.
+        name: name of the file in messages; by default its path.
+        reading: what is made of orientation, transparency and so on.
+        page: number of the page; None if the file must hold only one.
+
+    Returns:
+        Object ids, int32 [y, x]; 0 where the file marks pixels as without data.
+
+    Raises:
+        CorruptImage: the file cannot be decoded.
+        UserError: the file is missing, is lossily compressed, or holds fractions.
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> buffer = io.BytesIO()
+        >>> Image.new("RGB", (2, 1), (4, 1, 0)).save(buffer, "PNG")
+        >>> read_instances(buffer.getvalue())
+        array([[260, 260]], dtype=int32)
+    """
+    with opened(file, name, reading, mask=True) as picture:
+        values, empty = mask_values(picture, page, reading)
+        if picture.bands == 1 and not colours:
+            ids = to_ids(values[..., 0], picture, reading)
+        else:
+            ids = rgb_to_id(to_colours(values, picture))
+        if picture.nodata is not None and not colours:
+            ids[ids == picture.nodata] = 0
+    if empty is not None:
+        ids[empty] = 0
+    return ids
+
+
+def read_size(
+    file: File, name: str | None = None, *, reading: Reading = DEFAULT, size: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Reads the size of an image from the header of its file.
+
+    Args:
+        file: path, or the encoded bytes.
+        name: name of the file in messages; by default its path.
+        reading: whether pictures are turned upright.
+        size: as for `read_image`.
+
+    Returns:
+        (rows, columns), in pixels.
+
+    Raises:
+        CorruptImage: the file has no image header.
+        UserError: the file is missing.
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> buffer = io.BytesIO()
+        >>> Image.new("L", (4, 3)).save(buffer, "PNG")
+        >>> read_size(buffer.getvalue())
+        (3, 4)
+    """
+    with opened(file, name) as picture:
+        rows, columns = picture.size
+        return (columns, rows) if orientation_of(picture, reading, size) > 4 else (rows, columns)
+
+
+def count_pages(file: File, name: str | None = None, *, reading: Reading = DEFAULT, mask: bool = False) -> int:
+    """Counts the samples in a file: its pages, or 1 unless `reading.pages="samples"`.
+
+    Args:
+        file: path, or the encoded bytes.
+        name: name of the file in messages; by default its path.
+        reading: what pages are.
+        mask: whether the file is a mask, whose pages are never channels.
+
+    Returns:
+        The number; 1 for a file that cannot be read, which is found when it is read.
+
+    Example:
+        >>> count_pages(b"no image")
+        1
+    """
+    try:
+        with opened(file, name, reading, mask=mask) as picture:
+            return picture.pages
+    except CorruptImage:
+        return 1
+
+
+def count_all_pages(paths: Sequence[File], reading: Reading = DEFAULT) -> list[int] | None:
+    """Counts the pages of all files, in parallel, unless files spread over the data set have one page each.
+
+    Opening a large data set then reads few headers; a file of several pages that was not seen is an error later.
+
+    Args:
+        paths: image files.
+        reading: what pages are.
+
+    Returns:
+        Pages of each file; None if all have one.
+    """
+    if reading.pages != "samples" or all(count_pages(path) == 1 for path in spread(paths)):
+        return None
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(count_pages, paths))
 
 
 def common_dtype(paths: Sequence[File]) -> str:
@@ -113,109 +334,64 @@ def common_dtype(paths: Sequence[File]) -> str:
         UserError: two of these files differ.
     """
     dtypes = {}
-    for path in paths[:: len(paths) // SAMPLE + 1]:
+    for path in spread(paths):
         with contextlib.suppress(CorruptImage):  # counted later, when it is read as a sample
             dtypes.setdefault(read_dtype(path), path)
     if len(dtypes) > 1:
         (a, first), (b, second), *_ = dtypes.items()
-        raise UserError(f"{_name(first)} holds {a} pixels, but {_name(second)} {b}: save them all with one bit depth.")
+        raise UserError(f"{name_of(first)} holds {a} pixels, but {name_of(second)} {b}: save all with one bit depth.")
     return next(iter(dtypes), "uint8")
 
 
-def read_mask(
-    file: File, colours: Mapping[Colour, int] | None = None, name: str | None = None
-) -> Int32[np.ndarray, "y x"]:
-    """Reads a map of class ids: the stored values, or those of colours in a table.
-
-    Without a table, the stored values are the ids: grey values of 8, 16 or 32 bits, the indices (never the colours) of
-    palette images, and 0 or 1 of 1-bit images. Colour images with three equal channels count as grey, and so do GIF
-    files with a grey palette, since GIF has no other grey. Grey PNG files of 2 or 4 bits have values spread over
-    0..255, as PNG defines them.
-    With a table, every file is read as colours, so it does not matter whether a tool saved RGB, grey or a palette.
-
-    Args:
-        file: path, or the encoded bytes.
-        colours: id of each (red, green, blue); None for files that hold ids.
-        name: name of the file in messages; by default its path.
-
-    Returns:
-        Ids, int32 [y, x].
-
-    Raises:
-        CorruptImage: the file cannot be decoded.
-        UserError: the file is missing, is lossily compressed, or holds floats, unknown colours, or colours where ids
-            are expected.
+def spread(items: Sequence[Any]) -> Sequence[Any]:
+    """Returns at most `SAMPLE` items, spread evenly.
 
     Example:
-        >>> buffer = io.BytesIO()
-        >>> Image.new("RGB", (2, 1), (0, 0, 255)).save(buffer, "PNG")
-        >>> read_mask(buffer.getvalue(), colours={(0, 0, 255): 4})
-        array([[4, 4]], dtype=int32)
+        >>> spread(range(128))[:3]
+        range(0, 6, 2)
     """
-    picture, name = _exact(file, name, colours is not None)
-    if colours is not None:
-        return _from_colours(np.asarray(picture.convert("RGB")), colours, name)
-    stored = _stored(picture)
-    if stored is not None:
-        return stored
-    rgb = np.asarray(picture.convert("RGB"))
-    if _grey(rgb):
-        return rgb[..., 0].astype(np.int32)
-    raise UserError(
-        f"{name} holds colours ({_listing(_codes(rgb))}), not class ids. "
-        "Set source.colours to a table of class names and their (red, green, blue)."
-    )
+    return items[:: max(1, -(-len(items) // SAMPLE))]
 
 
-def read_instances(file: File, colours: bool = False, name: str | None = None) -> Int32[np.ndarray, "y x"]:
-    """Reads a map of object ids: stored values as in `read_mask`, or `R + 256 G + 65536 B` of colours.
-
-    Args:
-        file: path, or the encoded bytes.
-        colours: read grey and palette files as colours too, for formats whose ids are always colours.
-        name: name of the file in messages; by default its path.
-
-    Returns:
-        Object ids, int32 [y, x].
-
-    Raises:
-        CorruptImage: the file cannot be decoded.
-        UserError: the file is missing, is lossily compressed, or holds floats.
-
-    Example:
-        >>> buffer = io.BytesIO()
-        >>> Image.new("RGB", (2, 1), (4, 1, 0)).save(buffer, "PNG")
-        >>> read_instances(buffer.getvalue())
-        array([[260, 260]], dtype=int32)
-    """
-    picture, _ = _exact(file, name, colours)
-    stored = None if colours else _stored(picture)
-    return rgb_to_id(np.asarray(picture.convert("RGB"))) if stored is None else stored
-
-
-def read_size(file: File, name: str | None = None) -> tuple[int, int]:
-    """Reads the size of an image from the header of its file.
+def describe_file(file: File, name: str | None = None) -> str:
+    """Says from the header how a mask is encoded: its colour model, depth and palette.
 
     Args:
         file: path, or the encoded bytes.
         name: name of the file in messages; by default its path.
 
     Returns:
-        (rows, columns), in pixels.
-
-    Raises:
-        CorruptImage: the file has no image header.
-        UserError: the file is missing.
+        Text that is equal for masks of one encoding.
 
     Example:
+        >>> import io
+        >>> from PIL import Image
         >>> buffer = io.BytesIO()
         >>> Image.new("L", (4, 3)).save(buffer, "PNG")
-        >>> read_size(buffer.getvalue())
-        (3, 4)
+        >>> describe_file(buffer.getvalue())
+        'grey uint8'
     """
-    with _stream(file) as stream:
-        columns, rows = _open(stream, name or _name(file)).size
-    return rows, columns
+    with opened(file, name, mask=True) as picture:
+        if picture.palette is None:
+            return f"{picture.model} {picture.dtype}"
+        shades = picture.palette
+        used = len(shades) - int(np.argmax((shades[::-1] != 0).any(1))) if shades.any() else 0
+        colours = " ".join("#" + bytes(shade).hex() for shade in shades[:used][:4])
+        return f"palette of {used} colours ({colours} …, checksum {zlib.crc32(shades[:used].tobytes()):08x})"
+
+
+def read_orientation(file: File) -> str:
+    """Says how an image must be turned to be upright; "" if it is, or has no header.
+
+    Example:
+        >>> read_orientation(b"no image")
+        ''
+    """
+    try:
+        with opened(file) as picture:
+            return f"turned (EXIF orientation {picture.orientation})" if 1 < picture.orientation <= 8 else ""
+    except CorruptImage:
+        return ""
 
 
 def check_sizes(image: tuple[int, int], mask: tuple[int, int], image_name: str, mask_name: str) -> None:
@@ -240,102 +416,5 @@ def check_sizes(image: tuple[int, int], mask: tuple[int, int], image_name: str, 
         )
 
 
-def _name(file):
-    return "image" if isinstance(file, bytes) else os.fspath(file)
-
-
-def _stream(file):
-    try:
-        return io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb")
-    except OSError as error:
-        raise UserError(f"{_name(file)}: cannot be read ({error.strerror}).") from error
-
-
-def _open(stream, name):
-    try:
-        return Image.open(stream, formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise CorruptImage(f"{name}: its header is of none of {', '.join(FORMATS)}. Fix or remove it.") from error
-    except Exception as error:  # Pillow's decoders raise nearly every built-in error on invalid bytes
-        raise CorruptImage(f"{name}: not a readable image ({error}). Fix or remove it.") from error
-
-
-def _decode(file, name):
-    """Decodes a file; returns the picture, whether it is lossily compressed, and its name."""
-    name = name or _name(file)
-    with _stream(file) as stream:
-        content = stream.read()
-    picture = _open(io.BytesIO(content), name)
-    if len(picture.getbands()) > 1 and any(";16" in str(tile[3]) for tile in picture.tile):
-        raise UserError(f"{name}: Pillow reads 16-bit colour as 8 bits. Save it with 8 bits per channel, or as grey.")
-    try:
-        picture.load()
-    except Exception as error:  # as in _open
-        raise CorruptImage(f"{name}: damaged or truncated ({error}). Fix or remove it.") from error
-    picture.info.pop("transparency", None)  # dropped with alpha; Pillow warns when it has to convert it
-    lossy = (
-        picture.format in ("JPEG", "MPO")
-        or picture.info.get("compression") == "jpeg"
-        or (picture.format == "WEBP" and b"VP8L" not in content)
-    )
-    return picture, lossy, name
-
-
-def _exact(file, name, colours):
-    """Decodes a file of ids, or of colours that encode them; returns the picture and its name."""
-    picture, lossy, name = _decode(file, name)
-    if lossy:
-        raise UserError(f"{name}: lossy {picture.format} compression changes class ids. Save masks as PNG.")
-    if picture.mode == "F" or (_deep(picture) and colours):
-        raise UserError(f"{name} holds {picture.mode} values, neither class ids nor 8-bit colours. Save masks as PNG.")
-    return picture, name
-
-
-def _stored(picture):
-    """Stored values of a picture; None if it stores colours."""
-    if picture.format == "GIF" and picture.mode == "P" and _grey(np.reshape(picture.getpalette("RGB"), (-1, 3))):
-        picture = picture.convert("L")
-    if picture.mode in ("1", "L", "P", "LA", "PA") or _deep(picture):
-        return np.atleast_3d(picture)[..., 0].astype(np.int32)
-    return None
-
-
-def _deep(picture):
-    return picture.mode in ("I", "F") or picture.mode.startswith("I;16")
-
-
-def _dtype(picture):
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format != "TIFF"):
-        return "uint16"  # 16-bit PNG and PGM files
-    return "float32" if picture.mode in ("I", "F") else "uint8"
-
-
-def _grey(rgb):
-    return (rgb == rgb[..., :1]).all()
-
-
-def _codes(rgb):
-    red, green, blue = np.moveaxis(rgb.astype(np.int32), -1, 0)
-    return red << 16 | green << 8 | blue
-
-
-def _listing(codes):
-    """Formats the most frequent colours and their pixel counts."""
-    values, counts = np.unique(codes, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    words = [f"{(int(values[i]) >> 16, int(values[i]) >> 8 & 255, int(values[i]) & 255)}: {counts[i]}" for i in order]
-    return ", ".join(words[:4]) + (f" pixels, and {len(words) - 4} more" if len(words) > 4 else " pixels")
-
-
-def _from_colours(rgb, colours, name):
-    known = np.array([[r << 16 | g << 8 | b, index] for (r, g, b), index in colours.items()], np.int32)
-    known = known[np.argsort(known[:, 0])]
-    codes = _codes(rgb)
-    place = np.searchsorted(known[:, 0], codes).clip(max=len(known) - 1)
-    unknown = known[place, 0] != codes
-    if unknown.any():
-        raise UserError(
-            f"{name} holds colours that source.colours does not list: {_listing(codes[unknown])}. "
-            "Add them to a class or to 'ignore'."
-        )
-    return known[place, 1]
+def _image_dtype(picture):
+    return picture.dtype if picture.dtype in ("uint8", "uint16") else "float32"

@@ -9,10 +9,10 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from segjax import parallel
-from segjax.checks import UserError, check_section, choose
-from segjax.data import pipeline
+from segjax.checks import UserError, choose
+from segjax.data import agreement, pipeline, sources
+from segjax.data.formats.opening import Reading
 from segjax.data.loader import Loading
-from segjax.data.sources import SOURCES
 from segjax.models import MODELS
 from segjax.models.network import Network
 from segjax.objectives import OBJECTIVES, Objective
@@ -88,9 +88,8 @@ def open_source(config: ConfigDict, split: str, given: Sources | None = None) ->
     """Opens a split of the configured source, or of `given`, which replaces it."""
     if given is not None:
         return choose("split", split, given)
-    make, keys = SOURCES[config.source.name], without_name(config.source)
-    check_section("source", make, keys, complete=True)
-    return make(split, channels=len(config.preprocess.mean), **keys)
+    channels, reading = len(config.preprocess.mean), Reading(**config.reading)
+    return sources.create(config.source.name, split, channels=channels, reading=reading, **without_name(config.source))
 
 
 def train_batches(config: ConfigDict, parts: Components, source: Any) -> pipeline.Batches:
@@ -111,10 +110,7 @@ def train_batches(config: ConfigDict, parts: Components, source: Any) -> pipelin
 
 def eval_batches(config: ConfigDict, parts: Components, source: Any) -> pipeline.Batches:
     """Returns batches of the full images of a split, each image once."""
-    for fact in ("classes", "image_channels", "image_dtype"):
-        given, trained = getattr(source.spec, fact), getattr(parts.task.spec, fact)
-        if given != trained:
-            raise UserError(f"The split has {fact} {given}, but the model was trained on {trained}.")
+    source = agreement.match(source, parts.task.spec, "the split to evaluate", "the data of the model")
     parallel.check_batch(parts.mesh, config.eval.batch_size, "eval.batch_size")
     loading, instances = Loading(**config.loading), parts.task.needs_instances
     return pipeline.eval_batches(

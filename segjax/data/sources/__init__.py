@@ -1,9 +1,11 @@
 """Data sources with random access: `len`, `read(i)`, `name(i)`, `size(i)` and `spec`."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from segjax.checks import check_section, choose
+from segjax.data.formats.opening import DEFAULT, Reading
 from segjax.data.sources.arrays import arrays
 from segjax.data.sources.brain import brain
 from segjax.data.sources.coco import coco_instances, coco_panoptic
@@ -26,13 +28,14 @@ SOURCES: dict[str, Callable[..., Any]] = {
 }
 
 
-def create(name: str, split: str, *, channels: int = 3, **settings) -> Any:
+def create(name: str, split: str, *, channels: int = 3, reading: Reading = DEFAULT, **settings) -> Any:
     """Opens a split of a data set.
 
     Args:
         name: a key of `SOURCES`.
         split: its name in the data set.
-        channels: image channels: 1 or 3; any number for arrays.
+        channels: number of image channels, see `segjax.data.reading.read_image`.
+        reading: what is made of orientation, pages, transparency and so on, for sources of image files.
         **settings: keys of that source.
 
     Returns:
@@ -49,4 +52,5 @@ def create(name: str, split: str, *, channels: int = 3, **settings) -> Any:
     """
     make = choose("source.name", name, SOURCES)
     check_section("source", make, settings, complete=True)
-    return make(split, channels=channels, **settings)
+    of_files = {"reading": reading} if "reading" in inspect.signature(make).parameters else {}
+    return make(split, channels=channels, **of_files, **settings)

@@ -8,10 +8,12 @@ from typing import Annotated
 import numpy as np
 
 from segjax.checks import Key, UserError
-from segjax.data import files, reading
+from segjax.data import files
+from segjax.data import reading as reader
 from segjax.data.coco import read
+from segjax.data.formats.opening import DEFAULT, Reading
 from segjax.data.ids import make_spec
-from segjax.data.instances import ObjectMask, from_segments, rasterise_masks
+from segjax.data.instances import ObjectMask, from_segments, rasterise_masks, without_data
 from segjax.rle import coco_tools
 from segjax.spec import DatasetSpec
 
@@ -26,7 +28,8 @@ class Coco:
         known: class index of each category; None for stuff in `coco_instances`.
         images: folder of the images.
         masks: folder of the PNGs of segment ids; None if the JSON file holds the masks.
-        channels: 1 or 3.
+        channels: number of image channels.
+        reading: what is made of orientation, transparency and so on.
     """
 
     spec: DatasetSpec
@@ -35,6 +38,7 @@ class Coco:
     images: Path
     masks: Path | None
     channels: int
+    reading: Reading
 
     def __len__(self):
         return len(self.records.images)
@@ -62,12 +66,13 @@ class Coco:
         """
         entry = self.records.images[i]
         path, listed = self.images / entry["file_name"], f"{self.records.path} (image {entry['id']})"
-        image = reading.read_image(path, self.channels, self.spec.image_dtype)
-        reading.check_sizes(image.shape[:2], self.size(i), str(path), listed)
+        size = self.size(i)
+        image, empty = reader.read_image(path, self.channels, self.spec.image_dtype, reading=self.reading, size=size)
+        reader.check_sizes(image.shape[:2], size, str(path), listed)
         annotations = self.records.annotations[entry["id"]]
         ground_truth = self._objects if self.masks is None else self._segments
-        label, instance = ground_truth(annotations, self.size(i), listed)
-        return {"image": image, "label": label, "instance": instance}
+        label, instance = ground_truth(annotations, size, listed)
+        return without_data({"image": image, "label": label, "instance": instance}, empty, self.spec)
 
     def _objects(self, annotations, size, listed):
         masks = []
@@ -89,8 +94,8 @@ class Coco:
                 raise UserError(f"{listed}: segment {segment['id']} is listed twice.")
             segments[segment["id"]] = label, bool(segment["iscrowd"])
         path = self.masks / annotation["file_name"]
-        ids = reading.read_instances(path, colours=True)
-        reading.check_sizes(size, ids.shape, listed, str(path))
+        ids = reader.read_instances(path, colours=True)
+        reader.check_sizes(size, ids.shape, listed, str(path))
         return from_segments(ids, segments, self.spec, str(path), listed)
 
 
@@ -98,6 +103,7 @@ def coco_panoptic(
     split: str,
     *,
     channels: int = 3,
+    reading: Reading = DEFAULT,
     root: Annotated[str, Key("folder of the data set; ~, $VARIABLES and, here and below, {split} are expanded")],
     images: Annotated[str, Key("folder of the images, under root")] = "{split}",
     annotations: Annotated[str, Key("JSON file under root")] = "annotations/panoptic_{split}.json",
@@ -110,7 +116,8 @@ def coco_panoptic(
 
     Args:
         split: name of the split, such as "val2017".
-        channels: 1 to read images as grey, 3 as RGB.
+        channels: number of image channels, see `reading.read_image`.
+        reading: what is made of orientation, transparency and so on.
 
     Returns:
         The source, in file order.
@@ -141,13 +148,14 @@ def coco_panoptic(
     dtype = _dtype(folder, records)
     spec = make_spec(names, _colours(records.categories), things, channels=channels, dtype=dtype)
     known = {category["id"]: k for k, category in enumerate(records.categories)}
-    return Coco(spec, records, known, folder, ground_truth, channels)
+    return Coco(spec, records, known, folder, ground_truth, channels, reading)
 
 
 def coco_instances(
     split: str,
     *,
     channels: int = 3,
+    reading: Reading = DEFAULT,
     root: Annotated[str, Key("folder of the data set; ~, $VARIABLES and, here and below, {split} are expanded")],
     images: Annotated[str, Key("folder of the images, under root")] = "{split}",
     annotations: Annotated[str, Key("JSON file under root")] = "annotations/instances_{split}.json",
@@ -160,7 +168,8 @@ def coco_instances(
 
     Args:
         split: name of the split, such as "val2017".
-        channels: 1 to read images as grey, 3 as RGB.
+        channels: number of image channels, see `reading.read_image`.
+        reading: what is made of orientation, transparency and so on.
 
     Returns:
         The source, in file order.
@@ -185,11 +194,11 @@ def coco_instances(
     spec = make_spec(names, palette, range(1, len(names)), channels=channels, dtype=dtype)
     known = {category["id"]: None for category in records.categories}
     known |= {category["id"]: k for k, category in enumerate(categories, 1)}
-    return Coco(spec, records, known, folder, None, channels)
+    return Coco(spec, records, known, folder, None, channels, reading)
 
 
 def _dtype(folder, records):
-    return reading.common_dtype([folder / image["file_name"] for image in records.images])
+    return reader.common_dtype([folder / image["file_name"] for image in records.images])
 
 
 def _colours(categories):

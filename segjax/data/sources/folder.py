@@ -4,14 +4,16 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
 from segjax.checks import Key, UserError
-from segjax.data import files, reading
-from segjax.data.ids import DictLike, Ids, class_index, count_values, make_id_map, make_spec, map_ids
-from segjax.data.instances import number_instances
+from segjax.data import files
+from segjax.data import reading as reader
+from segjax.data.formats.opening import DEFAULT, Reading
+from segjax.data.ids import IDS, DictLike, Ids, class_index, count_values, make_id_map, make_spec, map_ids
+from segjax.data.instances import number_instances, without_data
 from segjax.spec import Colour, DatasetSpec, channel_names
 
 
@@ -26,11 +28,17 @@ class Folder:
         masks: mask files of each sample; multi-label: one per class, None if the class is absent; empty if only
                 instance files are given.
         instances: instance file of each sample; empty without objects.
+        valid: file of each sample that is 0 where labels do not count; empty without.
+        pages: page of its files that each sample is; None where files must have one page.
         instance_base: ids below it, and 0, are not objects.
         allow_crowds: whether thing pixels may belong to no object.
-        channels: 1 or 3.
+        threshold: grey value from which a mask pixel is of the second class; None if masks store ids or colours.
+        channels: number of image channels.
+        reading: what is made of orientation, transparency and so on.
         table: label of each id, see `segjax.data.ids`.
+        listed: ids that the configuration maps.
         colours: class index, or `spec.ignore`, of each mask colour; None if masks store ids.
+        warnings: what opening found that is suspicious.
     """
 
     spec: DatasetSpec
@@ -38,24 +46,32 @@ class Folder:
     images: tuple[Path, ...]
     masks: tuple[tuple[Path | None, ...], ...]
     instances: tuple[Path, ...]
+    valid: tuple[Path, ...]
+    pages: tuple[int | None, ...]
     instance_base: int
     allow_crowds: bool
+    threshold: int | None
     channels: int
+    reading: Reading
     table: Ids
+    listed: frozenset[int]
     colours: dict[Colour, int] | None
+    warnings: tuple[str, ...] = ()
 
     def __len__(self):
         return len(self.stems)
 
     def name(self, i: int) -> str:
-        """The stem of sample i: the part of its path that differs from sample to sample."""
+        """The stem of sample i: the part of its path that differs from sample to sample, and its page."""
         return self.stems[i]
 
     def size(self, i: int) -> tuple[int, int]:
         """Rows and columns of sample i, from the headers of its files, which must agree."""
-        size = reading.read_size(self.images[i])
-        for path in [*filter(None, self.masks[i]), *self.instances[i : i + 1]]:
-            reading.check_sizes(size, reading.read_size(path), str(self.images[i]), str(path))
+        others = [*filter(None, self.masks[i]), *self.instances[i : i + 1], *self.valid[i : i + 1]]
+        sizes = [reader.read_size(path, reading=self.reading) for path in others]
+        size = reader.read_size(self.images[i], reading=self.reading, size=sizes[0])
+        for path, other in zip(others, sizes, strict=True):
+            reader.check_sizes(size, other, str(self.images[i]), str(path))
         return size
 
     def ids(self, i: int) -> dict[int, int]:
@@ -69,8 +85,18 @@ class Folder:
         """
         found = collections.Counter()
         for path in filter(None, self.masks[i]):
-            found.update(count_values(reading.read_mask(path, self.colours)))
+            found.update(count_values(self._mask(path, i).ids))
         return dict(found)
+
+    def facts(self, i: int) -> dict[str, str]:
+        """Says what the files of sample i hold beside pixels, see `segjax.data.audit`; masks must agree in "masks"."""
+        found = {}
+        if self.colours is None and self.threshold is None:
+            for path in filter(None, self.masks[i]):
+                found["masks"] = reader.describe_file(path)
+        if turned := reader.read_orientation(self.images[i]):
+            found["image orientation"] = turned
+        return found
 
     def read(self, i: int) -> dict[str, np.ndarray]:
         """Reads sample i.
@@ -86,40 +112,72 @@ class Folder:
             CorruptImage: a file cannot be decoded.
             UserError: sizes differ, the mask holds an id or a colour without a class, or thing pixels have no object.
         """
-        image = reading.read_image(self.images[i], self.channels, self.spec.image_dtype)
-        labels = [self._label(path, image.shape[:2], self.images[i]) for path in self.masks[i]]
+        labels = [None if path is None else self._label(path, i) for path in self.masks[i]]
+        instances = [
+            reader.read_instances(path, reading=self.reading, page=self.pages[i]) for path in self.instances[i : i + 1]
+        ]
+        shape = next(each.shape for each in [*labels, *instances] if each is not None)
+        image, empty = reader.read_image(
+            self.images[i], self.channels, self.spec.image_dtype, reading=self.reading, page=self.pages[i], size=shape
+        )
+        for path, each in zip([*self.masks[i], *self.instances[i : i + 1]], [*labels, *instances], strict=True):
+            if each is not None:
+                reader.check_sizes(image.shape[:2], each.shape, str(self.images[i]), str(path))
+        for path in self.valid[i : i + 1]:
+            counts = reader.read_mask(path, reading=self.reading, page=self.pages[i]).ids != 0
+            reader.check_sizes(image.shape[:2], counts.shape, str(self.images[i]), str(path))
+            empty = ~counts if empty is None else empty | ~counts
+        sample = {"image": image}
         if self.spec.mode == "multilabel":
-            return {"image": image, "label": np.stack(labels, -1)}
-        if not self.instances:
-            return {"image": image, "label": labels[0]}
-        path = self.instances[i]
-        ids = reading.read_instances(path)
-        reading.check_sizes(image.shape[:2], ids.shape, str(self.images[i]), str(path))
-        ids[ids < self.instance_base] = 0
-        label = labels[0] if labels else (ids > 0).astype(self.spec.label_dtype)
-        return {
-            "image": image,
-            "label": label,
-            "instance": number_instances(ids, label, self.spec, str(path), self.allow_crowds),
-        }
+            absent = np.zeros(shape, self.spec.label_dtype)
+            sample["label"] = np.stack([absent if label is None else label for label in labels], -1)
+        elif labels:
+            sample["label"] = labels[0]
+        if instances:
+            (ids,) = instances
+            ids[ids < self.instance_base] = 0
+            label = sample.setdefault("label", (ids > 0).astype(self.spec.label_dtype))
+            path = str(self.instances[i])
+            sample["instance"] = number_instances(ids, label, self.spec, path, self.allow_crowds)
+        return without_data(sample, empty, self.spec)
 
-    def _label(self, path, shape, image_path):
-        if path is None:
-            return np.zeros(shape, self.spec.label_dtype)
-        raw = reading.read_mask(path, self.colours)
-        reading.check_sizes(shape, raw.shape, str(image_path), str(path))
-        return map_ids(self.table, raw, self.spec, str(path))
+    def _mask(self, path, i):
+        return reader.read_mask(path, self.colours, reading=self.reading, page=self.pages[i], threshold=self.threshold)
+
+    def _label(self, path, i):
+        mask = self._mask(path, i)
+        label = map_ids(self.table, mask.ids, self.spec, str(path), self._nodata(mask, path))
+        if mask.empty is not None:
+            label[mask.empty] = self.spec.ignore
+        return label
+
+    def _nodata(self, mask, path):
+        """Returns the value that a file declares as no data, None if the configuration maps it itself."""
+        value = mask.nodata
+        if value is None or value in self.listed:
+            return None
+        label = self.table[value] if 0 <= value < IDS else -1
+        if label in (-1, self.spec.ignore) or self.spec.mode == "multilabel":
+            return value
+        raise UserError(
+            f"{path} declares the value {value} as no data, but {value} is the class {self.spec.classes[label]!r}: "
+            "list it in source.ignore_ids if it is unlabelled, or map it in source.ids if it is not."
+        )
 
 
 def folder(
     split: str,
     *,
     channels: int = 3,
+    reading: Reading = DEFAULT,
     root: Annotated[str, Key("folder of the data set; ~ and $VARIABLES are expanded")],
     images: Annotated[str, Key("path template under root with {stem} and maybe {split}, or a folder")],
     masks: Annotated[str | None, Key("the same for masks; {class} makes it multi-label, one mask per class")] = None,
     instances: Annotated[
         str | None, Key("the same for instance maps; without masks these define background and thing")
+    ] = None,
+    valid: Annotated[
+        str | None, Key("the same for masks that are 0 where labels do not count, such as outside a field of view")
     ] = None,
     instance_base: Annotated[
         int, Key("smaller ids are not objects, and neither is 0 (Cityscapes: 1000)", "[0, inf)")
@@ -133,6 +191,10 @@ def folder(
         Key("raw mask value -> class; None: values are indices, and with 3 or more classes 255 is unlabelled"),
     ] = None,
     ignore_ids: Annotated[Sequence[int], Key("raw mask values of unlabelled pixels")] = (),
+    threshold: Annotated[
+        int | None,
+        Key("masks of two classes: values from this on are the second class, also in lossy files", "[1, inf)"),
+    ] = None,
     colours: Annotated[DictLike | None, Key('class name or "ignore" -> (r, g, b), for masks drawn in colours')] = None,
     palette: Annotated[
         Sequence[Sequence[int]] | None, Key("a colour per class, for pictures; None: the PASCAL VOC colours")
@@ -192,49 +254,128 @@ def folder(
         )
     base = files.dataset_root(root, split)
     names = files.read_lines(base / classes, "classes") if isinstance(classes, str) else list(classes)
-    spec, colour_ids = _describe(names, masks, instances, ids, ignore_ids, colours, palette, things)
+    spec, colour_ids = _describe(names, masks, instances, ids, ignore_ids, threshold, colours, palette, things)
     image_path = files.fill_split(images, "images", split)
-    mask_path = files.fill_split(masks or "", "masks", split, "class")
-    instance_path = files.fill_split(instances or "", "instances", split)
-    parts = names if spec.mode == "multilabel" else [""]
-    mask_files = [files.find_files(base, mask_path.replace("{class}", part)) for part in parts] if masks else []
-    instance_files = [files.find_files(base, instance_path)] if instances else []
+    image_files = files.find_files(base, image_path)
+    parts = names if spec.mode == "multilabel" else None
+    given = (("masks", masks), ("instances", instances), ("valid", valid))
+    found = {key: _find(key, base, each, split, image_files, parts) for key, each in given if each}
     # "{stem}.png" also matches "{stem}_mask.png".
-    taken = {path for found in mask_files + instance_files for path in found.values()}
-    image_files = {stem: path for stem, path in files.find_files(base, image_path).items() if path not in taken}
-    stems = sorted(image_files, key=files.natural_key)
-    if not stems:
+    taken = {path for each in found.values() for path in each.paths}
+    image_files = {stem: path for stem, path in image_files.items() if path not in taken}
+    every = sorted(image_files, key=files.natural_key)
+    if not every:
         raise UserError(f"source.images: no image at {base / image_path} for split {split!r}.")
+    stems = every
     if lists is not None:
-        stems = files.select_listed(base / files.fill_split(lists, "lists", split), stems)
+        chosen = {stem: image_files[stem] for stem in every}
+        stems = files.select_listed(base / files.fill_split(lists, "lists", split), chosen)
     if fractions is not None:
         stems = files.select_fraction(stems, dict(fractions.items()), split)
-    for key, path, found in (("masks", mask_path, mask_files), ("instances", instance_path, instance_files)):
-        if found:
-            _check_found(key, base / path, stems, found)
-    paths = tuple(image_files[stem] for stem in stems)
-    spec = dataclasses.replace(spec, image_channels=channel_names(channels), image_dtype=reading.common_dtype(paths))
+    for each in found.values():
+        each.check(stems)
+    samples = _samples(stems, image_files, found, reading)
+    paths = tuple(image_files[stem] for stem, _, _ in samples)
+    spec = dataclasses.replace(spec, image_channels=channel_names(channels), image_dtype=reader.common_dtype(paths))
+    of = {key: tuple(each.of(stem) for stem, _, _ in samples) for key, each in found.items()}
     return Folder(
         spec=spec,
-        stems=tuple(stems),
+        stems=tuple(name for _, _, name in samples),
         images=paths,
-        masks=tuple(tuple(found.get(stem) for found in mask_files) for stem in stems),
-        instances=tuple(found[stem] for found in instance_files for stem in stems),
+        masks=of.get("masks", ((),) * len(samples)),
+        instances=tuple(path for (path,) in of.get("instances", ())),
+        valid=tuple(path for (path,) in of.get("valid", ())),
+        pages=tuple(page for _, page, _ in samples),
         instance_base=instance_base,
         allow_crowds=allow_crowds,
+        threshold=threshold,
         channels=channels,
+        reading=reading,
         table=make_id_map(spec, ids, (spec.ignore,) if colours else ignore_ids),
+        listed=frozenset(int(key) for key in [*(dict(ids.items()) if ids else ()), *ignore_ids]),
         colours=colour_ids,
+        warnings=tuple(
+            warning
+            for each in found.values()
+            if ("{split}" in each.template or not wild) and (warning := each.orphans(image_files))
+        ),
     )
 
 
-def _describe(names, masks, instances, ids, ignore_ids, colours, palette, things):
+class _Found(NamedTuple):
+    """The files of the template of a key; multi-label masks have one template for each class."""
+
+    key: str
+    template: str
+    place: Path
+    files: list[dict[str, Path]]
+
+    @property
+    def paths(self):
+        return [path for each in self.files for path in each.values()]
+
+    def of(self, stem):
+        """Files of a stem, None for those that it lacks."""
+        return tuple(each.get(stem) for each in self.files)
+
+    def check(self, stems):
+        """Raises a UserError if a sample has no file."""
+        if missing := [stem for stem in stems if not any(self.of(stem))]:
+            what = {"masks": "mask", "instances": "instance file", "valid": "mask of valid pixels"}[self.key]
+            raise UserError(
+                f"source.{self.key}: {len(missing)} of {len(stems)} images have no {what} at {self.place}: "
+                f"{files.first_names(missing)}. {len(self.paths)} {self.key} were found there."
+            )
+
+    def orphans(self, stems):
+        """Says which files fit no image; empty if there are none."""
+        alone = sorted(str(path) for each in self.files for stem, path in each.items() if stem not in stems)
+        return alone and (
+            f"source.{self.key}: {len(alone)} of {len(self.paths)} files fit no image: {files.first_names(alone)}. "
+            "Check source.images and the extensions of its files."
+        )
+
+
+def _find(key, base, template, split, images, parts):
+    """Finds the files of a template for the stems of images."""
+    filled = files.fill_split(template, key, split, *(["class"] if key == "masks" else []))
+    each = [filled.replace("{class}", part) for part in parts] if parts and key == "masks" else [filled]
+    return _Found(key, template, base / filled, [files.find_files(base, one, images) for one in each])
+
+
+def _samples(stems, images, found, reading):
+    """Lists stem, page and name of each sample: a file of several pages is several samples."""
+    counts = reader.count_all_pages([images[stem] for stem in stems], reading)
+    if counts is None:
+        return [(stem, None, stem) for stem in stems]
+    samples = []
+    for stem, count in zip(stems, counts, strict=True):
+        for path in filter(None, (path for each in found.values() for path in each.of(stem))):
+            if (own := reader.count_pages(path, reading=reading, mask=True)) != count:
+                raise UserError(
+                    f"{images[stem]} holds {count} pages, but {path} {own}: save as many, or set reading.pages to "
+                    "'channels' if the pages of an image are its channels, or to 'first'."
+                )
+        width = len(str(count))
+        names = [f"{stem}_page{page + 1:0{width}}" for page in range(count)] if count > 1 else [stem]
+        samples += [(stem, page, name) for page, name in enumerate(names)]
+    return samples
+
+
+def _describe(names, masks, instances, ids, ignore_ids, threshold, colours, palette, things):
     """Checks that the settings of labels agree; returns the spec, and the class of each colour."""
     multilabel = masks is not None and "{class}" in masks
     if multilabel and (ids or colours):
         raise UserError("source.masks with {class} has one file per class: remove source.ids and source.colours.")
     if colours and (ids or ignore_ids):
         raise UserError("source.colours has a colour per class and for 'ignore': remove source.ids and ignore_ids.")
+    if threshold is not None and (
+        ids or ignore_ids or colours or masks is None or (len(names) != 2 and not multilabel)
+    ):
+        raise UserError(
+            "source.threshold makes masks of two classes, below it and from it on: name them in source.classes in this "
+            "order, and remove source.ids, ignore_ids and colours."
+        )
     if masks is None and instances is None:
         raise UserError("source: there is no ground truth: set source.masks, source.instances or both.")
     spec = make_spec(names, palette, things, "multilabel" if multilabel else "multiclass")
@@ -252,15 +393,6 @@ def _describe(names, masks, instances, ids, ignore_ids, colours, palette, things
         first = {label: colour for colour, label in reversed(colour_ids.items())}
         spec = dataclasses.replace(spec, colours=tuple(first[k] for k in range(len(names))))
     return spec, colour_ids
-
-
-def _check_found(key, path, stems, found):
-    if missing := [stem for stem in stems if not any(stem in each for each in found)]:
-        what = {"masks": "mask", "instances": "instance file"}[key]
-        raise UserError(
-            f"source.{key}: {len(missing)} of {len(stems)} images have no {what} at {path}: "
-            f"{files.first_names(missing)}. {sum(map(len, found))} {key} were found there."
-        )
 
 
 def _colour_ids(colours, spec):

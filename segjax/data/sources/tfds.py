@@ -12,9 +12,11 @@ from typing import Annotated, Any
 import numpy as np
 
 from segjax.checks import Key, UserError
-from segjax.data import files, reading
+from segjax.data import files
+from segjax.data import reading as reader
+from segjax.data.formats.opening import DEFAULT, Reading
 from segjax.data.ids import DictLike, Ids, count_values, make_id_map, make_spec, map_ids
-from segjax.data.instances import from_segments
+from segjax.data.instances import from_segments, without_data
 from segjax.spec import DatasetSpec
 
 log = logging.getLogger("segjax")
@@ -34,7 +36,8 @@ class TFDS:
         image: feature with the image.
         mask: feature with the ids.
         objects: feature that lists the segments whose ids the mask holds as colours; None if ids are classes.
-        channels: 1 or 3.
+        channels: number of image channels.
+        reading: what is made of orientation, transparency and so on.
         table: label of each id, see `segjax.data.ids`.
     """
 
@@ -45,6 +48,7 @@ class TFDS:
     mask: str
     objects: str | None
     channels: int
+    reading: Reading
     table: Ids
 
     def __len__(self):
@@ -57,7 +61,9 @@ class TFDS:
     def size(self, i: int) -> tuple[int, int]:
         """Rows and columns of the label of sample i, from the header of its encoded mask."""
         mask = self.records[i][self.mask]
-        return reading.read_size(mask, self._where(i, self.mask)) if isinstance(mask, bytes) else mask.shape[:2]
+        if not isinstance(mask, bytes):
+            return mask.shape[:2]
+        return reader.read_size(mask, self._where(i, self.mask), reading=self.reading)
 
     def ids(self, i: int) -> dict[int, int]:
         """Counts the raw ids in the mask of sample i, mapped or not.
@@ -85,11 +91,15 @@ class TFDS:
             UserError: sizes differ, the mask holds an id without a class or segment, or a segment is listed twice.
         """
         record, image_name, mask_name = self.records[i], self._where(i, self.image), self._where(i, self.mask)
-        image = reading.read_image(record[self.image], self.channels, self.spec.image_dtype, image_name)
         raw = self._raw(record, i)
-        reading.check_sizes(image.shape[:2], raw.shape, image_name, mask_name)
+        image, empty = reader.read_image(
+            record[self.image], self.channels, self.spec.image_dtype, image_name, reading=self.reading, size=raw.shape
+        )
+        reader.check_sizes(image.shape[:2], raw.shape, image_name, mask_name)
         if self.objects is None:
-            return {"image": image, "label": map_ids(self.table, raw, self.spec, mask_name)}
+            return without_data(
+                {"image": image, "label": map_ids(self.table, raw, self.spec, mask_name)}, empty, self.spec
+            )
         listed = {key: np.asarray(record[self.objects][key]).tolist() for key in SEGMENT}
         segments, name = {}, self._where(i, self.objects)
         for n, k, crowd in zip(*listed.values(), strict=True):
@@ -97,7 +107,7 @@ class TFDS:
                 raise UserError(f"{name}: segment {n} is listed twice.")
             segments[n] = k, crowd
         label, instance = from_segments(raw, segments, self.spec, mask_name, name)
-        return {"image": image, "label": label, "instance": instance}
+        return without_data({"image": image, "label": label, "instance": instance}, empty, self.spec)
 
     def _where(self, i, feature):
         return f"{self.name(i)} ({feature})"
@@ -105,9 +115,9 @@ class TFDS:
     def _raw(self, record, i):
         mask = record[self.mask]
         if self.objects:
-            return reading.read_instances(mask, colours=True, name=self._where(i, self.mask))
+            return reader.read_instances(mask, colours=True, name=self._where(i, self.mask), reading=self.reading)
         if isinstance(mask, bytes):
-            return reading.read_mask(mask, name=self._where(i, self.mask))
+            return reader.read_mask(mask, name=self._where(i, self.mask), reading=self.reading).ids
         return mask.reshape(mask.shape[:2]).astype(np.int64)
 
 
@@ -115,6 +125,7 @@ def tfds(
     split: str,
     *,
     channels: int = 3,
+    reading: Reading = DEFAULT,
     builder: Annotated[str, Key("TFDS name, with configuration and version if needed: oxford_iiit_pet:4.*.*")],
     image: Annotated[str, Key("feature with the image")] = "image",
     mask: Annotated[str, Key("feature with the mask")] = "segmentation_mask",
@@ -146,7 +157,8 @@ def tfds(
 
     Args:
         split: any split that TFDS understands, such as "train" or "train[:80%]".
-        channels: 1 to read images as grey, 3 as RGB.
+        channels: number of image channels, see `reading.read_image`.
+        reading: what is made of orientation, transparency and so on.
 
     Returns:
         The source.
@@ -184,7 +196,7 @@ def tfds(
         )
     records = _records(made, split)
     if len(records):  # the first record tells the dtype of all images
-        spec = dataclasses.replace(spec, image_dtype=reading.read_dtype(records[0][image], f"{builder} ({image})"))
+        spec = dataclasses.replace(spec, image_dtype=reader.read_dtype(records[0][image], f"{builder} ({image})"))
     return TFDS(
         spec=spec,
         label=re.sub(r"[^\w-]", "", f"{made.name}_{split.replace(':', '-')}"),
@@ -193,6 +205,7 @@ def tfds(
         mask=mask,
         objects=None if panoptic is None else objects,
         channels=channels,
+        reading=reading,
         table=make_id_map(spec, ids, ignore_ids),
     )
 

@@ -9,10 +9,12 @@ from typing import Annotated
 import numpy as np
 
 from segjax.checks import Key, UserError
-from segjax.data import files, reading
+from segjax.data import files
+from segjax.data import reading as reader
 from segjax.data.coco.read import rasterise
+from segjax.data.formats.opening import DEFAULT, Reading
 from segjax.data.ids import make_spec
-from segjax.data.instances import ObjectMask, rasterise_masks
+from segjax.data.instances import ObjectMask, rasterise_masks, without_data
 from segjax.rle import coco_tools
 from segjax.spec import DatasetSpec
 
@@ -29,7 +31,8 @@ class Yolo:
         stems: name of each image.
         images: file of each image.
         labels: text file of each image; None if it has none.
-        channels: 1 or 3.
+        channels: number of image channels.
+        reading: what is made of orientation, transparency and so on.
     """
 
     spec: DatasetSpec
@@ -37,6 +40,7 @@ class Yolo:
     images: tuple[Path, ...]
     labels: tuple[Path | None, ...]
     channels: int
+    reading: Reading
 
     def __len__(self):
         return len(self.stems)
@@ -47,7 +51,7 @@ class Yolo:
 
     def size(self, i: int) -> tuple[int, int]:
         """Rows and columns of image i, from the header of its file."""
-        return reading.read_size(self.images[i])
+        return reader.read_size(self.images[i], reading=self.reading)
 
     def read(self, i: int) -> dict[str, np.ndarray]:
         """Reads sample i.
@@ -62,18 +66,19 @@ class Yolo:
             CorruptImage: the image cannot be decoded.
             UserError: a line of the text file is invalid; the message names the file and the line.
         """
-        image = reading.read_image(self.images[i], self.channels, self.spec.image_dtype)
+        image, empty = reader.read_image(self.images[i], self.channels, self.spec.image_dtype, reading=self.reading)
         size, path = image.shape[:2], self.labels[i]
         lines = [] if path is None else _lines(path)
         masks = [_mask(text, size, self.spec, f"{path}, line {n}") for n, text in enumerate(lines, 1) if text.strip()]
         label, instance = rasterise_masks(masks, size, self.spec, str(path))
-        return {"image": image, "label": label, "instance": instance}
+        return without_data({"image": image, "label": label, "instance": instance}, empty, self.spec)
 
 
 def yolo(
     split: str,
     *,
     channels: int = 3,
+    reading: Reading = DEFAULT,
     root: Annotated[str, Key("folder of the data set; ~, $VARIABLES and, here and below, {split} are expanded")],
     images: Annotated[str, Key("folder under root, or a path template with {stem}")] = "images/{split}",
     labels: Annotated[str, Key("path template of the text files")] = "labels/{split}/{stem}.txt",
@@ -92,7 +97,8 @@ def yolo(
 
     Args:
         split: name of the split, such as "train2017".
-        channels: 1 to read images as grey, 3 as RGB.
+        channels: number of image channels, see `reading.read_image`.
+        reading: what is made of orientation, transparency and so on.
 
     Returns:
         The source, in natural order of the stems.
@@ -124,12 +130,13 @@ def yolo(
             palette,
             range(1, len(classes) + 1),
             channels=channels,
-            dtype=reading.common_dtype(found),
+            dtype=reader.common_dtype(found),
         ),
         stems=stems,
         images=found,
         labels=tuple(label_files.get(stem) for stem in stems),
         channels=channels,
+        reading=reading,
     )
 
 

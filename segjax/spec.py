@@ -74,7 +74,8 @@ class DatasetSpec:
         image_dtype: dtype of the stored images: "uint8", "uint16" or "float32".
 
     Raises:
-        UserError: no classes, duplicate names, a wrong number of colours, binary without two classes, or another dtype.
+        UserError: no classes, one class for all pixels, duplicate names, a wrong number of colours, binary without two
+            classes, or another dtype.
 
     Example:
         >>> DatasetSpec(("background", "vessel"), mode="binary").num_logits
@@ -95,6 +96,11 @@ class DatasetSpec:
             object.__setattr__(self, "colours", voc_colours(len(self.classes)))
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise UserError(f"Class names must be non-empty and unique, got {list(self.classes)}.")
+        if len(self.classes) == 1 and self.mode != "multilabel":
+            raise UserError(
+                f"There is one class, {self.classes[0]!r}, so every prediction is right and nothing learned: name the "
+                f"background as well, as in classes = ('background', {self.classes[0]!r})."
+            )
         if len(self.colours) != len(self.classes):
             raise UserError(f"{len(self.classes)} classes but {len(self.colours)} colours: give one colour per class.")
         if self.mode == "binary" and len(self.classes) != 2:

@@ -32,8 +32,7 @@ def segjax(capsys):
     def command(*argv):
         code = main([str(word) for word in argv])
         out, err = capsys.readouterr()
-        if code:
-            assert out == ""
+        if code and not out:
             return code, None, err
         (line,) = out.splitlines()
         return code, json.loads(line, parse_constant=pytest.fail), err
@@ -336,7 +335,7 @@ def folder(tmp_path):
     random = np.random.default_rng(0)
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()
-    for i in range(8):
+    for i in range(12):
         image = random.integers(0, 256, (20, 30, 3), np.uint8)
         Image.fromarray(image).save(tmp_path / "images" / f"[b] {i}.png")
         Image.fromarray((image[..., 0] > 128).astype(np.uint8)).save(tmp_path / "masks" / f"[b] {i}.png")
@@ -346,7 +345,7 @@ def folder(tmp_path):
         "    config = default_config('folder')\n"
         f"    config.source.root, config.source.images, config.source.masks = {str(tmp_path)!r}, 'images', 'masks'\n"
         "    config.source.classes = ('no', 'yes')\n"
-        "    config.source.fractions = {'train': (0.0, 1.0), 'test': (0.0, 1.0)}\n"
+        "    config.source.fractions = {'train': (0.0, 2 / 3), 'test': (2 / 3, 1.0)}\n"
         "    config.data.crop, config.loading.loader = (16, 16), 'threads'\n"
         "    return config\n"
     )
@@ -378,7 +377,7 @@ def test_inspect_names_every_fault(folder, segjax):
     Image.new("L", (5, 4)).save(folder / "masks" / "[b] 2.png")
     Image.new("L", (30, 20), 7).save(folder / "masks" / "[b] 3.png")
     code, found, err = segjax("inspect", "--config", folder / "c.py", "--output", folder / "out")
-    assert code == 0 and found["samples"] == 8 and found["ids"]["7"] == 600
+    assert code == 1 and not found["ok"] and found["samples"] == 8 and found["ids"]["7"] == 600
     for kind, name in (("unreadable", "[b] 1"), ("mismatched", "[b] 2"), ("invalid", "[b] 3")):
         assert list(found[kind]) == [name]
         assert f"{kind}: {found[kind][name]}" in err
@@ -389,7 +388,7 @@ def test_inspect_a_set_without_a_sound_sample(folder, segjax):
     for path in (folder / "masks").iterdir():
         Image.new("L", (30, 20), 9).save(path)
     code, found, err = segjax("inspect", "--config", folder / "c.py", "--output", folder / "out")
-    assert code == 0 and len(found["invalid"]) == 8 and found["class_weights"] == {}
+    assert code == 1 and len(found["invalid"]) == 8 and found["class_weights"] == {}
     assert "9 (600 pixels)" in err
 
 
@@ -399,7 +398,7 @@ def test_inspect_knows_masks_of_0_and_255(folder, segjax):
             grey = np.array(mask) * 255
         Image.fromarray(grey.astype(np.uint8)).save(path)
     code, found, err = segjax("inspect", "--config", folder / "c.py", "--output", folder / "out")
-    assert code == 0 and set(found["ids"]) == {"0", "255"}
+    assert code == 1 and set(found["ids"]) == {"0", "255"}
     assert "The masks hold only 0 and 255" in err and "source.ids" in err
 
 

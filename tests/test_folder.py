@@ -5,11 +5,13 @@ import json
 import ml_collections
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from segjax.checks import UserError
 from segjax.data import files
-from segjax.data.audit import audit
+from segjax.data.audit import audit, problems
+from segjax.data.formats.opening import Reading
 from segjax.data.sources.folder import folder
 
 
@@ -442,3 +444,187 @@ def test_pedestrians(test_data):
     )
     found = audit(source)
     assert (found.samples, found.objects, found.errors) == (170, (0, 423), {})
+
+
+def exif_of(tag):
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    return exif
+
+
+@pytest.mark.parametrize("tag", [3, 6, 8])
+def test_a_mask_decides_whether_a_picture_is_upright(tmp_path, tag):
+    """A mask drawn on the upright picture, or on the stored one where its size says so."""
+    upright = label_of("a")
+    stored = {3: upright[::-1, ::-1], 6: np.rot90(upright), 8: np.rot90(upright, -1)}[tag]
+    save(tmp_path / "images/a.png", image_of(stored), exif=exif_of(tag))
+    for mask in (upright, stored) if tag != 3 else (upright,):
+        save(tmp_path / "masks/a.png", np.ascontiguousarray(mask))
+        source = make(tmp_path)
+        sample = source.read(0)
+        np.testing.assert_array_equal(sample["image"], image_of(sample["label"]))
+        assert source.size(0) == mask.shape and audit(source).facts["image orientation"]
+    save(tmp_path / "masks/a.png", np.ascontiguousarray(stored))
+    sample = make(tmp_path, reading=Reading(orientation="stored")).read(0)
+    np.testing.assert_array_equal(sample["image"], image_of(sample["label"]))
+
+
+def save_pages(path, pages):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *more = map(Image.fromarray, pages)
+    first.save(path, save_all=True, append_images=more)
+
+
+def test_pages_of_stacks_are_samples(tmp_path):
+    labels = [label_of(str(i)) for i in range(11)]
+    save_pages(tmp_path / "images/v.tif", [image_of(label) for label in labels])
+    save_pages(tmp_path / "masks/v.tif", labels)
+    save(tmp_path / "images/w.png", image_of(labels[0]))
+    save(tmp_path / "masks/w.png", labels[0])
+    source = make(tmp_path)
+    assert [source.name(i) for i in (0, 10, 11)] == ["v_page01", "v_page11", "w"] and len(source) == 12
+    for i, label in enumerate([*labels, labels[0]]):
+        np.testing.assert_array_equal(source.read(i)["label"], label)
+        np.testing.assert_array_equal(source.read(i)["image"], image_of(label))
+    save_pages(tmp_path / "masks/v.tif", labels[:3])
+    with pytest.raises(UserError, match=r"v\.tif holds 11 pages, but .*masks/v\.tif 3"):
+        make(tmp_path)
+    save_pages(tmp_path / "images/v.tif", [label * 9 for label in labels[:3]])
+    save(tmp_path / "masks/v.tif", labels[0])
+    (tmp_path / "images/w.png").unlink()
+    joined = make(tmp_path, channels=3, reading=Reading(pages="channels")).read(0)["image"]
+    np.testing.assert_array_equal(joined, np.stack(labels[:3], -1) * 9)
+
+
+def test_files_that_fit_no_image_are_said(tmp_path, caplog):
+    write(tmp_path, ["a", "b", "c"], image="images/{}.jpg")
+    (tmp_path / "images/b.jpg").rename(tmp_path / "images/b.JPG")
+    (tmp_path / "images/c.jpg").rename(tmp_path / "images/c.jpeg")
+    source = make(tmp_path, images="images/{stem}.jpg")
+    assert source.stems == ("a", "b") and "1 of 3 files fit no image" in caplog.text and "masks/c.png" in caplog.text
+    assert any("masks/c.png" in text for text in problems({"all": audit(source)}))
+    caplog.clear()
+    assert make(tmp_path, masks="masks/{stem}.PNG").stems == ("a", "b", "c") and not caplog.text
+    fractions = {"all": (0, 0.4)}  # masks of another split fit an image
+    assert make(tmp_path, fractions=fractions).warnings == ()
+
+
+def test_the_stems_of_images_decide_what_a_star_stands_for(tmp_path):
+    for stem, name in (("img1", "img1_seg_v2"), ("img1_1", "img1_1_seg"), ("b/2", "b/2_x_y")):
+        save(tmp_path / f"images/{stem}.png", image_of(label_of(stem)))
+        save(tmp_path / f"masks/{name}.png", label_of(stem))
+    check_pairs(make(tmp_path, masks="masks/{stem}_*.png"), ["b/2", "img1", "img1_1"])
+    save(tmp_path / "masks/img1_seg_v3.png", label_of("img1"))
+    with pytest.raises(UserError, match=r"img1_seg_v\d\.png and .*img1_seg_v\d\.png"):
+        make(tmp_path, masks="masks/{stem}_*.png")
+
+
+def test_lists_name_images_by_their_whole_names(tmp_path):
+    write(tmp_path, ["img", "img 1", "a.b", "#7"], image="images/{}.jpg")
+    write(tmp_path, ["caf\u00e9"], image="images/{}.jpg")
+    lists = {"lists": "{split}.txt", "fractions": None, "images": "images/{stem}.jpg"}
+
+    def listed(text):
+        (tmp_path / "train.txt").write_text(text, encoding="utf-8-sig")
+        return list(make(tmp_path, "train", **lists).stems)
+
+    for text, stems in (
+        ("img 1\nimg\n", ["img 1", "img"]),
+        ("images/img 1.jpg masks/img 1.png\n", ["img 1"]),
+        ("/elsewhere/images/img 1.jpg,masks/img 1.png\n", ["img 1"]),
+        ("img 1\tcat\nimg\tdog\n", ["img 1", "img"]),
+        ("a.b\n#7\n# comment\n", ["a.b", "#7"]),
+        ("images\\img.jpg\r\n", ["img"]),
+        ("cafe\u0301.jpg\n", ["caf\u00e9"]),
+    ):
+        assert listed(text) == stems
+    for text, name in (("img 2\n", "img 2"), ("val/img.jpg\n", "val/img.jpg"), ("img.b\n", "img.b")):
+        with pytest.raises(UserError, match=rf"train\.txt.*{name}.*has no image"):
+            listed(text)
+
+
+def test_where_labels_count(tmp_path):
+    """DRIVE's fields of view."""
+    write(tmp_path, ["a"])
+    view = np.zeros((4, 6), np.uint8)
+    view[:, 1:5] = 255
+    save(tmp_path / "view/a_view.gif", view)
+    source = make(tmp_path, valid="view/{stem}_view.gif")
+    want = np.where(view, label_of("a"), 255)
+    np.testing.assert_array_equal(source.read(0)["label"], want)
+    assert source.size(0) == (4, 6)
+    save(tmp_path / "view/a_view.gif", view[:3])
+    for look in (source.size, source.read):
+        with pytest.raises(UserError, match=r"images/a\.png has 4 x 6 .*view/a_view\.gif has"):
+            look(0)
+    (tmp_path / "view/a_view.gif").unlink()
+    with pytest.raises(UserError, match=r"source\.valid: 1 of 1 images have no mask of valid pixels"):
+        make(tmp_path, valid="view/{stem}_view.gif")
+
+
+def test_no_data_of_masks_is_unlabelled_unless_it_is_a_class(tmp_path):
+    save(tmp_path / "images/a.png", image_of(label_of("a")))
+
+    def label(nodata, **keys):
+        tags = [(42113, "s", 4, nodata, True)]
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        tifffile.imwrite(tmp_path / "masks/a.tif", label_of("a") + 5, extratags=tags)
+        return make(tmp_path, classes=("a", "b"), **keys).read(0)["label"]
+
+    want = np.array([0, 1, 255])[label_of("a")]
+    np.testing.assert_array_equal(label("7", ids={"5": "a", "6": "b"}), want)
+    np.testing.assert_array_equal(label("7", ids={"5": "a", "6": "b"}, ignore_ids=(7,)), want)
+    np.testing.assert_array_equal(label("6", ids={"5": "a", "6": "b"}, ignore_ids=(7,)), want)
+    tifffile.imwrite(tmp_path / "masks/a.tif", label_of("a"), extratags=[(42113, "s", 2, "0", True)])
+    with pytest.raises(UserError, match=r"a\.tif declares the value 0 as no data, but 0 is the class 'a'"):
+        make(tmp_path).read(0)
+
+
+def test_images_without_data_are_unlabelled(tmp_path):
+    label, pixels = label_of("a"), image_of(label_of("a"))
+    pixels[0] = 200
+    (tmp_path / "images").mkdir()
+    tags = [(42113, "s", 4, "200", True)]
+    tifffile.imwrite(tmp_path / "images/a.tif", pixels, photometric="rgb", extratags=tags)
+    save(tmp_path / "masks/a.png", label)
+    found = make(tmp_path).read(0)["label"]
+    assert (found[0] == 255).all()
+    np.testing.assert_array_equal(found[1:], label[1:])
+
+
+def test_masks_of_several_encodings_are_named(tmp_path):
+    write(tmp_path, ["a", "b"])
+    save(tmp_path / "images/c.png", image_of(label_of("c")))
+    for colours in ([[0] * 3, [9] * 3, [200] * 3], [[200] * 3, [9] * 3, [0] * 3]):
+        indexed = Image.fromarray(label_of("c"))
+        indexed.putpalette(np.ravel(colours).tolist())
+        save(tmp_path / "masks/c.png", indexed)
+        (found,) = [text for text in problems({"all": audit(make(tmp_path))}) if "encoded" in text]
+        assert "2 as grey uint8" in found and "1 as palette " in found
+    table = {"a": (0, 0, 0), "b": (1, 1, 1), "c": [(2, 2, 2), (9, 9, 9), (200, 200, 200)]}
+    assert not [text for text in problems({"all": audit(make(tmp_path, colours=table))}) if "encoded" in text]
+
+
+def test_a_threshold_makes_two_classes(tmp_path):
+    half = np.zeros((16, 16), np.uint8)
+    half[:, 8:] = 255
+    save(tmp_path / "images/a.jpg", half)
+    save(tmp_path / "masks/a.jpg", half, quality=70)
+    source = make(tmp_path, classes=("no", "yes"), threshold=128)
+    np.testing.assert_array_equal(source.read(0)["label"], half // 255)
+    for keys in ({"ids": {"0": "no", "255": "yes"}}, {"classes": ("a", "b", "c")}, {"ignore_ids": (3,)}):
+        with pytest.raises(UserError, match=r"source\.threshold"):
+            make(tmp_path, **{"classes": ("no", "yes"), "threshold": 128} | keys)
+
+
+def test_links_that_turn_in_circles_end(tmp_path):
+    write(tmp_path, ["a"])
+    (tmp_path / "images/loop").symlink_to(tmp_path / "images")
+    assert make(tmp_path).stems == ("a",)
+
+
+def test_one_class_is_refused_and_the_background_named(tmp_path):
+    write(tmp_path, ["a"])
+    for keys in ({}, {"ids": {"0": "cell", "1": "cell", "2": "cell"}}, {"ignore_ids": (0,)}):
+        with pytest.raises(UserError, match="'background', 'cell'"):
+            make(tmp_path, classes=("cell",), **keys)

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = _module(verb).main(values)
         if result is not None:
             print(json.dumps(result), flush=True)
-        return 0
+        return int(result is not None and not result.get("ok", True))
     except (UserError, OSError, flags.Error, KeyboardInterrupt) as error:
         if "--verbose" in argv:
             traceback.print_exc()

@@ -18,7 +18,18 @@ from absl import flags
 
 REQUIRED = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets"),
-    *("ml-collections", "absl-py", "jaxtyping", "lazy-loader", "numpy", "scipy", "pillow", "rich", "jinja2"),
+    *(
+        "ml-collections",
+        "absl-py",
+        "jaxtyping",
+        "lazy-loader",
+        "numpy",
+        "scipy",
+        "pillow",
+        "tifffile",
+        "rich",
+        "jinja2",
+    ),
     "markupsafe",
 )
 EXTRAS = {  # extra -> (modules, what they are for)
@@ -26,6 +37,7 @@ EXTRAS = {  # extra -> (modules, what they are for)
     "brain": (("nilearn", "nibabel"), "the brain source"),
     "weights": (("safetensors", "huggingface_hub"), "published weights"),
     "coco": (("pycocotools",), "COCO's masks, polygons and metrics"),
+    "formats": (("imagecodecs",), "16-bit colour, and compressed TIFF files"),
     "tensorboard": (("tensorboardX",), "TensorBoard"),
     "wandb": (("wandb",), "Weights & Biases"),
 }

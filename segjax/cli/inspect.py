@@ -16,7 +16,7 @@ from rich.text import Text
 from segjax import objectives
 from segjax.checks import UserError, writing
 from segjax.cli.config_flags import define_config
-from segjax.data import audit
+from segjax.data import agreement, audit
 from segjax.data.loader import Loading
 from segjax.data.pipeline import train_batches
 from segjax.report import instances, pictures
@@ -28,21 +28,32 @@ from segjax.train.step import augment_colour
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the verb's flags."""
     define_config(values)
-    flags.DEFINE_string(
-        "split", None, "Name of a split in the source; default: the training split.", flag_values=values
-    )
+    text = "Name of a split in the source; default: the training split, compared with the test split."
+    flags.DEFINE_string("split", None, text, flag_values=values)
     flags.DEFINE_string("output", "inspect", "Folder for contact_sheet.png.", flag_values=values)
     flags.DEFINE_integer("limit", None, "Samples to read, spread evenly; default: all.", 1, flag_values=values)
     flags.DEFINE_integer("pictures", 8, "Training crops on the contact sheet.", 1, flag_values=values)
 
 
 def main(values: flags.FlagValues) -> dict[str, Any]:
-    """Runs the verb; returns the audit, and the class weights that follow from it."""
+    """Runs the verb; returns the audit, the class weights that follow from it, and what is wrong with the data."""
     config = values.config
-    source = open_source(config, values.split or config.splits.train)
+    split = values.split or config.splits.train
+    source = open_source(config, split)
     found = audit.audit(source, values.limit)
     weights = _weights(found) if any(found.pixels) else {}
     _print(found, weights)
+    audits, problems = {split: found}, []
+    if values.split is None and (other := config.splits.test) != split:
+        try:
+            test = agreement.match(open_source(config, other), source.spec, f"split {other!r}", f"split {split!r}")
+            audits[other] = audit.audit(test, values.limit)
+            _print_errors(audits[other])
+        except UserError as error:
+            problems.append(str(error))
+    problems += audit.problems(audits, values.limit is None)
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
     sheet = pathlib.Path(values.output) / "contact_sheet.png"
     with writing(f"The output folder {values.output}"):
         try:
@@ -51,10 +62,13 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
             print(f"Contact sheet of training crops: {sheet}", file=sys.stderr)
         except UserError as error:
             print(f"No contact sheet: {error}", file=sys.stderr)
-    split = values.split or config.splits.train
-    verdict = f"{len(found.errors)} invalid samples" if found.errors else "no errors"
-    print(f"Split {split!r}: {verdict}. Other splits: --split NAME.", file=sys.stderr)
-    return found.as_dict() | {"split": split, "ok": not found.errors, "class_weights": weights}
+    for name, each in audits.items():
+        verdict = f"{len(each.errors)} invalid samples" if each.errors else "no errors"
+        print(f"Split {name!r}: {verdict}. Other splits: --split NAME.", file=sys.stderr)
+    ok = not problems and not any(each.errors for each in audits.values())
+    others = {name: each.as_dict() for name, each in audits.items() if name != split}
+    more = {"split": split, "ok": ok, "problems": problems, "class_weights": weights, "compared": others}
+    return found.as_dict() | more
 
 
 def contact_sheet(config: Any, source: Any, count: int) -> Image.Image:
@@ -137,6 +151,15 @@ def _print(found: audit.Audit, weights: dict[str, list[float]]) -> None:
         console.print(f"raw ids: {listed}{' …' if len(found.ids) > 40 else ''}", highlight=False)
         if set(found.ids) == {0, 255} and min(found.images) == 0:
             console.print('The masks hold only 0 and 255: map both, as in source.ids = {"0": "a", "255": "b"}.')
+    for fact, values in found.facts.items():
+        counted = ", ".join(f"{value:.40} ({count})" for value, count in list(values.items())[:8])
+        console.print(f"{fact}: {counted}", highlight=False, markup=False, soft_wrap=True)
+    _print_errors(found)
+
+
+def _print_errors(found: audit.Audit) -> None:
+    """Prints the errors of invalid samples to stderr."""
+    console = Console(stderr=True)
     for kind, errors in (
         ("unreadable", found.unreadable),
         ("mismatched", found.mismatched),

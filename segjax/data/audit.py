@@ -1,7 +1,8 @@
 """Audits a data set before training: its contents, its class balance and every invalid sample."""
 
 import collections
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -9,7 +10,10 @@ import numpy as np
 from jaxtyping import Float64, Integer
 
 from segjax.checks import UserError
+from segjax.data.files import first_names
 from segjax.data.reading import CorruptImage, SizeMismatch
+
+GLANCE = 16  # samples of a split that are read before a run
 
 Counts = Integer[np.ndarray, "k"] | Sequence[int]
 
@@ -32,6 +36,10 @@ class Audit(NamedTuple):
         unreadable: error by name of the sample, for files that cannot be decoded.
         mismatched: the same, for images and masks of different sizes.
         invalid: the same, for every other error, such as ids without a class.
+        facts: number of samples by what their files say beside pixels, such as an orientation; of sources that have
+            `facts(i)`. Masks of several encodings are suspicious.
+        pictures: digest of the image of each sample, by name.
+        warnings: what opening the source found.
     """
 
     samples: int
@@ -48,6 +56,9 @@ class Audit(NamedTuple):
     unreadable: dict[str, str]
     mismatched: dict[str, str]
     invalid: dict[str, str]
+    facts: dict[str, dict[str, int]]
+    pictures: dict[str, str]
+    warnings: tuple[str, ...]
 
     @property
     def ignored_share(self) -> float:
@@ -62,14 +73,15 @@ class Audit(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """Converts the result to a dict that JSON can store."""
         ids = self.ids and {str(value): count for value, count in self.ids.items()}
-        return self._asdict() | {"ids": ids, "ignored_share": self.ignored_share}
+        found = {key: value for key, value in self._asdict().items() if key != "pictures"}
+        return found | {"ids": ids, "ignored_share": self.ignored_share}
 
 
 def audit(source: Any, limit: int | None = None, workers: int = 4) -> Audit:
     """Reads the samples of a source and collects statistics; reports all invalid samples instead of raising.
 
     Args:
-        source: data source (`spec`, `len`, `name`, `read`; `ids` is optional).
+        source: data source (`spec`, `len`, `name`, `read`; `ids`, `facts` and `warnings` are optional).
         limit: number of samples to read, spread evenly over the source; None for all.
         workers: number of reader threads.
 
@@ -84,7 +96,7 @@ def audit(source: Any, limit: int | None = None, workers: int = 4) -> Audit:
     count = len(source) if limit is None else min(limit, len(source))
     chosen = [i * len(source) // count for i in range(count)]
     k = len(source.spec.classes)
-    sizes, ids = collections.Counter(), collections.Counter()
+    sizes, ids, facts, pictures = collections.Counter(), collections.Counter(), {}, {}
     pixels, images, image_pixels, objects = np.zeros((4, k), np.int64)
     labelled = ignored = most = 0
     has_objects = False
@@ -92,10 +104,13 @@ def audit(source: Any, limit: int | None = None, workers: int = 4) -> Audit:
     with ThreadPoolExecutor(workers) as pool:
         for name, counts in pool.map(lambda i: (source.name(i), _look(source, i)), chosen):
             ids.update(counts.ids)
+            for fact, value in counts.facts.items():
+                facts.setdefault(fact, collections.Counter())[value] += 1
             if counts.error is not None:
                 kind = next(kind for kind in errors if isinstance(counts.error, kind))
                 errors[kind][name] = str(counts.error)
                 continue
+            pictures[name] = counts.picture
             sizes[f"{counts.size[0]} x {counts.size[1]}"] += 1
             pixels += counts.pixels
             images += counts.pixels > 0
@@ -121,6 +136,9 @@ def audit(source: Any, limit: int | None = None, workers: int = 4) -> Audit:
         unreadable=errors[CorruptImage],
         mismatched=errors[SizeMismatch],
         invalid=errors[UserError],
+        facts={fact: dict(values.most_common()) for fact, values in sorted(facts.items())},
+        pictures=pictures,
+        warnings=tuple(getattr(source, "warnings", ())),
     )
 
 
@@ -135,19 +153,93 @@ class _Counts(NamedTuple):
     labelled: int = 0
     ignored: int = 0
     objects: Any = None
+    facts: dict[str, str] = {}  # noqa: RUF012
+    picture: str = ""
 
 
 def _look(source, i):
-    ids = {}
+    ids, facts = {}, {}
     try:
+        facts = source.facts(i) if hasattr(source, "facts") else {}
         ids = source.ids(i) if hasattr(source, "ids") else {}
         sample = source.read(i)
         counts = _count(source.spec, sample["image"].shape[:2], sample["label"], ids, source.name(i))
         if "instance" in sample:
             counts = counts._replace(objects=_objects(source.spec, sample["label"], sample["instance"], source.name(i)))
-        return counts
+        image = np.ascontiguousarray(sample["image"])
+        digest = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).hexdigest()
+        return counts._replace(facts=facts, picture=digest)
     except UserError as error:
-        return _Counts(ids, error)
+        return _Counts(ids, error, facts=facts)
+
+
+def problems(audits: Mapping[str, Audit], whole: bool = True) -> list[str]:
+    """Lists what is suspicious in the splits of a data set, beside invalid samples.
+
+    Args:
+        audits: audit of each split.
+        whole: whether every sample was read; if not, a class may well occur in the others. What the opening of a split
+            found was logged then.
+
+    Returns:
+        Sentences that name splits, classes and samples: files that fit no image, masks of several encodings, classes
+        without a pixel, and pictures that occur twice, in one split or in two.
+
+    Example:
+        >>> from segjax.data.sources.shapes import shapes
+        >>> found = audit(shapes("test", count=2, size=(32, 48)))
+        >>> problems({"train": found, "test": found})[-1][:44]
+        "2 pictures are in both 'train' and 'test': t"
+    """
+    listed, places = [], collections.defaultdict(list)
+    for split, found in audits.items():
+        listed += [f"split {split!r}: {warning}" for warning in found.warnings if whole]
+        masks = found.facts.get("masks", {})
+        if len([a for a in masks if not any(b.startswith(a) and a != b for b in masks)]) > 1:
+            counted = "; ".join(f"{count} as {value:.40}" for value, count in masks.items())
+            listed.append(f"The masks of split {split!r} are encoded differently, so their ids may differ: {counted}.")
+        present = [name for name, pixels in zip(found.classes, found.pixels, strict=True) if pixels]
+        if found.labelled and (whole or len(present) < 2):
+            absent = [name for name in found.classes if name not in present]
+            if absent and len(found.classes) > 1:
+                listed.append(
+                    f"{len(absent)} of {len(found.classes)} classes occur in no sample of split {split!r}: "
+                    f"{first_names(absent)}."
+                )
+        for name, digest in found.pictures.items():
+            places[digest].append((split, name))
+    twins = [each for each in places.values() if len(each) > 1]
+    for a in audits:
+        same = [[name for split, name in each if split == a] for each in twins]
+        if same := [names for names in same if len(names) > 1]:
+            shown = first_names([" = ".join(names[:3]) for names in same])
+            listed.append(f"{len(same)} pictures occur more than once in split {a!r}: {shown}.")
+    names = list(audits)
+    for a, b in ((a, b) for i, a in enumerate(names) for b in names[i + 1 :]):
+        both = [dict(reversed(each)) for each in twins]
+        if both := [each for each in both if a in each and b in each]:
+            shown = first_names([f"{each[a]} = {each[b]}" for each in both])
+            listed.append(f"{len(both)} pictures are in both {a!r} and {b!r}: {shown}.")
+    return listed
+
+
+def glance(sources: Mapping[str, Any]) -> list[str]:
+    """Reads some samples of each split before a run, and lists what is suspicious in them.
+
+    Args:
+        sources: source of each split.
+
+    Returns:
+        As `problems`; what only all samples can tell is left to `segjax inspect`.
+
+    Raises:
+        UserError: a sample is invalid; unreadable files are counted later.
+    """
+    audits = {split: audit(source, GLANCE) for split, source in sources.items()}
+    for found in audits.values():
+        for error in (found.mismatched | found.invalid).values():
+            raise UserError(error)
+    return problems(audits, whole=False)
 
 
 def _count(spec, size, label, ids, name):

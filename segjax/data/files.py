@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from segjax.checks import UserError
@@ -181,12 +181,13 @@ def _walk(folder):
         yield from (Path(where, name) for name in names if not name.startswith("."))
 
 
-def read_lines(path: Path, key: str) -> list[str]:
+def read_lines(path: Path, key: str, names: Container[str] = ()) -> list[str]:
     """Reads the lines of a text file, except blank lines and those that start with #.
 
     Args:
         path: file.
         key: configuration key of the file, for the message.
+        names: lines that are no comments, although they start with #.
 
     Returns:
         The lines, stripped.
@@ -202,7 +203,7 @@ def read_lines(path: Path, key: str) -> list[str]:
         text = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"source.{key}: {path} cannot be read ({error}).") from error
-    return [line for line in text if line and not line.startswith("#")]
+    return [line for line in text if line in names or (line and not line.startswith("#"))]
 
 
 def select_listed(path: Path, images: Mapping[str, Path]) -> list[str]:
@@ -231,7 +232,7 @@ def select_listed(path: Path, images: Mapping[str, Path]) -> list[str]:
         ['2']
     """
     chosen: dict[str, None] = {}
-    for line in read_lines(path, "lists"):
+    for line in read_lines(path, "lists", images):
         line = unicodedata.normalize("NFC", line)
         stem, name = _listed_stem(line, images)
         if stem is None or stem in chosen:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from segjax import config as configuration
 from segjax import parallel
 from segjax.checks import UserError
+from segjax.data import audit
 from segjax.objectives import Objective
 from segjax.train import compilation
 from segjax.train import workdir as workdirs
@@ -73,6 +74,7 @@ def train_and_evaluate(
     evaluator = make_evaluator(config, parts, eval_batches(config, parts, test_source))
     run, mesh, transform = training.durations, parts.mesh, config.parallel.transform
     changed = workdirs.compare(workdir, config, parts.task.spec)
+    suspicious = audit.glance({config.splits.test: test_source, config.splits.train: source})
     workdirs.make_workdir(workdir)
 
     with (
@@ -92,6 +94,8 @@ def train_and_evaluate(
         workdirs.write_config(workdir, config, parts.task.spec)
         log.truncate(start)
         log.message(start_message(mesh, transform, train, test_source, state.params, origin, changed))
+        for line in suspicious:
+            log.message(f"warning: {line} `segjax inspect` looks at all samples.")
         previous = (start, time.monotonic())
         for i, batch in enumerate(train.batches(start, run.total), start + 1):
             state, scalars = training.step(state, parallel.put_batch(mesh, batch, transform))

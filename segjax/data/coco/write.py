@@ -161,7 +161,7 @@ def write_json(
     Example:
         >>> import tempfile
         >>> with tempfile.NamedTemporaryFile() as file:
-        ...     write_json(file.name, [], [], DatasetSpec(("sky",)))
+        ...     write_json(file.name, [], [], DatasetSpec(("sky", "bird")))
         ...     list(json.load(file))
         ['info', 'images', 'annotations', 'categories']
     """

@@ -1,6 +1,9 @@
 """Opens TIFF files: any number of bands and pages, any depth, tiled, BigTIFF, GeoTIFF, ImageJ and OME stacks."""
 
+import contextlib
+import logging
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -45,9 +48,13 @@ def open_picture(stream: Any, name: str, join_pages: bool = False) -> Picture:
 
     try:
         stream.seek(0)
-        file = tifffile.TiffFile(stream)
+        with _broken_chains() as broken:
+            file = tifffile.TiffFile(stream)
+            len(file.pages)
+        if broken:
+            raise ValueError(broken[0])
         series = [one for one in file.series if not one.keyframe.is_mask]
-        masks = [page for page in file.pages if page.is_mask and not page.is_reduced]
+        masks = [page for one in file.series if _is_whole_mask(one.keyframe) for page in one.pages]
         shapes = {(one.keyframe.shape, one.keyframe.axes, str(one.dtype)) for one in series}
         planes = [(one, k) for one in series for k in range(_planes(one))]
         facts = _facts(series[0].keyframe)
@@ -81,6 +88,29 @@ def open_picture(stream: Any, name: str, join_pages: bool = False) -> Picture:
     size = (shape[axes.index("Y")], shape[axes.index("X")])
     facts |= {"pages": len(samples), "alpha": has_alpha}
     return Picture(name, "TIFF", size, "uint8" if dtype == "bool" else dtype, bands=bands, load=load, **facts)
+
+
+def _is_whole_mask(page):
+    return page.is_mask and not page.is_reduced
+
+
+@contextlib.contextmanager
+def _broken_chains():
+    """Yields a list of what tifffile logs, and passes over, when the list of pages ends in nothing."""
+    thread, broken = threading.get_ident(), []
+
+    def keep(record):
+        ours = record.thread == thread and "TiffPages" in record.getMessage()
+        if ours:
+            broken.append(record.getMessage())
+        return not ours
+
+    logger = logging.getLogger("tifffile")
+    logger.addFilter(keep)
+    try:
+        yield broken
+    finally:
+        logger.removeFilter(keep)
 
 
 def _planes(series):

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -15,6 +16,8 @@ from segjax.data.formats.opening import DEFAULT, Reading
 from segjax.data.ids import IDS, DictLike, Ids, class_index, count_values, make_id_map, make_spec, map_ids
 from segjax.data.instances import number_instances, without_data
 from segjax.spec import Colour, DatasetSpec, channel_names
+
+log = logging.getLogger("segjax")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -277,6 +280,9 @@ def folder(
     samples = _samples(stems, image_files, found, reading)
     paths = tuple(image_files[stem] for stem, _, _ in samples)
     spec = dataclasses.replace(spec, image_channels=channel_names(channels), image_dtype=reader.common_dtype(paths))
+    warnings = [each.orphans(image_files) for each in found.values() if "{split}" in each.template or not wild]
+    for warning in filter(None, warnings):
+        log.warning(warning)
     of = {key: tuple(each.of(stem) for stem, _, _ in samples) for key, each in found.items()}
     return Folder(
         spec=spec,
@@ -294,11 +300,7 @@ def folder(
         table=make_id_map(spec, ids, (spec.ignore,) if colours else ignore_ids),
         listed=frozenset(int(key) for key in [*(dict(ids.items()) if ids else ()), *ignore_ids]),
         colours=colour_ids,
-        warnings=tuple(
-            warning
-            for each in found.values()
-            if ("{split}" in each.template or not wild) and (warning := each.orphans(image_files))
-        ),
+        warnings=tuple(filter(None, warnings)),
     )
 
 

@@ -342,7 +342,7 @@ def test_divided_parameters_are_the_same_parameters(tmp_path):
     assert jax.tree.structure(same) is not None
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), states[True])
     with checkpoint.Checkpoints(str(tmp_path)) as checkpoints:
-        checkpoints.save(3, states[True], None)
+        checkpoints.save(3, states[True])
         for devices, fsdp in ((1, False), (2, True)):
             mesh = parallel.make_mesh(devices=devices, fsdp=fsdp)
             read = checkpoints.restore(checkpoints.chosen(), abstract, mesh, fsdp)

@@ -1,7 +1,8 @@
 """Saves and restores checkpoints; the only module that uses Orbax."""
 
+import json
 import pathlib
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -31,17 +32,20 @@ class Checkpoints:
         evaluate: Annotated[str, Key("checkpoint for the final scores and for prediction", ("best", "last"))] = "best",
     ):
         self.best, self._evaluate, self._workdir = best, evaluate, workdir
+        self._summaries: dict[int, dict[str, Any]] = {}
         folder = pathlib.Path(workdir).absolute() / "checkpoints"
         with writing(f"The workdir {workdir}"):
             folder.mkdir(exist_ok=True)
-        policies = ocp.checkpoint_managers
-        best_one = policies.BestN(get_metric_fn=self._best_metric, n=1, keep_checkpoints_without_metrics=False)
-        kept = policies.AnyPreservationPolicy([policies.LatestN(1), best_one])
+        self._scores = folder / "scores.json"
         self._manager = ocp.CheckpointManager(
             folder,
-            item_handlers={"state": ocp.StandardCheckpointHandler()},
-            options=ocp.CheckpointManagerOptions(best_fn=self._best_metric, preservation_policy=kept),
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "metrics": ocp.JsonCheckpointHandler()},
+            options=ocp.CheckpointManagerOptions(preservation_policy=_Keep(self)),
         )
+        scored = self._read_scores()
+        for step in self._manager.all_steps():
+            if (summary := scored.get(str(step)) or self._older_summary(step)) is not None:
+                self._summaries[step] = summary
 
     def check_best(self, summary: dict[str, Any]) -> None:
         """Raises a UserError, before a run starts, if its summaries lack the metric `checkpoint.best`."""
@@ -54,15 +58,43 @@ class Checkpoints:
         """Waits for pending saves, even if the run failed."""
         self._manager.close()
 
-    def _best_metric(self, summary: dict[str, Any]) -> float:
-        value = summary.get(self.best)
+    def save(self, step: int, state: TrainState) -> None:
+        """Saves a state in the background, before it is evaluated; `state` may be donated right after the call."""
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state))
+        if not self._manager.save(step, args=args, force=True):
+            raise RuntimeError(f"Orbax refused to save step {step} in {self._workdir}.")
+
+    def record(self, step: int, summary: dict[str, Any]) -> None:
+        """Keeps the evaluation metrics of a saved step, in scores.json beside the checkpoints."""
+        self._summaries[step] = summary
+        if jax.process_index() == 0:
+            part = self._scores.with_suffix(".part")
+            with writing(f"The workdir {self._workdir}"):
+                part.write_text(json.dumps({str(step): found for step, found in self._summaries.items()}) + "\n")
+                part.replace(self._scores)
+
+    def best_step(self) -> int | None:
+        """Returns the step with the best metric, the last of equal ones; None if no step that is left was evaluated."""
+        steps = [step for step in self._manager.all_steps() if step in self._summaries]
+        return max(steps, key=lambda step: (self._best_metric(step), step), default=None)
+
+    def _best_metric(self, step):
+        value = self._summaries[step].get(self.best)
         return float("-inf") if value is None else float(value)
 
-    def save(self, step: int, state: TrainState, summary: dict[str, Any] | None) -> None:
-        """Saves a state and its evaluation metrics in the background; `state` may be donated right after the call."""
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state))
-        if not self._manager.save(step, args=args, metrics=summary, force=True):
-            raise RuntimeError(f"Orbax refused to save step {step} in {self._workdir}.")
+    def _read_scores(self):
+        try:
+            return json.loads(self._scores.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._scores} cannot be read ({error}). Remove it to go on.") from error
+
+    def _older_summary(self, step):
+        """Metrics that version 0.1 saved inside a checkpoint; None without."""
+        if not (self._manager.directory / str(step) / "metrics").exists():
+            return None
+        return self._manager.restore(step, args=ocp.args.Composite(metrics=ocp.args.JsonRestore()))["metrics"]
 
     def latest(self) -> int | None:
         """Returns the step of the last checkpoint, or None if there is no checkpoint."""
@@ -75,15 +107,15 @@ class Checkpoints:
             UserError: there is no checkpoint.
         """
         self._manager.wait_until_finished()
-        best = self._manager.best_step() if self._evaluate == "best" else None
+        best = self.best_step() if self._evaluate == "best" else None
         step = self.latest() if best is None else best
         if step is None:
             raise UserError(f"There is no checkpoint in {self._workdir}/checkpoints: train first with `segjax train`.")
         return step
 
     def summary(self, step: int) -> dict[str, Any] | None:
-        """Returns the metrics saved with a checkpoint, or None if it was not evaluated."""
-        return self._manager.metrics(step)
+        """Returns the evaluation metrics of a checkpoint, or None if it was not evaluated."""
+        return self._summaries.get(step)
 
     def restore(self, step: int, abstract: TrainState, mesh: Any, fsdp: bool = False) -> TrainState:
         """Restores a checkpoint onto a mesh; the device count and `fsdp` may differ from those of the run.
@@ -108,6 +140,17 @@ class Checkpoints:
         target = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, placed)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         return self._manager.restore(step, args=args)["state"]
+
+
+class _Keep(NamedTuple):
+    """Orbax's policy of what to keep: the last checkpoint, and the best."""
+
+    checkpoints: Checkpoints
+
+    def should_preserve(self, checkpoints, *, context):
+        """Marks the checkpoints to keep, given in ascending order."""
+        best = self.checkpoints.best_step()
+        return [info.step == best or info is checkpoints[-1] for info in checkpoints]
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -96,6 +96,17 @@ def train_and_evaluate(
         log.message(start_message(mesh, transform, train, test_source, state.params, origin, changed))
         for line in suspicious:
             log.message(f"warning: {line} `segjax inspect` looks at all samples.")
+
+        def evaluate(step, state):
+            summary = evaluator(state.variables(config.ema.evaluate))
+            log.write(step, "test", summary)
+            checkpoints.record(step, summary)
+            best = summary[config.checkpoint.best]
+            shown = f"{best:.4f}" if isinstance(best, float) else best
+            log.message(f"step {step}  {config.splits.test} {config.checkpoint.best} {shown}")
+
+        if start and run.due("eval", start) and checkpoints.summary(start) is None:
+            evaluate(start, state)  # the run ended between saving and scoring
         previous = (start, time.monotonic())
         for i, batch in enumerate(train.batches(start, run.total), start + 1):
             state, scalars = training.step(state, parallel.put_batch(mesh, batch, transform))
@@ -112,15 +123,11 @@ def train_and_evaluate(
                 i, "train", scalars | {"learning_rate": float(training.schedule(i - 1)), "images_per_second": rate}
             )
             log.progress(i, scalars["loss"], rate)
-            summary = None
-            if "eval" in due:
-                summary = evaluator(state.variables(config.ema.evaluate))
-                log.write(i, "test", summary)
-                best = summary[config.checkpoint.best]
-                shown = f"{best:.4f}" if isinstance(best, float) else best
-                log.message(f"step {i}  {config.splits.test} {config.checkpoint.best} {shown}")
+            # An evaluation that fails costs no training: the state is saved by then.
             if due & {"eval", "checkpoint"}:
-                checkpoints.save(i, parallel.as_global_arrays(mesh, state), summary)
+                checkpoints.save(i, parallel.as_global_arrays(mesh, state))
+            if "eval" in due:
+                evaluate(i, state)
             previous = (i, time.monotonic())
         chosen = checkpoints.chosen()
         if report and chosen != int(state.step):

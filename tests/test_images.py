@@ -145,7 +145,7 @@ def test_splits_of_different_depth_are_refused(tmp_path):
     deep = {"test": {**data["test"], "image": data["test"]["image"].astype(np.uint16) * 257}}
     sources = {"train": arrays("train", data=data, classes=("low", "high")),
               "test": arrays("test", data=deep, classes=("low", "high"))}  # fmt: skip
-    with pytest.raises(UserError, match=r"image_dtype uint16.*uint8"):
+    with pytest.raises(UserError, match=r"pixels uint16.*uint8"):
         train_and_evaluate(configured("rgb"), str(tmp_path), sources=sources)
 
 

@@ -73,9 +73,9 @@ def predict(capsys, *argv):
 def read_back(run, output, i):
     """The mask files of a test image, as a label."""
     if run.mode != "multilabel":
-        return reading.read_mask(output / f"test {i}.png")
+        return reading.read_mask(output / f"test {i}.png").ids
     names = [name.replace("/", "_") for name in run.summary["iou_per_class"]]
-    return np.stack([reading.read_mask(output / f"test {i}.{name}.png") for name in names], -1)
+    return np.stack([reading.read_mask(output / f"test {i}.{name}.png").ids for name in names], -1)
 
 
 def test_masks_hold_class_indices_and_score_as_evaluated(run, tmp_path, capsys):
@@ -165,7 +165,7 @@ def test_inputs_of_every_kind(multiclass, tmp_path, capsys):
     folder.mkdir()
     eight = (grey % 256).astype(np.uint8)
     Image.fromarray(eight).save(folder / "grey.png")
-    Image.fromarray(np.stack([eight] * 4, -1)).save(folder / "rgba.png")
+    Image.fromarray(np.stack([*[eight] * 3, np.full_like(eight, 255)], -1)).save(folder / "rgba.png")
     Image.fromarray(eight).convert("P").save(folder / "palette.gif")
     Image.fromarray(eight).save(folder / "photo.JPG")
     Image.fromarray(grey).save(folder / "deep.png")
@@ -178,9 +178,9 @@ def test_inputs_of_every_kind(multiclass, tmp_path, capsys):
     assert err.startswith("Skipped: ") and "torn.jpg" in err and err.count("\n") == 1
     stems = ("grey", "rgba", "palette", "photo", "deep")
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {f"{stem}.png" for stem in stems}
-    assert all(reading.read_mask(tmp_path / "out" / f"{stem}.png").shape == (20, 30) for stem in stems)
+    assert all(reading.read_mask(tmp_path / "out" / f"{stem}.png").ids.shape == (20, 30) for stem in stems)
     np.testing.assert_array_equal(
-        reading.read_mask(tmp_path / "out" / "grey.png"), reading.read_mask(tmp_path / "out" / "rgba.png")
+        reading.read_mask(tmp_path / "out" / "grey.png").ids, reading.read_mask(tmp_path / "out" / "rgba.png").ids
     )
     code, result, err = predict(capsys, *flags)
     assert code == 1 and result is None

@@ -11,7 +11,7 @@ from parts import quick
 from PIL import Image
 
 from segjax.checks import UserError
-from segjax.data import elastic, warping
+from segjax.data import elastic, size_groups, warping
 from segjax.data.loader import Loading
 from segjax.data.pipeline import eval_batches, shuffled_index, train_batches
 from segjax.data.sources.arrays import arrays
@@ -272,7 +272,7 @@ def test_evaluation_sees_each_pixel_once(buckets):
 
 def test_resized_evaluation_keeps_native_labels():
     data = source(count=3, sizes=[(20, 30), (33, 17)])
-    batches = eval_batches(data, replace(GREY, resize=(16, 16)), THREADS, batch_size=3)
+    batches = eval_batches(data, replace(GREY, resize=(16, 16)), THREADS, batch_size=3, buckets=1)
     (batch,) = batches.batches(0, 1)
     assert batch["image"].shape == (3, 16, 16, 1) and batch["label"].shape == (3, 33, 30)
     for index, valid, native in zip(batch["index"], batch["valid_size"], batch["native_size"], strict=True):
@@ -398,3 +398,36 @@ def test_tf_data_is_refused_where_tensorflow_is_absent(monkeypatch):
     with pytest.raises(UserError, match="pip install tensorflow-cpu"):
         collect(train_batches(source(), GREY, TF, batch_size=2, crop=(8, 8)), 0, 1)
     assert len(collect(train_batches(source(), GREY, Loading("auto"), batch_size=2, crop=(8, 8)), 0, 1)) == 1
+
+
+def test_one_large_image_costs_little_and_every_image_is_seen_once():
+    """The kind of set whose cost grew with its worst sample; in few programs, and for any number of devices."""
+    sizes = np.array([(64, 64)] * 32 + [(1500, 1500)])
+    for count in (1, 2, 4, 8):
+        groups, padding = size_groups.group_sizes(sizes, count, 8)
+        assert padding < 1.01 and len(groups) == 2
+    random = np.random.default_rng(0)
+    sizes = np.concatenate([random.integers(200, 640, (300, 2)), [(640, 480)] * 100, [(480, 640)] * 101])
+    for count, divisor in ((1, 1), (4, 4), (8, 2)):
+        groups, padding = size_groups.group_sizes(sizes, count, 16, divisor)
+        assert sorted(i for group in groups for i in group.members) == list(range(501)) and len(groups) == count
+        assert all(group.batch_size % divisor == 0 and 8 <= group.batch_size <= 16 for group in groups)
+        assert all(tuple(sizes[group.members].max(0)) == group.size for group in groups)
+        assert padding == sum(group.pixels for group in groups) / sizes.prod(1).sum()
+    assert padding < 1.3
+
+
+def test_batches_of_fewer_rows_hold_each_sample_once(tmp_path):
+    data = source(count=11, sizes=[(20, 30)] * 9 + [(60, 70), (30, 20)])
+    batches = eval_batches(data, GREY, THREADS, batch_size=4, buckets=3)
+    found = list(batches.batches(0, batches.count))
+    assert sorted(i for batch in found for i in batch["index"] if i >= 0) == list(range(11))
+    assert len({batch["image"].shape for batch in found}) == 3 and found[-1]["image"].shape[0] == 1
+    for number, batch in enumerate(found):
+        for index in batch["index"][batch["index"] >= 0]:
+            assert batches.arrange().batch_of(int(index)) == number
+    halves = [
+        list(eval_batches(data, GREY, THREADS, (host, 2), batch_size=4, buckets=3).batches(0, 99)) for host in (0, 1)
+    ]
+    rows = [i for batches in halves for batch in batches for i in batch["index"] if i >= 0]
+    assert sorted(rows) == list(range(11))

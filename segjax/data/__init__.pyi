@@ -11,5 +11,6 @@ from . import loader as loader
 from . import pipeline as pipeline
 from . import rare_classes as rare_classes
 from . import reading as reading
+from . import size_groups as size_groups
 from . import sources as sources
 from . import warping as warping

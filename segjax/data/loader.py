@@ -24,11 +24,13 @@ Batch = dict[str, np.ndarray]
 class Layout(NamedTuple):
     """Shapes and contents of batches.
 
+    batch_size: images per step, over all devices and hosts.
     padded_size, output_size: rows and columns of the padded inputs, without context, and labels.
     evaluation: full images, padded; batches include their sizes.
     instances: batches include instance maps.
     """
 
+    batch_size: int
     padded_size: tuple[int, int]
     output_size: tuple[int, int]
     spec: DatasetSpec

@@ -4,6 +4,7 @@ Iterators have no state. Batch t holds the global positions t * batch_size .. (t
 determines a sample and its augmentation, and each host makes its own rows.
 """
 
+import collections
 import dataclasses
 import functools
 import logging
@@ -16,10 +17,10 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from segjax.checks import Key, UserError
-from segjax.data import copy_paste, loader, warping
+from segjax.data import copy_paste, loader, size_groups, warping
 from segjax.data.instances import MAX_OBJECTS
 from segjax.data.loader import Batch, Layout, Loading, Sample, Scene
-from segjax.data.reading import SAMPLE, CorruptImage
+from segjax.data.reading import CorruptImage, spread
 from segjax.spec import DatasetSpec, Preprocess
 
 log = logging.getLogger("segjax")
@@ -31,11 +32,31 @@ class Arrangement(NamedTuple):
     count: batches in one pass over the split; fractional in training, where batches span epochs.
     layouts: (first batch, layout) of each run of batches with the same shape.
     rows: (evaluation) index in the source of each row of all batches, -1 for padding.
+    padding: (evaluation) pixels that are computed, over the images' own.
     """
 
     count: int | float
     layouts: list[tuple[int, Layout]]
     rows: Sequence[int] = ()
+    padding: float = 1.0
+
+    def batch_of(self, index: int) -> int:
+        """Number of the batch (evaluation) that has an image of the source."""
+        row = self.rows.index(index)
+        for first, layout, start, rows in self.runs:
+            if row < start + rows:
+                return first + (row - start) // layout.batch_size
+        raise IndexError(index)
+
+    @property
+    def runs(self) -> list[tuple[int, Layout, int, float]]:
+        """First batch, layout, first position and number of positions of each run of batches with the same shape."""
+        ends, found, start = [first for first, _ in self.layouts[1:]] + [math.inf], [], 0
+        for (first, layout), end in zip(self.layouts, ends, strict=True):
+            count = (end - first) * layout.batch_size
+            found.append((first, layout, start, count))
+            start += count
+        return found
 
 
 @dataclasses.dataclass
@@ -71,8 +92,8 @@ class Batches:
     @property
     def shapes(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Global shape and dtype of each array of the last batch, which is the largest."""
-        arrays = self.arrange().layouts[-1][1].arrays
-        return {key: ((self.batch_size, *shape), dtype) for key, (shape, dtype) in arrays.items()}
+        _, layout = self.arrange().layouts[-1]
+        return {key: ((layout.batch_size, *shape), dtype) for key, (shape, dtype) in layout.arrays.items()}
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yields this host's rows of batches start .. stop - 1, dicts of arrays as in `segjax.spec`.
@@ -81,15 +102,14 @@ class Batches:
         unreadable.
         """
         host, hosts = self.process
-        rows, layouts = self.batch_size // hosts, self.arrange().layouts
-        ends = [first for first, _ in layouts[1:]] + [math.inf]
-        for (begin, layout), end in zip(layouts, ends, strict=True):
-            first, last = max(start, begin), min(stop, end)
+        for begin, layout, position, count in self.arrange().runs:
+            size, rows = layout.batch_size, layout.batch_size // hosts
+            first, last = max(start, begin), min(stop, begin + count / size)
 
-            def sample(i, first=first):
-                return self.sample((first + i // rows) * self.batch_size + host * rows + i % rows)
+            def sample(i, base=position + (first - begin) * size, size=size, rows=rows):
+                return self.sample(base + i // rows * size + host * rows + i % rows)
 
-            for batch in loader.load_batches(self.loading, sample, max(0, last - first) * rows, rows, layout):
+            for batch in loader.load_batches(self.loading, sample, int(max(0, last - first)) * rows, rows, layout):
                 self._check_corrupt()
                 yield batch
 
@@ -175,7 +195,8 @@ def train_batches(
                 return made._replace(pasted=other, numbers=numbers)
         return made
 
-    layout = Layout(drawing.crop, drawing.crop, source.spec, preprocess, evaluation=False, instances=max_objects > 0)
+    crop, instances = drawing.crop, max_objects > 0
+    layout = Layout(batch_size, crop, crop, source.spec, preprocess, evaluation=False, instances=instances)
     arrangement = Arrangement(len(source) / batch_size, [(0, layout)])
     _check_hosts(batch_size, process, "data.batch_size")
     return Batches(source, preprocess, batch_size, sample, lambda: arrangement, process, loading, corrupt)
@@ -185,9 +206,9 @@ def _check_crop(drawing, source, preprocess):
     """Checks the crop against images spread over the split, and against all images before rejecting it."""
     every = range(len(source))
     try:
-        warping.check_crop(drawing, {_size(source, i) for i in every[:: len(every) // SAMPLE + 1]}, preprocess)
+        warping.check_crop(drawing, _sizes(source, spread(every)), preprocess)
     except UserError:
-        warping.check_crop(drawing, {_size(source, i) for i in every}, preprocess)
+        warping.check_crop(drawing, _sizes(source, every), preprocess)
 
 
 def eval_batches(
@@ -196,18 +217,20 @@ def eval_batches(
     loading: Loading,
     process: tuple[int, int] = (0, 1),
     instances: bool = False,
+    divisor: int = 1,
     *,
     batch_size: Annotated[int, Key("images per step, over all devices and hosts", "[1, inf)")] = 8,
     buckets: Annotated[
         int, Key("groups of similar-sized images; each is padded to its largest image and compiled once", "[1, inf)")
-    ] = 1,
+    ] = 4,
 ) -> Batches:
     """Makes batches of whole images, each image once, with labels at their native size.
 
-    Images are sorted by size into `buckets` groups of equal number. Each group is padded to its largest image and
-    compiled once. Padded pixels and rows are labelled `ignore` and do not count. Outputs next to the padding depend
-    slightly on it, so predictions of single images may differ there. Sizes are read from the file headers, in parallel,
-    before the first batch. The keyword arguments are the keys of the section `eval`.
+    Images are divided by size into `buckets` groups, see `segjax.data.size_groups`; a set with few very large images
+    has more. Each group is padded to its largest image and compiled once. Padded pixels and rows are labelled `ignore`
+    and do not count. Outputs next to the padding depend slightly on it, so predictions of single images may differ
+    there. Sizes are read from the file headers, in parallel, before the first batch. The keyword arguments are the keys
+    of the section `eval`.
 
     Args:
         source: samples by index.
@@ -215,6 +238,7 @@ def eval_batches(
         loading: how samples are read.
         process: (index of this host, number of hosts).
         instances: whether to include instance maps.
+        divisor: number that every batch size must be a multiple of, such as that of the devices.
 
     Returns:
         The batches; `count` of them make one pass.
@@ -228,20 +252,23 @@ def eval_batches(
     @functools.cache
     def arrange() -> Arrangement:
         with ThreadPoolExecutor(loading.workers or os.cpu_count() or 1) as pool:
-            sizes = np.array(list(pool.map(functools.partial(_size, source), range(len(source)))))
-        order = np.lexsort((np.arange(len(source)), sizes[:, 1], sizes.prod(1)))
+            read = list(pool.map(functools.partial(_size, source), range(len(source))))
+        usual, _ = collections.Counter(filter(None, read)).most_common(1)[0] if any(read) else ((1, 1), 0)
+        sizes = np.array([size or usual for size in read])
+        groups, padding = size_groups.group_sizes(sizes, buckets, batch_size, math.lcm(divisor, process[1]))
         rows: list[int] = []
         layouts: list[tuple[int, Layout]] = []
-        for group in np.array_split(order, min(buckets, len(source))):
-            labels = tuple(sizes[group].max(0).tolist())
-            inputs = np.max([warping.resized_size((y, x), preprocess.resize) for y, x in sizes[group].tolist()], axis=0)
-            layout = Layout(tuple(inputs.tolist()), labels, spec, preprocess, True, instances)
-            if not layouts or layouts[-1][1] != layout:
-                rows += [-1] * (-len(rows) % batch_size)
-                layouts.append((len(rows) // batch_size, layout))
-            rows += group.tolist()
-        rows += [-1] * (-len(rows) % batch_size)
-        return Arrangement(len(rows) // batch_size, layouts, rows)
+        first = 0
+        for members, size, rows_of, number in ((g.members, g.size, g.batch_size, g.batches) for g in groups):
+            inputs = np.max([warping.resized_size((y, x), preprocess.resize) for y, x in sizes[members].tolist()], 0)
+            layouts.append((first, Layout(rows_of, tuple(inputs.tolist()), size, spec, preprocess, True, instances)))
+            rows += members + [-1] * (number * rows_of - len(members))
+            first += number
+        log.info(
+            "evaluation computes %.2f times the pixels of its %d images, in batches of %d shapes",
+            padding, len(source), len(groups),
+        )  # fmt: skip
+        return Arrangement(first, layouts, rows, padding)
 
     corrupt: dict[str, str] = {}
 
@@ -288,12 +315,17 @@ def _read(source, index, max_objects, corrupt):
     return sample["image"], sample["label"], sample["instance"]
 
 
+def _sizes(source, indices):
+    """Reads the sizes of samples; that of one pixel if none can be read."""
+    return {size for i in indices if (size := _size(source, i))} or {(1, 1)}
+
+
 def _size(source, index):
-    """Reads rows and columns of a sample; those of `_nothing` if it is unreadable."""
+    """Reads rows and columns of a sample; None if it is unreadable."""
     try:
         return source.size(index)
     except CorruptImage:
-        return 1, 1
+        return None
 
 
 def _nothing(spec):

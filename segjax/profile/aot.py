@@ -217,9 +217,8 @@ def step_programs(
         batch = _batch(test, config.parallel.transform, mesh)
         del batch["position"]
         evaluation = components.make_evaluator(config, parts, test).step
-        found.append(
-            StepProgram("eval", evaluation, (variables, batch), test.batch_size, everywhere, config.parallel.fsdp)
-        )
+        (images,), _ = test.shapes["index"]
+        found.append(StepProgram("eval", evaluation, (variables, batch), images, everywhere, config.parallel.fsdp))
     if "predict" in what:
         found.append(_predict(config, parts, variables, test))
     return found

@@ -113,9 +113,8 @@ def eval_batches(config: ConfigDict, parts: Components, source: Any) -> pipeline
     source = agreement.match(source, parts.task.spec, "the split to evaluate", "the data of the model")
     parallel.check_batch(parts.mesh, config.eval.batch_size, "eval.batch_size")
     loading, instances = Loading(**config.loading), parts.task.needs_instances
-    return pipeline.eval_batches(
-        source, parts.preprocess, loading, parallel.process_index_and_count(), instances, **config.eval
-    )
+    process, devices = parallel.process_index_and_count(), parts.mesh.shape[parallel.DATA]
+    return pipeline.eval_batches(source, parts.preprocess, loading, process, instances, devices, **config.eval)
 
 
 class Training(NamedTuple):

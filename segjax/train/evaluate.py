@@ -41,8 +41,7 @@ class Evaluator(NamedTuple):
         Yields:
             Source index and segments [y, x, ...] of each image, without padding, in batch order.
         """
-        size = self.batches.batch_size
-        for number in sorted({self.batches.arrange().rows.index(i) // size for i in indices}):
+        for number in sorted({self.batches.arrange().batch_of(i) for i in indices}):
             batch = next(self.batches.batches(number, number + 1))
             _, found = self._run(variables, batch)
             found = jax.device_get(found)

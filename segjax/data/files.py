@@ -1,5 +1,6 @@
 """Finds the files of a data set by path templates and selects those of a split."""
 
+import logging
 import os
 import re
 import unicodedata
@@ -7,6 +8,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from segjax.checks import UserError
+
+log = logging.getLogger("segjax")
 
 # File extensions of the formats that `segjax.data.reading` reads.
 SUFFIXES = (
@@ -169,9 +172,9 @@ def _pattern(template, stem):
     return re.compile(text + re.escape(dot) + (f"(?i:{re.escape(extension)})" if dot else ""), re.DOTALL)
 
 
-def _walk(folder):
+def _walk(folder, without=None):
     """Yields the files in a folder and those below, except hidden ones; each folder once, links followed."""
-    seen = set()
+    seen = set() if without is None else {os.path.realpath(without)}
     for where, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(where)) in seen:
             folders.clear()
@@ -298,11 +301,13 @@ def select_fraction(stems: Sequence[str], fractions: Mapping[str, Sequence[int |
     return list(chosen)
 
 
-def list_images(path: Path) -> list[Path]:
+def list_images(path: Path, recursive: bool = False, without: Path | None = None) -> list[Path]:
     """Lists the images of a folder, or the one image that a path names.
 
     Args:
-        path: file or folder; subfolders are not searched.
+        path: file or folder.
+        recursive: whether to search subfolders; if not, a warning counts them.
+        without: folder that is not searched.
 
     Returns:
         The files, in natural order.
@@ -322,9 +327,13 @@ def list_images(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"There is no file or folder {path}.")
-    found = sorted((p for p in path.glob("[!.]*") if p.suffix.lower() in SUFFIXES), key=lambda p: natural_key(p.name))
+    here = (each for each in path.glob("[!.]*") if not each.is_dir())
+    found = [each for each in (_walk(path, without) if recursive else here) if each.suffix.lower() in SUFFIXES]
+    found.sort(key=lambda each: natural_key(each.relative_to(path).as_posix()))
+    inner = [each.name for each in sorted(path.iterdir()) if each.is_dir() and each != without]
     if not found:
-        inner = [p.name for p in sorted(path.iterdir()) if p.is_dir()]
-        hint = f" Its subfolders are not searched; name one of them: {', '.join(inner[:3])}." if inner else ""
+        hint = f" Its subfolders are not searched without --recursive: {', '.join(inner[:3])}." if inner else ""
         raise UserError(f"There is no image in {path}; known suffixes: {', '.join(SUFFIXES)}.{hint}")
+    if inner and not recursive:
+        log.warning("%d folders in %s are not searched without --recursive: %s.", len(inner), path, first_names(inner))
     return found

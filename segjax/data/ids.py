@@ -1,5 +1,6 @@
 """Class indices: the spec of named classes, and the lookup table from raw ids of mask files."""
 
+import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
@@ -170,6 +171,38 @@ def map_ids(
             f"a class, as in source.ids = {example}, or list ids of unlabelled pixels in source.ignore_ids."
         )
     return label.astype(spec.label_dtype)
+
+
+def source_ids(
+    spec: DatasetSpec, ids: DictLike | None = None, ignore_ids: Sequence[int] = ()
+) -> Int32[np.ndarray, "labels"]:
+    """Builds the lookup table from labels to the raw ids of a data set, the reverse of `make_id_map`.
+
+    Args:
+        spec: classes and ignore value of the labels.
+        ids: class of each id, as for `make_id_map`; None if ids are class indices.
+        ignore_ids: further ids of unlabelled pixels.
+
+    Returns:
+        Id of each label 0 .. `spec.ignore`; unlabelled pixels get the smallest of their ids.
+
+    Raises:
+        UserError: a class has no id, or several.
+
+    Example:
+        >>> source_ids(DatasetSpec(("cat", "dog")), {"7": "cat", "3": "dog"}, ignore_ids=[0])[[0, 1, 255]].tolist()
+        [7, 3, 0]
+    """
+    found = collections.defaultdict(list)
+    for key, value in dict(ids.items()).items() if ids else ((k, k) for k in range(len(spec.classes))):
+        found[class_index(value, spec, "source.ids")].append(int(key))
+    for k, name in enumerate(spec.classes):
+        if len(found[k]) != 1:
+            listed = ", ".join(map(str, sorted(found[k]))) or "none"
+            raise UserError(f"source.ids: class {name!r} must have one id to be written with it, but has {listed}.")
+    table = np.full(spec.ignore + 1, min([*found[spec.ignore], *ignore_ids], default=spec.ignore), np.int32)
+    table[: len(spec.classes)] = [found[k][0] for k in range(len(spec.classes))]
+    return table
 
 
 def count_values(raw: Integer[np.ndarray, "..."] | Bool[np.ndarray, "..."]) -> dict[int, int]:

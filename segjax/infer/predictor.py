@@ -1,6 +1,7 @@
 """A trained model as a function of images."""
 
 import collections
+import functools
 import logging
 import math
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from jaxtyping import Shaped
 
 from segjax.checks import UserError
 from segjax.data import warping
+from segjax.data.formats.opening import DEFAULT, Reading
+from segjax.infer import memory
 from segjax.infer.windows import overlap_tile
 from segjax.objectives import Objective
 from segjax.spec import DatasetSpec, Geometry, Preprocess, Segments
@@ -31,6 +34,7 @@ class Predictor:
         spec: the classes.
         preprocess: how images become inputs.
         divisor: divisor of panoptic ids; 0 if the task has no objects.
+        reading: how image files are read.
 
     Example:
         predictor = Predictor.from_workdir("runs/brain")
@@ -46,6 +50,7 @@ class Predictor:
         size_multiple: int = 1,
         tile: int = 0,
         mesh: jax.sharding.Mesh | None = None,
+        reading: Reading = DEFAULT,
     ):
         """Combines a model with its variables.
 
@@ -58,6 +63,7 @@ class Predictor:
                 program; 1 compiles one for each size, without padding.
             tile: predict in tiles of this size with the model's context around each; 0 predicts whole images.
             mesh: devices that share the rows of each image; None for one device.
+            reading: how image files are read, for whoever reads them.
 
         Raises:
             UserError: tiles with a model that has no context, or resizes its images.
@@ -67,6 +73,7 @@ class Predictor:
         self.spec: DatasetSpec = task.spec
         self.divisor = task.divisor
         self.preprocess = preprocess
+        self.reading = reading
         self._size_multiple, self._tile = size_multiple, tile
         self._variables = variables
         self._predict = compile_predict(model, task, preprocess, mesh)
@@ -105,7 +112,8 @@ class Predictor:
         config.parallel.update(devices=space, space=space)
         parts, state, _ = restore(config, spec, workdir, model, objective)
         variables, mesh = state.variables(config.ema.evaluate), parts.mesh if space > 1 else None
-        return cls(parts.model, variables, parts.task, parts.preprocess, size_multiple, tile, mesh)
+        reading = Reading(**config.reading)
+        return cls(parts.model, variables, parts.task, parts.preprocess, size_multiple, tile, mesh, reading)
 
     def __call__(
         self, image: Shaped[np.ndarray, "y x c"] | Shaped[np.ndarray, "b y x c"] | Sequence[Shaped[np.ndarray, "_ _ c"]]
@@ -125,6 +133,31 @@ class Predictor:
         if getattr(image, "ndim", 4) < 4:
             return self._several([np.asarray(image)])[0]
         return self._several([np.asarray(each) for each in image])
+
+    def bytes_needed(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Estimates the memory that an image needs, from the program for a small one.
+
+        Args:
+            size: rows and columns of the image.
+
+        Returns:
+            Bytes on the device, and on the host.
+        """
+        fitted = warping.resized_size(size, self.preprocess.resize)
+        pixels = (self._tile or fitted[0]) * (self._tile or fitted[1])
+        channels = len(self.preprocess.mean)
+        host = math.prod(size) * (memory.PER_VALUE * channels + memory.PER_PIXEL + 8 * len(self.spec.classes))
+        return int(pixels * self._bytes_per_pixel), host
+
+    @functools.cached_property
+    def _bytes_per_pixel(self):
+        side = 256
+        context = 2 * self.preprocess.context
+        images = np.zeros((1, side + context, side + context, len(self.preprocess.mean)), self.spec.image_dtype)
+        sizes = np.full((1, 2), side, np.int32)
+        place = Geometry(sizes, sizes, (side, side), (side, side), self.preprocess.resize is not None)
+        usage = self._predict.lower(self._variables, images, place).compile().memory_analysis()
+        return (usage.temp_size_in_bytes + usage.output_size_in_bytes) / side**2
 
     def _several(self, images):
         for image in images:

@@ -148,6 +148,7 @@ def write_json(
     images: Sequence[Mapping[str, Any]],
     annotations: Sequence[Mapping[str, Any]],
     spec: DatasetSpec,
+    listed: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
     """Writes a COCO file.
 
@@ -157,6 +158,7 @@ def write_json(
         annotations: from `panoptic_annotation` or `instance_annotations`, of all images; object ids are renumbered,
             since they must be unique in the whole file.
         spec: the classes.
+        listed: categories to list in place of the classes.
 
     Example:
         >>> import tempfile
@@ -172,6 +174,6 @@ def write_json(
         "info": {"software": "segjax"},
         "images": [dict(image) for image in images],
         "annotations": numbered,
-        "categories": categories(spec),
+        "categories": categories(spec) if listed is None else [dict(category) for category in listed],
     }
     Path(path).write_text(json.dumps(content), encoding="utf-8")

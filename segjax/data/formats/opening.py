@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import stat
 from collections.abc import Iterator
 from typing import Annotated, NamedTuple
 
@@ -95,8 +96,12 @@ def name_of(file):
 
 
 def _stream(file):
+    if isinstance(file, bytes):
+        return io.BytesIO(file)
     try:
-        return io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb")
+        if not stat.S_ISREG(os.stat(file).st_mode):  # reading a pipe would wait for ever
+            raise UserError(f"{file}: cannot be read (it is a folder, a pipe or a device).")
+        return open(file, "rb")
     except OSError as error:
         raise UserError(f"{name_of(file)}: cannot be read ({error.strerror}).") from error
 

@@ -18,6 +18,7 @@ from .checks import UserError as UserError
 from .config import default_config as default_config
 from .infer import Predictor as Predictor
 from .spec import DatasetSpec as DatasetSpec
+from .train.evaluate_predictions import evaluate_predictions as evaluate_predictions
 from .train.loop import train_and_evaluate as train_and_evaluate
 from .train.restore import evaluate_workdir as evaluate_workdir
 

@@ -13,6 +13,7 @@ from segjax.config import default_config
 from segjax.data import reading
 from segjax.data.sources.arrays import arrays
 from segjax.train import loop
+from segjax.train.evaluate_predictions import evaluate_predictions
 from segjax.train.restore import restore
 from segjax.train.workdir import read_config
 
@@ -48,6 +49,7 @@ class Run:
         sources = {split: arrays(split, data=data, classes=CLASSES[mode]) for split in data}
         self.summary = loop.train_and_evaluate(config, str(folder / "run"), sources=sources)
         self.mode, self.workdir, self.tests, self.labels = mode, str(folder / "run"), tests, labels
+        self.config, self.sources = config, sources
         self.images = folder / "images"
         self.images.mkdir()
         for i, each in enumerate(tests):
@@ -104,6 +106,14 @@ def test_masks_hold_class_indices_and_score_as_evaluated(run, tmp_path, capsys):
             inter[k] += (t & p & valid).sum()
             union[k] += ((t | p) & valid).sum()
     np.testing.assert_allclose(list(run.summary["iou_per_class"].values()), inter / union, atol=1e-12)
+    # So does the score of the files, in every figure; the samples of arrays are called test_0 ...
+    for path in tmp_path.glob("*.png"):
+        path.rename(path.with_name(path.name.replace(" ", "_")))
+    scored = evaluate_predictions(tmp_path, run.config, sources=run.sources)
+    assert scored["mean_image_IoU"] == pytest.approx(run.summary["mean_image_IoU"], rel=1e-12)  # another order
+    same = scored.keys() & run.summary.keys() - {"seconds", "mean_image_IoU"}
+    assert {"mIoU", "dice_per_class", "pixels"} < same
+    assert {key: scored[key] for key in same} == {key: run.summary[key] for key in same}
 
 
 def test_label_follows_from_probability(run):

@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from segjax.checks import UserError
-from segjax.metrics import instance
+from segjax.metrics import coco_numbers, instance
 from segjax.metrics.panoptic import decode_panoptic
 from segjax.spec import DatasetSpec
 
@@ -53,21 +53,23 @@ def random_maps(rng, size=(160, 200), n=12):
     return (label, numbers), (predicted, found), rng.random(n).round(1)
 
 
-def annotations(i, label, numbers):
+def annotations(i, label, numbers, boxes=False):
     """COCO's annotations of an image and the number of each, from masks encoded one by one."""
     for number, c in np.ndindex(int(numbers.max()) + 1, 3):
         mask = (label == c) & (numbers == number)
         if c and mask.any():
             rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
             segmentation = {**rle, "counts": rle["counts"].decode()}
-            yield number, {"image_id": i, "category_id": c, "area": int(mask.sum()), "segmentation": segmentation}
+            box = {"bbox": coco_mask.toBbox(rle).tolist()} if boxes else {}
+            annotation = {"image_id": i, "category_id": c, "area": int(mask.sum()), "segmentation": segmentation}
+            yield number, annotation | box
 
 
 def by_hand(images, tmp_path):
-    """The first six numbers of pycocotools, called as its manual does, on files."""
+    """The numbers of pycocotools for masks and for boxes, called as its manual does, on files."""
     truths, detections = [], []
     for i, (truth, prediction, scores) in enumerate(images):
-        for number, annotation in annotations(i, *truth):
+        for number, annotation in annotations(i, *truth, boxes=True):
             truths.append({**annotation, "id": len(truths) + 1, "iscrowd": int(number == 0)})
         for number, annotation in annotations(i, *prediction):
             if number:
@@ -76,11 +78,13 @@ def by_hand(images, tmp_path):
     data = {"images": images, "annotations": truths, "categories": [{"id": c, "name": str(c)} for c in SPEC.things]}
     (tmp_path / "truth.json").write_text(json.dumps(data))
     coco = COCO(tmp_path / "truth.json")
-    run = COCOeval(coco, coco.loadRes(detections), "segm")
-    run.evaluate()
-    run.accumulate()
-    run.summarize()
-    return run.stats[:6]
+    found = coco.loadRes(detections)
+    for kind in ("segm", "bbox"):
+        run = COCOeval(coco, found, kind)
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+        yield from run.stats
 
 
 def gathered(images):
@@ -99,8 +103,9 @@ def test_as_pycocotools_on_files(tmp_path, capsys):
     capsys.readouterr()
     found = instance.summary(state)
     assert capsys.readouterr().out == ""
-    names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-    np.testing.assert_allclose([found[name] for name in names], by_hand(images, tmp_path), rtol=1e-12)
+    names = [prefix + name for prefix in ("", "box_") for name in coco_numbers.NUMBERS]
+    assert [found[name] for name in names] == list(by_hand(images, tmp_path))
+    assert found["AP"] != found["box_AP"] and found["AR1"] < found["AR10"] == found["AR100"]
     assert 0.05 < found["AP"] < found["AP50"] < 0.99
     assert found["AP"] == pytest.approx(np.mean(list(found["ap_per_class"].values())))
     assert any(truth.crowd.any() for truth in state.ground_truths) and not any(d.crowd.any() for d in state.detections)
@@ -109,10 +114,13 @@ def test_as_pycocotools_on_files(tmp_path, capsys):
 
 def test_perfect():
     truth = cells(row((1, 0, 10), (2, 10, 30)))
-    assert figures(truth, truth) == {
+    twelve = {
         "AP": 1, "AP50": 1, "AP75": 1, "AP_small": 1, "AP_medium": None, "AP_large": None,
-        "ap_per_class": {"cell": 1}, "bowl_score": 1, "images": 1, "objects": 2,
+        "AR1": 0.5, "AR10": 1, "AR100": 1, "AR_small": 1, "AR_medium": None, "AR_large": None,
     }  # fmt: skip
+    boxes = {f"box_{name}": value for name, value in twelve.items()}
+    others = {"ap_per_class": {"cell": 1}, "bowl_score": 1, "images": 1, "objects": 2}
+    assert figures(truth, truth) == twelve | boxes | others
 
 
 def test_half_missing():
@@ -161,7 +169,28 @@ def test_images_with_many_objects_need_many_detections():
     truth = cells(row(*((n, 3 * n, 3 * n + 2) for n in range(1, 121))))
     assert figures(truth, truth)["AP"] == pytest.approx(84 / 101)  # recalls up to 100/120
     assert figures(truth, truth, max_detections=120)["AP"] == 1
-    assert figures(truth, truth, max_detections=None)["AP"] == 1
+    every = figures(truth, truth, max_detections=None)
+    assert every["AP"] == every["AR_small"] == 1 and every["AR100"] == pytest.approx(100 / 120)
+    assert figures(truth, truth, max_detections=5)["AR10"] == pytest.approx(10 / 120)
+
+
+def test_areas_and_boxes_of_the_annotations_count():
+    """An object of 20 pixels whose annotation says 2000 is medium; a box that is given is matched, not the mask's."""
+    truth = cells(row((1, 0, 20)))
+    given = truth._replace(areas=np.array([2000.0]), boxes=np.array([[0.0, 0.0, 40.0, 1.0]]))
+    found = figures(given, truth)
+    assert found["AP_small"] is None
+    assert [found["AP_medium"], found["AP50"], found["box_AP50"]] == [ONE] * 3
+    assert found["box_AP75"] == 0 and figures(given, given)["box_AP75"] == ONE
+    assert figures(given._replace(ids=[0]), truth)["AP"] == 0  # as pycocotools, which takes 0 for no match
+
+
+def test_bowl_score_of_objects_that_overlap():
+    """Two true objects in one place and one detection are one match and one miss at each threshold."""
+    one = cells(row((1, 0, 10)))
+    both = one._replace(rles=one.rles * 2, classes=np.ones(2, int), scores=np.ones(2), crowd=np.zeros(2, bool))
+    assert figures(both, one)["bowl_score"] == figures(one, both)["bowl_score"] == 0.5
+    assert figures(both, both)["bowl_score"] == 1
 
 
 def test_nothing():

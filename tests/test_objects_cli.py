@@ -66,11 +66,16 @@ def predicted(run):
     return images, output, argv
 
 
-def test_evaluate_and_report_show_the_figures_of_the_task(run, capsys):
-    task, folder = run
-    assert main(["evaluate", "--workdir", str(folder / "run")]) == 0
-    out, err = capsys.readouterr()
-    summary = json.loads(out)
+@pytest.fixture(scope="module")
+def evaluated(run):
+    """What `evaluate` prints of the run: its summary, and its table."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        assert main(["evaluate", "--workdir", str(run[1] / "run")]) == 0
+    return json.loads(out.getvalue()), err.getvalue()
+
+
+def test_evaluate_and_report_show_the_figures_of_the_task(run, evaluated):
+    (task, folder), (summary, err) = run, evaluated
     rows = {words[0]: words[1:] for line in err.splitlines() if (words := line.split())}
     page = (folder / "run" / "report" / "index.html").read_text(encoding="utf-8")
     assert tuple(rows["Class"]) == FIGURES[task]
@@ -117,6 +122,25 @@ def test_objects_are_read_back(run, predicted):
         with Image.open(output / "overlays" / f"{source.name(i)}.png") as overlay:
             wanted = pictures.overlay(sample["image"], label, SPEC, instance=instance, score=found.score)
             np.testing.assert_array_equal(np.array(overlay), wanted)
+
+
+def test_predicted_files_score_as_evaluated(run, evaluated, capsys):
+    """What `predict` writes of the test split, as a folder, as JSON, and in the scores of the run's own evaluation."""
+    task, folder = run
+    (folder / "split").mkdir()
+    source = shapes("test", count=8, size=(32, 32))
+    for i in range(8):
+        Image.fromarray(source.read(i)["image"]).save(folder / "split" / f"{source.name(i)}.png")
+    workdir, output = f"--workdir={folder / 'run'}", folder / "split_out"
+    assert main(["predict", workdir, f"--input={folder / 'split'}", f"--output={output}", "--nooverlays"]) == 0
+    capsys.readouterr()
+    name = {"panoptic": "panoptic.json", "instance": "instances.json"}[task]
+    for path in (output, output / name):
+        assert main(["evaluate", workdir, f"--predictions={path}"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        same = found.keys() & evaluated[0].keys() - {"seconds", "mIoU", "iou_per_class"}
+        assert {key: found[key] for key in same} == {key: evaluated[0][key] for key in same}
+        assert {"panoptic": "PQ", "instance": "box_AP_small"}[task] in same and found["predictions"] == str(path)
 
 
 def test_predict_replaces_only_its_own_files(predicted, capsys):

@@ -27,7 +27,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "train": Verb("trains and evaluates; resumes automatically from the workdir", ("config", "workdir")),
-    "evaluate": Verb("evaluates a workdir's checkpoint", ("workdir",)),
+    "evaluate": Verb("evaluates a workdir's checkpoint, or predictions in files"),
     "predict": Verb("predicts masks and overlays for images or folders", ("workdir", "input", "output")),
     "compile": Verb("estimates memory and time of a run's steps, also for a TPU you do not have", ("config",)),
     "benchmark": Verb("times the same steps, and the input, on the local devices; names the bottleneck", ("config",)),

@@ -79,7 +79,7 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
         plain = listed is None
         masks = mask_files.mask_pictures(segments.label, predict.spec) if plain else [("", listed.add(path, segments))]
         for suffix, mask in masks:
-            mask.save(output / f"{path.stem}{pictures.file_name(suffix)}.png", pnginfo=_mark())
+            mask.save(output / f"{path.stem}{files.file_name(suffix)}.png", pnginfo=_mark())
         if values.overlays:
             shown = pictures.to_display(image, predict.preprocess.window)
             label, score = segments.label, segments.score

@@ -9,6 +9,7 @@ from . import ids as ids
 from . import instances as instances
 from . import loader as loader
 from . import pipeline as pipeline
+from . import predictions as predictions
 from . import rare_classes as rare_classes
 from . import reading as reading
 from . import size_groups as size_groups

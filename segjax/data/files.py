@@ -100,6 +100,16 @@ def first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
+def file_name(text: str) -> str:
+    """Makes a name safe for file names and relative URLs: other characters become "_".
+
+    Example:
+        >>> file_name("seq 01/0016:E5")
+        'seq_01_0016_E5'
+    """
+    return re.sub(r"[^\w.-]", "_", text)[-100:]
+
+
 def natural_key(stem: str) -> tuple[list[int | str], str]:
     """Returns a natural sort key: 2 comes before 10.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int32, Int64, Integer
 
+from segjax.metrics.pairs import count_pairs
 from segjax.spec import DatasetSpec
 
 _EXACT_FLOAT32 = 2**24  # float32 holds every integer up to here
@@ -53,12 +54,43 @@ def confusion_matrix(
     return counts if counts.ndim == 3 else counts.sum(axis=1)
 
 
+def count_decided(label: np.ndarray, prediction: np.ndarray, spec: DatasetSpec) -> Int64[np.ndarray, "..."]:
+    """Counts (ground truth, prediction) pairs of one image on the host, also where nothing is predicted.
+
+    Args:
+        label: class index, `spec.ignore` where unlabelled, integers [y, x]; multi-label: 0 or 1, [y, x, k].
+        prediction: class index, `spec.ignore` where nothing is predicted, integers [y, x]; multi-label: bool [y, x, k].
+        spec: the classes.
+
+    Returns:
+        The matrix [k, k + 1], whose last column counts labelled pixels without a prediction; multi-label: [k, 2, 2].
+
+    Raises:
+        UserError: sizes differ, or a map does not hold integers.
+
+    Example:
+        >>> count_decided(np.array([[0, 1, 1, 255]]), np.array([[0, 1, 255, 0]]), DatasetSpec(("cat", "dog"))).tolist()
+        [[1, 0, 0], [0, 1, 1]]
+    """
+    k = len(spec.classes)
+    if spec.mode == "multilabel":
+        columns = [label[..., c] * 2 + prediction[..., c] for c in range(k)]
+        valid = [label[..., c] != spec.ignore for c in range(k)]
+        return np.stack([np.bincount(x[at], minlength=4).reshape(2, 2) for x, at in zip(columns, valid, strict=True)])
+    matrix = np.zeros((k, k + 1), np.int64)
+    for true, predicted, pixels in zip(*count_pairs(label, prediction), strict=True):
+        if true != spec.ignore:
+            matrix[true, k if predicted == spec.ignore else predicted] += pixels
+    return matrix
+
+
 class ConfusionState(NamedTuple):
     """The counts so far; states of disjoint images are merged by addition.
 
     Args:
         spec: the classes.
-        total: sum of the matrices of all images, [k, k], or [k, 2, 2] for multi-label.
+        total: sum of the matrices of all images, [k, k], or [k, 2, 2] for multi-label; [k, k + 1] if pixels without a
+            prediction are counted, see `count_decided`.
         images: number of images with at least one labelled pixel.
         image_iou: sum of the mean IoU of each image.
         scored: number of images in that sum: those with a class in their ground truth or prediction. Equals `images`,
@@ -88,7 +120,8 @@ def update(state: ConfusionState, matrices: Int32[Array, "b ..."] | Integer[np.n
 
     Args:
         state: the counts so far.
-        matrices: one per image, [b, k, k] or [b, k, 2, 2]; matrices of zeros (padding, nothing labelled) do not count.
+        matrices: one per image, [b, k, k], [b, k, k + 1] or [b, k, 2, 2]; matrices of zeros (padding, nothing
+            labelled) do not count.
 
     Raises:
         ValueError: the shape of the matrices differs from the state's.
@@ -98,14 +131,17 @@ def update(state: ConfusionState, matrices: Int32[Array, "b ..."] | Integer[np.n
         1
     """
     matrices = np.asarray(matrices, np.int64)
-    if matrices.shape[1:] != state.total.shape:
-        raise ValueError(f"Matrices of shape {matrices.shape} cannot be added to a state of shape {state.total.shape}.")
-    hits, ground_truth, predicted = _counts(matrices, multilabel=state.total.ndim == 3)
+    total = state.total
+    if total.ndim == 2 and matrices.shape[-1] == len(total) + 1:
+        total = _with_missed(total)
+    if matrices.shape[1:] != total.shape:
+        raise ValueError(f"Matrices of shape {matrices.shape} cannot be added to a state of shape {total.shape}.")
+    hits, ground_truth, predicted = _counts(matrices, multilabel=total.ndim == 3)
     iou = _ratio(hits, ground_truth + predicted - hits)
     image_iou = _ratio(np.nansum(iou, axis=1), (~np.isnan(iou)).sum(axis=1))
     return ConfusionState(
         spec=state.spec,
-        total=state.total + matrices.sum(axis=0),
+        total=total + matrices.sum(axis=0),
         images=state.images + int(matrices.any(axis=tuple(range(1, matrices.ndim))).sum()),
         image_iou=state.image_iou + float(np.nansum(image_iou)),
         scored=state.scored + int((~np.isnan(image_iou)).sum()),
@@ -120,6 +156,8 @@ def merge(a: ConfusionState, b: ConfusionState) -> ConfusionState:
         >>> merge(one, one).total.tolist()
         [[6, 2], [0, 8]]
     """
+    if a.total.shape != b.total.shape:
+        a, b = (state._replace(total=_with_missed(state.total)) for state in (a, b))
     return ConfusionState(a.spec, *(x + y for x, y in zip(a[1:], b[1:], strict=True)))
 
 
@@ -184,11 +222,18 @@ def summary(state: ConfusionState, *, absent: Literal["skip", "zero", "one"] = "
     }
 
 
+def _with_missed(total):
+    """Adds the column of pixels without a prediction, if a matrix lacks it."""
+    k = len(total)
+    return np.pad(total, [(0, 0), (0, k + 1 - total.shape[1])])
+
+
 def _counts(matrices, multilabel):
     """Returns true positives, ground truth and prediction of each class in pixels, [..., k] each."""
     if multilabel:
         return matrices[..., 1, 1], matrices[..., 1, :].sum(axis=-1), matrices[..., :, 1].sum(axis=-1)
-    return np.diagonal(matrices, axis1=-2, axis2=-1), matrices.sum(axis=-1), matrices.sum(axis=-2)
+    k = matrices.shape[-2]
+    return np.diagonal(matrices, axis1=-2, axis2=-1), matrices.sum(axis=-1), matrices.sum(axis=-2)[..., :k]
 
 
 def _ratio(numerator, denominator):

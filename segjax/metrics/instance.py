@@ -1,14 +1,15 @@
-"""Instance metrics: COCO average precision, computed by pycocotools, and the score of the Data Science Bowl 2018."""
+"""Instance metrics: COCO's average precision and recall, and the score of the Data Science Bowl 2018."""
 
-import contextlib
-import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from segjax.checks import UserError
+from segjax.metrics import coco_numbers
 from segjax.metrics.pairs import check_maps, compact, count_pairs
 from segjax.rle import coco_tools, encode_masks
 from segjax.spec import DatasetSpec
@@ -26,6 +27,9 @@ class Objects(NamedTuple):
         scores: score of each detection; ignored for ground truth.
         crowd: True for a region of objects that are not annotated separately; crowds among detections are dropped.
         size: rows and columns of the image.
+        areas: area of each object in pixels, which says whether it is small, medium or large; None: that of its mask.
+        boxes: left, top, width and height of each object in pixels; None: those of its mask.
+        ids: id of each annotation; None: 1 .. n. pycocotools takes a match with an annotation of id 0 for no match.
     """
 
     rles: list[dict[str, Any]]
@@ -33,6 +37,9 @@ class Objects(NamedTuple):
     scores: Float[np.ndarray, "n"]
     crowd: Bool[np.ndarray, "n"]
     size: tuple[int, int]
+    areas: Float[np.ndarray, "n"] | None = None
+    boxes: Float[np.ndarray, "n 4"] | None = None
+    ids: list[int | str] | None = None
 
 
 class InstanceState(NamedTuple):
@@ -158,10 +165,10 @@ def update(state: InstanceState, ground_truth: Objects, detections: Objects) -> 
             f"The ground truth has {ground_truth.size} rows and columns, but the prediction has {detections.size}."
         )
     single, found = _without_crowds(ground_truth), _without_crowds(detections)
-    best = np.zeros(len(single.rles))
-    if single.rles and found.rles:
-        best = coco_tools().mask.iou(found.rles, single.rles, single.crowd).max(axis=0)
-    bowl = _bowl(best, len(single.rles) + len(found.rles))
+    ious = np.zeros((len(found.rles), len(single.rles)))
+    if ious.size:
+        ious = coco_tools().mask.iou(found.rles, single.rles, single.crowd)
+    bowl = _bowl(_matches(ious), sum(ious.shape))
     return merge(state, InstanceState(state.spec, (ground_truth,), (found,), bowl, 1))
 
 
@@ -184,17 +191,21 @@ def merge(a: InstanceState, b: InstanceState) -> InstanceState:
 
 
 def summary(state: InstanceState, *, max_detections: int | None = 100) -> dict[str, Any]:
-    """Computes average precision over IoU 0.50:0.05:0.95 and its parts with pycocotools, and the mean bowl score.
+    """Computes COCO's average precision and recall of masks and of boxes with pycocotools, and the mean bowl score.
 
     Args:
         state: the collected objects.
-        max_detections: how many detections per image and class count, by score: 100 in COCO; None counts all.
+        max_detections: how many detections per image and class count, by score: 100 in COCO; None counts all. AR1, AR10
+            and AR100 count 1, 10 and 100 all the same.
 
     Returns:
-        A dict that `json.dumps` accepts. Fractions in 0..1, None if the divisor is 0:
+        A dict that `json.dumps` accepts. Fractions in 0..1, None if the divisor is 0, where pycocotools prints -1:
 
-        - `AP`, `AP50`, `AP75`: means over the thing classes that have a true object.
+        - `AP`, `AP50`, `AP75`: means over the thing classes that have a true object, AP also over IoU 0.50:0.05:0.95.
         - `AP_small`, `AP_medium`, `AP_large`: AP of objects below 32^2 pixels, up to 96^2, and above.
+        - `AR1`, `AR10`, `AR100`: average recall with 1, 10 and 100 detections per image and class.
+        - `AR_small`, `AR_medium`, `AR_large`: average recall by size, with `max_detections`.
+        - `box_AP` .. `box_AR_large`: the same twelve, where boxes are matched instead of masks.
         - `ap_per_class`: by name of the thing class.
         - `bowl_score`: mean over images, see `bowl_score`; ignores classes, scores and crowds.
         - `images`, and `objects`: the number of true objects that are not crowds.
@@ -206,32 +217,18 @@ def summary(state: InstanceState, *, max_detections: int | None = 100) -> dict[s
         >>> spec = DatasetSpec(("ground", "cell"), things=(1,))
         >>> cells = objects_of_maps(np.array([[0, 1, 1]]), np.array([[0, 1, 2]]), spec)
         >>> metrics = summary(update(new(spec), cells, cells))
-        >>> metrics["AP"], metrics["AP_large"], metrics["objects"]
-        (1.0, None, 2)
+        >>> metrics["AP"], metrics["AP_large"], metrics["box_AR1"], metrics["objects"]
+        (1.0, None, 0.5, 2)
     """
-    tools, spec = coco_tools(), state.spec
+    spec = state.spec
     most = max([1, *(len(image.rles) for image in state.detections)])
-    with contextlib.redirect_stdout(io.StringIO()):
-        ground_truths, detections = (_coco(tools, images, spec) for images in (state.ground_truths, state.detections))
-        run = tools.cocoeval.COCOeval(ground_truths, detections, "segm")
-        run.params.maxDets = [most if max_detections is None else max_detections]
-        run.evaluate()
-        run.accumulate()
-    precision = run.eval["precision"][..., 0]  # [threshold, recall, class, size]; -1 where there is no true object
-
-    def mean(values):
-        values = values[values > -1]
-        return float(values.mean()) if values.size else None
-
-    every, small, medium, large = (precision[..., size] for size in range(4))
+    cap = most if max_detections is None else max_detections
+    pair = [coco_numbers.as_coco(images, spec.things) for images in (state.ground_truths, state.detections)]
+    (masks, ap_per_class), (boxes, _) = (coco_numbers.evaluate(pair, kind, cap) for kind in ("segm", "bbox"))
     return {
-        "AP": mean(every),
-        "AP50": mean(every[0]),
-        "AP75": mean(every[5]),
-        "AP_small": mean(small),
-        "AP_medium": mean(medium),
-        "AP_large": mean(large),
-        "ap_per_class": {spec.classes[c]: mean(every[..., i]) for i, c in enumerate(run.params.catIds)},
+        **masks,
+        **{f"box_{name}": value for name, value in boxes.items()},
+        "ap_per_class": {spec.classes[c]: value for c, value in ap_per_class.items()},
         "bowl_score": state.bowl / state.images if state.images else None,
         "images": state.images,
         "objects": sum(int((~image.crowd).sum()) for image in state.ground_truths),
@@ -241,7 +238,7 @@ def summary(state: InstanceState, *, max_detections: int | None = 100) -> dict[s
 def average_precision(
     ground_truths: Sequence[Objects], detections: Sequence[Objects], spec: DatasetSpec
 ) -> dict[str, Any]:
-    """Computes the average precision of a set of images that fits in memory.
+    """Computes the average precision and recall of a set of images that fits in memory.
 
     Args:
         ground_truths: true objects of each image, from `objects_of_maps` or `objects_of_masks`.
@@ -290,16 +287,22 @@ def bowl_score(ground_truth: np.ndarray, prediction: np.ndarray) -> float:
     ground_truth, prediction, pixels = count_pairs(ground_truth, prediction)
     (truth_ids, g), (ids, p) = compact(ground_truth), compact(prediction)
     union = np.bincount(g, pixels)[g] + np.bincount(p, pixels)[p] - pixels
-    best = (pixels / union)[(ground_truth != 0) & (prediction != 0)]
-    return _bowl(best, np.count_nonzero(truth_ids) + np.count_nonzero(ids))
-
-
-def _bowl(ious, objects):
-    """Computes the bowl score from the IoUs of pairs of true and predicted objects, and the number of both.
-
-    True masks do not overlap, so each object is in at most one pair with an IoU above 1/2.
-    """
+    ious = (pixels / union)[(ground_truth != 0) & (prediction != 0)]
+    # The objects of a map do not overlap, so each is in at most one pair with an IoU above 1/2.
     hits = (ious[:, None] > _THRESHOLDS).sum(axis=0)
+    return _bowl(hits, np.count_nonzero(truth_ids) + np.count_nonzero(ids))
+
+
+def _matches(ious):
+    """Counts the pairs of a largest matching at each threshold; both true and detected objects may overlap."""
+    close = ious > _THRESHOLDS[0]
+    if (close.sum(0) <= 1).all() and (close.sum(1) <= 1).all():
+        return (ious[close][:, None] > _THRESHOLDS).sum(axis=0)
+    return np.array([(maximum_bipartite_matching(csr_array(ious > t)) >= 0).sum() for t in _THRESHOLDS])
+
+
+def _bowl(hits, objects):
+    """Computes the bowl score from the number of matches at each threshold, and that of true and predicted objects."""
     return float((hits / (objects - hits)).mean()) if objects else 1.0
 
 
@@ -318,23 +321,8 @@ def _scores(scores, numbers):
 
 def _without_crowds(objects):
     kept = np.flatnonzero(~objects.crowd)
+    areas, boxes = (None if x is None else x[kept] for x in (objects.areas, objects.boxes))
+    ids = None if objects.ids is None else [objects.ids[i] for i in kept]
     rles = [objects.rles[i] for i in kept]
-    return Objects(rles, objects.classes[kept], objects.scores[kept], objects.crowd[kept], objects.size)
-
-
-def _coco(tools, images, spec):
-    """Converts objects to pycocotools' COCO; annotation ids start at 1, because pycocotools reads 0 as no match."""
-    coco, annotations = tools.coco.COCO(), []
-    for i, (rles, classes, scores, crowd, _) in enumerate(images):
-        for rle, c, score, is_crowd in zip(rles, classes, scores, crowd, strict=True):
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": i, "category_id": int(c), "segmentation": rle,
-                 "area": int(tools.mask.area(rle)), "iscrowd": int(is_crowd), "score": float(score)}
-            )  # fmt: skip
-    coco.dataset = {
-        "images": [{"id": i, "height": o.size[0], "width": o.size[1]} for i, o in enumerate(images)],
-        "categories": [{"id": c} for c in sorted(spec.things)],
-        "annotations": annotations,
-    }
-    coco.createIndex()
-    return coco
+    single = (objects.classes[kept], objects.scores[kept], objects.crowd[kept])
+    return Objects(rles, *single, objects.size, areas, boxes, ids)

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from segjax.checks import UserError
+from segjax.data.files import file_name
 from segjax.data.reading import CorruptImage
 from segjax.report import instances, pictures
 from segjax.spec import DatasetSpec, Segments
@@ -166,7 +167,7 @@ def write(
             images[i] = draw_test_image(source.read(i), found, spec, window)
     files = []
     for number, i in enumerate(sorted(images)):
-        file = f"{number}_{pictures.file_name(source.name(i))}.png"  # the number keeps equal file names apart
+        file = f"{number}_{file_name(source.name(i))}.png"  # the number keeps equal file names apart
         images[i].save(folder / file)
         files.append((source.name(i), file))
     title = f"segjax: {pathlib.Path(workdir).absolute().name}"

@@ -1,7 +1,6 @@
 """Pictures of labels and objects: colours, overlays, error maps, panels. A picture is uint8 [y, x, 3]."""
 
 import math
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -126,16 +125,6 @@ def legend(spec: DatasetSpec) -> Image.Image:
         draw.rectangle((2, 18 * i + 3, 20, 18 * i + 15), fill=tuple(colour), outline="black")
         draw.text((26, 18 * i + 3), name, fill="black")
     return sheet
-
-
-def file_name(text: str) -> str:
-    """Makes a name safe for file names and relative URLs: other characters become "_".
-
-    Example:
-        >>> file_name("seq 01/0016:E5")
-        'seq_01_0016_E5'
-    """
-    return re.sub(r"[^\w.-]", "_", text)[-100:]
 
 
 def _rgb(image):

@@ -108,10 +108,6 @@ def make_object_task(
                 scored = score(scored, image)
         return matrices, scored
 
-    def summarise(state):
-        metrics = confusion.summary(state[0])
-        return summary(state[1]) | {key: metrics[key] for key in ("mIoU", "iou_per_class", "pixels")}
-
     return Task(
         spec=spec,
         objective=objective,
@@ -120,10 +116,16 @@ def make_object_task(
         new_metric=lambda: (confusion.new(spec), new()),
         update=update,
         merge=lambda a, b: (confusion.merge(a[0], b[0]), merge(a[1], b[1])),
-        summary=summarise,
+        summary=lambda state: summary(state[1]) | pixel_metrics(state[0]),
         needs_instances=True,
         divisor=divisor,
     )
+
+
+def pixel_metrics(state: confusion.ConfusionState) -> dict[str, Any]:
+    """Returns the metrics of classes that stand beside those of objects."""
+    metrics = confusion.summary(state)
+    return {key: metrics[key] for key in ("mIoU", "iou_per_class", "pixels")}
 
 
 def vote(

@@ -1,5 +1,6 @@
 """Panoptic segmentation: a class for each pixel and a number for each object; evaluated by panoptic quality."""
 
+import functools
 from typing import Annotated, Any
 
 import numpy as np
@@ -33,18 +34,6 @@ def create(
     Raises:
         UserError: the data set has no things, or several classes per pixel.
     """
-    largest = max(spec.ignore, len(spec.classes))
-
-    def score(state, image):
-        # The smallest divisor that fits the image: ids of a small range are counted without a sort.
-        divisor = 1 + max(int(image["instance"].max()), int(image["found_instance"].max()))
-        kind = np.int32 if (largest + 1) * divisor < 2**31 else np.int64
-        ground_truth, found = (
-            image[f"{which}label"].astype(kind) * kind(divisor) + image[f"{which}instance"] for which in ("", "found_")
-        )
-        crowd = [thing * divisor for thing in spec.things]
-        return panoptic.update(state, ground_truth, found, divisor=divisor, ignore=spec.ignore, crowd=crowd)
-
     return objects.make_object_task(
         spec,
         objective,
@@ -52,13 +41,27 @@ def create(
         stuff_area=stuff_area,
         overlap=False,
         new=lambda: panoptic.new(spec),
-        score=score,
+        score=functools.partial(score, spec),
         merge=panoptic.merge,
-        summary=lambda state: _metrics(panoptic.summary(state)),
+        summary=summary,
     )
 
 
-def _metrics(found: dict[str, Any]) -> dict[str, Any]:
+def score(spec: DatasetSpec, state: panoptic.PanopticState, image: dict[str, Any]) -> panoptic.PanopticState:
+    """Adds an image: "label" and "instance" of the ground truth, "found_label" and "found_instance" [y, x]."""
+    # The smallest divisor that fits the image: ids of a small range are counted without a sort.
+    divisor = 1 + max(int(image["instance"].max()), int(image["found_instance"].max()))
+    kind = np.int32 if (max(spec.ignore, len(spec.classes)) + 1) * divisor < 2**31 else np.int64
+    ground_truth, found = (
+        image[f"{which}label"].astype(kind) * kind(divisor) + image[f"{which}instance"] for which in ("", "found_")
+    )
+    crowd = [thing * divisor for thing in spec.things]
+    return panoptic.update(state, ground_truth, found, divisor=divisor, ignore=spec.ignore, crowd=crowd)
+
+
+def summary(state: panoptic.PanopticState) -> dict[str, Any]:
+    """Returns PQ, SQ and RQ, over all classes, things and stuff, and per class."""
+    found = panoptic.summary(state)
     metrics = {kind.upper(): found[kind] for kind in ("pq", "sq", "rq")}
     metrics |= {f"PQ_{group}": found[group]["pq"] for group in ("things", "stuff")}
     for kind in ("pq", "sq", "rq"):

@@ -4,6 +4,7 @@ from . import components as components
 from . import config_json as config_json
 from . import durations as durations
 from . import evaluate as evaluate
+from . import evaluate_predictions as evaluate_predictions
 from . import groups as groups
 from . import log as log
 from . import loop as loop

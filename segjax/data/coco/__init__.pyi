@@ -1,2 +1,3 @@
+from . import objects as objects
 from . import read as read
 from . import write as write

@@ -1,9 +1,12 @@
 import json
+import os
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
+import tifffile
 from parts import quick
 from PIL import Image
 
@@ -12,6 +15,7 @@ from segjax.cli import main
 from segjax.config import default_config
 from segjax.data import reading
 from segjax.data.sources.arrays import arrays
+from segjax.infer import memory
 from segjax.train import loop
 from segjax.train.evaluate_predictions import evaluate_predictions
 from segjax.train.restore import restore
@@ -193,8 +197,8 @@ def test_inputs_of_every_kind(multiclass, tmp_path, capsys):
         reading.read_mask(tmp_path / "out" / "grey.png").ids, reading.read_mask(tmp_path / "out" / "rgba.png").ids
     )
     code, result, err = predict(capsys, *flags)
-    assert code == 1 and result is None
-    assert "deep.png holds uint16 pixels" in err
+    assert code == 0 and result["images"] == 4 and result["unreadable"] == 2
+    assert "deep.png holds uint16 pixels" in err and "--window" in err
     code, result, err = predict(capsys, *flags, "--window=0,a")
     assert code == 1 and "must be two numbers, as in --window=0,4095" in err
 
@@ -202,14 +206,14 @@ def test_inputs_of_every_kind(multiclass, tmp_path, capsys):
 def test_faults_are_named_before_anything_is_written(multiclass, tmp_path, capsys):
     workdir, image = multiclass.workdir, multiclass.images / "test 0.png"
     (tmp_path / "in").mkdir()
-    Image.fromarray(multiclass.tests[0]).save(tmp_path / "in" / "test 0.bmp")
+    Image.fromarray(multiclass.tests[0]).save(tmp_path / "in" / "test 0.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     torn = tmp_path / "torn.png"
     torn.write_bytes(image.read_bytes()[:100])
     out = tmp_path / "out"
     cases = [
-        ((workdir, [image, tmp_path / "in"], out), "2 images are called test 0"),
+        ((workdir, [image, tmp_path / "in" / "test 0.png"], out), "2 images are called test 0"),
         ((workdir, [multiclass.images], multiclass.images), "would overwrite the images"),
         ((workdir, [tmp_path / "empty"], out), f"There is no image in {tmp_path / 'empty'}"),
         ((workdir, [tmp_path / "absent"], out), f"There is no file or folder {tmp_path / 'absent'}"),
@@ -223,7 +227,7 @@ def test_faults_are_named_before_anything_is_written(multiclass, tmp_path, capsy
         assert err.startswith("segjax: ") and message in err and err.count("\n") == 1
         assert not pathlib.Path(out).exists()
     code, result, err = predict(capsys, "--workdir", workdir, "--input", torn, "--output", out)
-    assert code == 1 and "None of the 1 images could be read." in err and "Skipped: " in err
+    assert code == 1 and "None of the 1 images could be predicted." in err and "Skipped: " in err
 
 
 def test_truth_is_not_overwritten_and_predictions_are(capsys, tmp_path, multiclass):
@@ -239,3 +243,73 @@ def test_truth_is_not_overwritten_and_predictions_are(capsys, tmp_path, multicla
     assert truth.read_bytes() == before
     for _ in range(2):
         assert predict(capsys, *arguments, "--output", tmp_path / "out")[0] == 0
+
+
+def test_a_folder_is_predicted_whatever_lies_in_it(multiclass, tmp_path, capsys, monkeypatch):
+    """Dead links, pipes, folders with the ending of an image, large pictures: skipped, named and counted."""
+    folder = tmp_path / "in"
+    pixels = multiclass.tests[0]
+    for name in ("a.png", "a.bmp", "x/1.png", "y/1.png", "line\nbreak.png", "large.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels if name != "large.png" else np.zeros((1100, 1000, 3), np.uint8)).save(folder / name)
+    (folder / "dead.png").symlink_to("/nowhere.png")
+    (folder / "itself.png").symlink_to(folder / "itself.png")
+    (folder / "x" / "loop").symlink_to(folder)
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    first, *more = [Image.fromarray(each) for each in (pixels, 255 - pixels)]
+    first.save(folder / "stack.tif", save_all=True, append_images=more)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**7)
+    flags = ("--workdir", multiclass.workdir, "--input", folder, "--output", folder / "out")
+    code, result, err = predict(capsys, *flags)
+    assert code == 0 and result["images"] == 4 and result["unreadable"] == 4
+    assert "3 folders" in err and "--recursive" in err
+    for name in ("dead.png", "itself.png", "pipe.png", "large.png has 1100 x 1000"):
+        assert name in err
+    masks = {"a.png", "a.bmp", "line\nbreak", "stack_page1", "stack_page2"}
+    assert {path.name.removesuffix(".png") for path in (folder / "out").glob("*.png")} == masks
+    code, result, err = predict(capsys, *flags, "--recursive", "--nooverlays")
+    assert code == 0 and result["images"] == 6 and "folders" not in err
+    for name in ("x/1.png", "y/1.png"):
+        np.testing.assert_array_equal(
+            reading.read_mask(folder / "out" / name).ids, infer.load(multiclass.workdir)(pixels).label
+        )
+
+
+def test_pixels_without_data_are_unlabelled(multiclass, tmp_path, capsys):
+    tags = [(42113, "s", 4, "200", True)]
+    pixels = multiclass.tests[0].copy()
+    pixels[:3] = 200
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in/a.tif", pixels, photometric="rgb", extratags=tags)
+    flags = ("--workdir", multiclass.workdir, "--input", tmp_path / "in/a.tif", "--output", tmp_path / "out")
+    assert predict(capsys, *flags)[0] == 0
+    found = reading.read_mask(tmp_path / "out/a.png").ids
+    assert (found[:3] == 255).all() and (found[3:] < 255).all()
+
+
+def test_masks_in_the_ids_and_colours_of_the_data_set(multiclass, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(multiclass.workdir, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    names = config["spec"]["classes"]
+    label = infer.load(str(workdir))(multiclass.tests[0]).label
+    source = {"name": "folder", "root": "/nowhere", "images": "i", "masks": "m", "classes": names}
+
+    def written(**keys):
+        (workdir / "config.json").write_text(json.dumps(config | {"source": source | keys}))
+        image = multiclass.images / "test 0.png"
+        flags = ("--workdir", workdir, "--input", image, "--output", tmp_path / "out", "--ids=source")
+        code, _, err = predict(capsys, *flags)
+        return (np.asarray(Image.open(tmp_path / "out/test 0.png")), err) if code == 0 else (None, err)
+
+    for raw in ([7, 26, 3], [7, 26000, 3]):
+        found, _ = written(ids={str(k): name for k, name in zip(raw, names, strict=True)}, ignore_ids=[1])
+        np.testing.assert_array_equal(found, np.array(raw)[label])
+    found, _ = written()
+    np.testing.assert_array_equal(found, label)
+    found, err = written(ids={"1": names[0], "2": names[0], "3": names[1], "4": names[2]})
+    assert found is None and f"class {names[0]!r}" in err and "1, 2" in err
+    config["spec"]["colours"] = [[9, 8, 7], [1, 2, 3], [4, 5, 6]]
+    found, _ = written(colours=dict(zip(names, config["spec"]["colours"], strict=True)))
+    np.testing.assert_array_equal(found, np.array(config["spec"]["colours"])[label])

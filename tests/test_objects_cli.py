@@ -13,12 +13,13 @@ from pycocotools.coco import COCO
 from segjax import infer
 from segjax.checks import UserError
 from segjax.cli import main
-from segjax.cli.predict import _check_ours, _Listed
+from segjax.cli.predict import _check_ours
 from segjax.data.coco.read import rgb_to_id
 from segjax.data.sources.coco import coco_panoptic
 from segjax.data.sources.shapes import SPEC, shapes
 from segjax.report import instances, pictures
-from segjax.spec import Segments
+from segjax.report.coco_files import CocoFiles
+from segjax.spec import DatasetSpec, Segments
 
 # What pycocotools 2.0.11 warns of when it decodes.
 pytestmark = [
@@ -159,9 +160,44 @@ def test_predict_replaces_only_its_own_files(predicted, capsys):
 
 def test_ids_that_would_collide_are_refused(tmp_path):
     found = Segments(np.ones((2, 2), np.int32), np.ones((2, 2), np.int32), np.ones(9))
-    _Listed(tmp_path, SPEC, 10).add(tmp_path / "a.png", found)
+    CocoFiles(SPEC, 10).add("a.png", "a", found)
     with pytest.raises(UserError, match=r"task.divisor=9 .* 9 objects"):
-        _Listed(tmp_path, SPEC, 9).add(tmp_path / "a.png", found)
+        CocoFiles(SPEC, 9).add("a.png", "a", found)
+
+
+def test_ids_of_another_coco_file(tmp_path, caplog):
+    """Categories by name and images by file name, as the data set's own tools expect them."""
+    label, instance = np.array([[0, 1, 1], [0, 2, 2]]), np.array([[0, 1, 1], [0, 2, 2]])
+    found, spec = Segments(label, instance, np.array([0.9, 0.4])), DatasetSpec(("sky", "cat", "dog"), things=(1, 2))
+    categories = [{"id": 90, "name": "dog"}, {"id": 17, "name": "cat"}]
+    images = [{"id": 139, "file_name": "b.jpg"}, {"id": "x", "file_name": "val\\a.jpg"}]
+    (tmp_path / "own.json").write_text(json.dumps({"categories": categories, "images": images}))
+    files = CocoFiles(spec, 10, str(tmp_path / "own.json"))
+    files.add("val/a.jpg", "val/a", found)
+    files.add("deep/b.jpg", "deep/b", found)
+    with pytest.raises(UserError, match=r"own\.json lists no image called c\.jpg"):
+        files.add("c.jpg", "c", found)
+    files.write(tmp_path)
+    written = json.loads((tmp_path / "instances.json").read_text())
+    assert [(each["image_id"], each["category_id"]) for each in written["annotations"]] == [
+        ("x", 17), ("x", 90), (139, 17), (139, 90),
+    ]  # fmt: skip
+    assert written["categories"] == categories and [each["id"] for each in written["images"]] == ["x", 139]
+    assert not (tmp_path / "panoptic.json").exists() and "no category for sky" in caplog.text
+    categories.append({"id": 5, "name": "sky", "isthing": 0})
+    (tmp_path / "own.json").write_text(json.dumps({"categories": categories, "images": images}))
+    files = CocoFiles(spec, 10, str(tmp_path / "own.json"))
+    files.add("b.jpg", "b", found)
+    files.write(tmp_path)
+    (annotation,) = json.loads((tmp_path / "panoptic.json").read_text())["annotations"]
+    assert sorted(each["category_id"] for each in annotation["segments_info"]) == [5, 17, 90]
+    for content in ("{", "[]", '{"categories": [], "images": [{"id": 1}]}'):
+        (tmp_path / "own.json").write_text(content)
+        with pytest.raises(UserError, match=r"own\.json is not a COCO file"):
+            CocoFiles(spec, 10, str(tmp_path / "own.json"))
+    (tmp_path / "own.json").write_text(json.dumps({"categories": categories[:1], "images": images}))
+    with pytest.raises(UserError, match=r"own\.json has no category called cat"):
+        CocoFiles(spec, 10, str(tmp_path / "own.json"))
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "3", "torn", '{"info": []}', '{"info": {"software": "another"}}'])

@@ -3,23 +3,30 @@
 import collections
 import json
 import logging
+import math
+import os
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 from PIL import Image, PngImagePlugin
 
-from segjax import rle
 from segjax.checks import UserError, writing
 from segjax.cli.config_flags import define_cache
 from segjax.data import files, reading
-from segjax.data.coco import write
-from segjax.infer import Predictor
-from segjax.metrics.panoptic import encode_panoptic
+from segjax.data.ids import source_ids
+from segjax.infer import Predictor, memory
 from segjax.report import instances, mask_files, pictures
+from segjax.report.coco_files import CocoFiles
+from segjax.spec import DatasetSpec, Segments
 from segjax.train import compilation
+from segjax.train.workdir import read_config
+
+SMALL = 1 << 20  # pixels of an image up to which memory is not estimated
 
 log = logging.getLogger("segjax")
 
@@ -29,8 +36,13 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run.", flag_values=values)
     flags.DEFINE_multi_string("input", None, "Image, or folder of images; may be repeated.", flag_values=values)
     flags.DEFINE_string("output", None, "Folder for the masks.", flag_values=values)
+    flags.DEFINE_bool("recursive", False, "Also images in subfolders; the output has the same.", flag_values=values)
     flags.DEFINE_bool("overlays", True, "Also write overlays/<stem>.png: the mask over the image.", flag_values=values)
     flags.DEFINE_bool("probabilities", False, "Also write <stem>.npy: float32 [y, x, k].", flag_values=values)
+    text = "Values of the masks: class indices, or the data set's own ids or colours (source.ids, source.colours)."
+    flags.DEFINE_enum("ids", "classes", ["classes", "source"], text, flag_values=values)
+    text = "COCO file whose ids of categories and images the JSON files get; of a model that finds objects."
+    flags.DEFINE_string("coco_json", None, text, flag_values=values)
     flags.DEFINE_integer(
         "size_multiple", 1, "Pad sizes to multiples of this: fewer compilations.", 1, flag_values=values
     )
@@ -45,6 +57,8 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> dict[str, Any]:
     """Runs the verb; a model that finds objects writes COCO's panoptic masks.
 
+    A file that cannot be predicted is skipped, named and counted; the verb fails only if none can be.
+
     Returns:
         Number of images, output folder and seconds.
 
@@ -54,80 +68,107 @@ def main(values: flags.FlagValues) -> dict[str, Any]:
     """
     began = time.monotonic()
     compilation.enable_compilation_cache(values.cache)
-    paths = [path for given in values.input for path in files.list_images(pathlib.Path(given))]
-    stem, count = collections.Counter(path.stem for path in paths).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"{count} images are called {stem}: their masks would overwrite each other.")
-    output = pathlib.Path(values.output)
-    if output.resolve() in {path.resolve().parent for path in paths}:
+    output, window = pathlib.Path(values.output), _window(values.window)
+    images = [
+        (path, pathlib.Path(path.name) if path == pathlib.Path(given) else path.relative_to(given))
+        for given in values.input
+        for path in files.list_images(pathlib.Path(given), values.recursive, output)
+    ]
+    if os.path.realpath(output) in {os.path.dirname(os.path.realpath(path)) for path, _ in images}:
         raise UserError(f"The masks would overwrite the images in {output}: choose another --output.")
-    for path in paths:
-        _check_ours(output / f"{path.stem}.png")
-    predict, window = Predictor.from_workdir(values.workdir, values.size_multiple, values.tile), _window(values.window)
-    listed = _Listed(output, predict.spec, predict.divisor) if predict.divisor else None
+    names = _mask_names([name for _, name in images])
+    for name in names:
+        _check_ours(output / f"{name}.png")
+    predict = Predictor.from_workdir(values.workdir, values.size_multiple, values.tile)
+    writer = _Writer(values, predict)
     with writing(f"The output folder {output}"):
-        (output / "overlays" if values.overlays else output).mkdir(parents=True, exist_ok=True)
-    failed = 0
-    for path in paths:
+        output.mkdir(parents=True, exist_ok=True)
+    done = skipped = 0
+    for (path, given), name in zip(images, names, strict=True):
         try:
-            image = _read(path, predict, window)
-        except reading.CorruptImage as error:
-            failed += 1
+            for suffix, image, empty in _read_pages(path, predict, window):
+                segments = _without_data(predict(image), empty, predict.spec)
+                writer.write(f"{name}{suffix}", given.as_posix(), image, segments)
+            done += 1
+        except UserError as error:
+            skipped += 1
             log.warning("Skipped: %s", error)
-            continue
-        segments = predict(image)
-        plain = listed is None
-        masks = mask_files.mask_pictures(segments.label, predict.spec) if plain else [("", listed.add(path, segments))]
-        for suffix, mask in masks:
-            mask.save(output / f"{path.stem}{files.file_name(suffix)}.png", pnginfo=_mark())
-        if values.overlays:
-            shown = pictures.to_display(image, predict.preprocess.window)
-            label, score = segments.label, segments.score
-            if segments.masks is not None:
-                picture = instances.overlay_masks(shown, segments.masks, segments.classes, predict.spec, score)
-            else:
-                picture = pictures.overlay(shown, label, predict.spec, instance=segments.instance, score=score)
-            Image.fromarray(picture).save(output / "overlays" / f"{path.stem}.png")
-        if values.probabilities:
-            np.save(output / f"{path.stem}.npy", segments.probability)
-    if failed == len(paths):
-        raise UserError(f"None of the {failed} images could be read.")
-    if listed is not None:
-        listed.write()
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            skipped += 1
+            log.warning("Skipped: %s: the memory is too small (%s).", path, str(error).split("\n")[0])
+    if not done:
+        raise UserError(f"None of the {skipped} images could be predicted.")
+    writer.finish()
     seconds = round(time.monotonic() - began, 1)
-    return {"images": len(paths) - failed, "unreadable": failed, "output": str(output), "seconds": seconds}
+    return {"images": done, "unreadable": skipped, "output": str(output), "seconds": seconds}
 
 
-class _Listed:
-    """Collects the contents of panoptic.json and instances.json."""
+class _Writer:
+    """Writes what is predicted for an image: masks, an overlay, probabilities, and entries of COCO's files."""
 
-    def __init__(self, output, spec, divisor):
-        rle.coco_tools()
-        for name in ("panoptic.json", "instances.json"):
-            _check_ours(output / name)
-        self.output, self.spec, self.divisor = output, spec, divisor
-        self.images, self.panoptic, self.instances = [], [], []
+    def __init__(self, values, predict):
+        self.output, self.spec, self.preprocess = pathlib.Path(values.output), predict.spec, predict.preprocess
+        self.overlays, self.probabilities = values.overlays, values.probabilities
+        self.coco = CocoFiles(predict.spec, predict.divisor, values.coco_json) if predict.divisor else None
+        if values.coco_json and not self.coco:
+            raise UserError("--coco_json is for a model that finds objects, but this one finds none.")
+        own = values.ids == "source"
+        if own and (self.coco or predict.spec.mode == "multilabel"):
+            raise UserError("--ids=source is for masks of one class per pixel; for objects there is --coco_json.")
+        source = read_config(values.workdir)[0].source if own else {}
+        self.in_colours = bool(source.get("colours"))
+        ids, ignored = source.get("ids"), source.get("ignore_ids") or ()
+        self.ids = source_ids(predict.spec, ids, ignored) if own and not self.in_colours else None
+        for name in CocoFiles.NAMES if self.coco else ():
+            _check_ours(self.output / name)
 
-    def add(self, path, segments):
-        """Adds the objects of an image; returns its panoptic mask."""
-        label, instance, score = segments.label, segments.instance, segments.score
-        if len(score) >= self.divisor:
-            raise UserError(
-                f"task.divisor={self.divisor} must be larger than the {len(score)} objects that an image may have, for "
-                "their ids to differ: change it in the workdir's config.json."
-            )
-        number, (height, width) = len(self.images) + 1, label.shape
-        self.images.append({"id": number, "file_name": path.name, "height": height, "width": width})
-        ids = encode_panoptic(label, instance, self.divisor)
-        pixels, annotation = write.panoptic_annotation(ids, self.spec, self.divisor, number, f"{path.stem}.png")
-        self.panoptic.append(annotation)
-        label, instance = label.astype(self.spec.label_dtype), instance.astype(np.uint16)
-        self.instances += write.instance_annotations(label, instance, self.spec, number, score)
-        return Image.fromarray(pixels)
+    def write(self, name, file_name, image, segments):
+        """Writes the files of an image; `name` is that of its masks, `file_name` that of its file."""
+        path, overlay = self.output / f"{name}.png", self.output / "overlays" / f"{name}.png"
+        masks = self._masks(name, file_name, segments)
+        with writing(f"The output folder {self.output}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for suffix, mask in masks:
+                mask.save(self.output / f"{name}{files.file_name(suffix)}.png", pnginfo=_mark())
+            if self.overlays:
+                overlay.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(self._overlay(image, segments)).save(overlay)
+            if self.probabilities:
+                np.save(self.output / f"{name}.npy", segments.probability)
 
-    def write(self):
-        write.write_json(self.output / "panoptic.json", self.images, self.panoptic, self.spec)
-        write.write_json(self.output / "instances.json", self.images, self.instances, self.spec)
+    def finish(self):
+        """Writes the files that list all images."""
+        if self.coco:
+            self.coco.write(self.output)
+
+    def _masks(self, name, file_name, segments):
+        if self.coco:
+            return [("", self.coco.add(file_name, name, segments))]
+        if self.in_colours:
+            colours = np.array([*self.spec.colours, (0, 0, 0)], np.uint8)
+            return [("", Image.fromarray(colours[np.minimum(segments.label, len(colours) - 1)]))]
+        if self.ids is not None:
+            ids = self.ids[segments.label]
+            return [("", Image.fromarray(ids.astype(np.uint8 if self.ids.max() < 256 else np.uint16)))]
+        return mask_files.mask_pictures(segments.label, self.spec)
+
+    def _overlay(self, image, segments):
+        spec, score = self.spec, segments.score
+        shown = pictures.to_display(image, self.preprocess.window)
+        if segments.masks is not None:
+            return instances.overlay_masks(shown, segments.masks, segments.classes, spec, score)
+        return pictures.overlay(shown, segments.label, spec, instance=segments.instance, score=score)
+
+
+def _mask_names(paths: list[pathlib.Path]) -> list[str]:
+    """Names the masks: the path of an image below its input without the extension, or with it where two would agree."""
+    stems = [path.with_suffix("").as_posix() for path in paths]
+    counts = collections.Counter(stems)
+    names = [stem if counts[stem] == 1 else path.as_posix() for stem, path in zip(stems, paths, strict=True)]
+    name, count = collections.Counter(names).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{count} images are called {name}: their masks would overwrite each other.")
+    return names
 
 
 def _window(given: list[str] | None) -> tuple[float, float] | None:
@@ -139,12 +180,49 @@ def _window(given: list[str] | None) -> tuple[float, float] | None:
         raise UserError(f"--window={','.join(given)} must be two numbers, as in --window=0,4095.") from error
 
 
-def _read(path: pathlib.Path, predict: Predictor, window: tuple[float, float] | None) -> np.ndarray:
-    """Reads an image in the dtype of the run's images; with a window, converts a deeper image to 8 bits."""
+def _read_pages(
+    path: pathlib.Path, predict: Predictor, window: tuple[float, float] | None
+) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+    """Reads the pages of an image in the dtype of the run's images, if there is memory for them.
+
+    With a window, a deeper image becomes 8-bit. Yields an ending for the names of masks, pixels, and the pixels without
+    data.
+    """
     channels, dtype = len(predict.preprocess.mean), predict.spec.image_dtype
-    if window is not None and dtype == "uint8" and (found := reading.read_dtype(path)) != dtype:
-        return pictures.to_display(reading.read_image(path, channels, found)[0], window)
-    return reading.read_image(path, channels, dtype)[0]
+    found = reading.read_dtype(path)
+    if found != dtype and (window is None or dtype != "uint8"):
+        hint = ": give --window=LOW,HIGH, the values of black and white." if dtype == "uint8" else "."
+        raise UserError(f"{path} holds {found} pixels, but the model was trained on {dtype}{hint}")
+    _check_memory(path, predict)
+    pages = reading.count_pages(path, reading=predict.reading)
+    for page in range(pages):
+        image, empty = reading.read_image(path, channels, found, reading=predict.reading, page=page)
+        suffix = f"_page{page + 1:0{len(str(pages))}}" if pages > 1 else ""
+        yield suffix, image if found == dtype else pictures.to_display(image, window), empty
+
+
+def _check_memory(path: pathlib.Path, predict: Predictor) -> None:
+    """Raises a UserError if an image is too large for the memory that is free."""
+    size = reading.read_size(path)
+    if math.prod(size) < SMALL:
+        return
+    device, host = predict.bytes_needed(size)
+    for needed, free in ((device, memory.free_bytes(predict.device)), (host, memory.free_host_bytes())):
+        if needed > free:
+            raise UserError(
+                f"{path} has {size[0]} x {size[1]} pixels, which need about {needed / 1e9:.1f} GB of memory, but "
+                f"{free / 1e9:.1f} GB are free: cut it into pieces, or shrink it."
+            )
+
+
+def _without_data(segments: Segments, empty: np.ndarray | None, spec: DatasetSpec) -> Segments:
+    """Marks pixels of which the image has no data as unlabelled."""
+    if empty is None:
+        return segments
+    if spec.mode == "multilabel":
+        return segments.replace(label=segments.label & ~empty[..., None])
+    instance = None if segments.instance is None else np.where(empty, 0, segments.instance)
+    return segments.replace(label=np.where(empty, spec.ignore, segments.label), instance=instance)
 
 
 def _mark() -> PngImagePlugin.PngInfo:

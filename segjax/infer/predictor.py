@@ -35,6 +35,7 @@ class Predictor:
         preprocess: how images become inputs.
         divisor: divisor of panoptic ids; 0 if the task has no objects.
         reading: how image files are read.
+        device: one that predicts.
 
     Example:
         predictor = Predictor.from_workdir("runs/brain")
@@ -77,6 +78,7 @@ class Predictor:
         self._size_multiple, self._tile = size_multiple, tile
         self._variables = variables
         self._predict = compile_predict(model, task, preprocess, mesh)
+        self.device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
 
     @classmethod
     def from_workdir(

@@ -32,5 +32,7 @@ def _palette(label, colours):
     if len(colours) > 256:
         return Image.fromarray(label.astype(np.uint16))
     picture = Image.fromarray(label.astype(np.uint8))
-    picture.putpalette([value for colour in colours for value in colour])
+    # Pillow writes as few bits as the palette needs, whatever the values: those beyond it, such as 255, need 8.
+    filled = [*colours, *[(0, 0, 0)] * max(0, int(label.max(initial=0)) + 1 - len(colours))]
+    picture.putpalette([value for colour in filled for value in colour])
     return picture

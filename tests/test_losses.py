@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import optax
 import pytest
 
 from segjax import losses
+from segjax.losses import regions
 
 pytestmark = pytest.mark.core
 
@@ -103,6 +106,34 @@ def test_class_weighted_mean_divides_by_the_weights():
     np.testing.assert_allclose(mean, top / bottom, rtol=1e-5)
 
 
+@pytest.mark.parametrize("weights", [(0.5, 2, 7.0), (0.0, 1.0, 3.0)])
+def test_smoothed_targets_take_the_weight_of_each_class(weights):
+    """torch.nn.CrossEntropyLoss(weight, ignore_index, label_smoothing), written out; also for two classes."""
+    for k in (3, 2):
+        logits, label, valid = problem(k=k)
+        w = np.array(weights[:k])
+        values = losses.cross_entropy(logits, label, label_smoothing=0.2, class_weights=weights[:k])
+        divided_by = losses.pixel_weights(label, valid, weights[:k])
+        mean, divisor = losses.mean_and_divisor(values, valid, divided_by=divided_by)
+        log_p = np.log(softmax(np.asarray(logits, np.float64)))[np.asarray(valid)]
+        truth = np.asarray(label)[np.asarray(valid)]
+        target = 0.8 * np.eye(k)[truth] + 0.2 / k
+        np.testing.assert_allclose(mean, -(w * target * log_p).sum() / w[truth].sum(), rtol=1e-5)
+        np.testing.assert_allclose(divisor, w[truth].sum(), rtol=1e-6)
+    one = jnp.stack([jnp.zeros_like(logits[..., 1]), logits[..., 1]], axis=-1)
+    expected = losses.cross_entropy(one, label, label_smoothing=0.2, class_weights=weights[:2])
+    found = losses.binary_cross_entropy(one[..., 1], label == 1, label_smoothing=0.2, class_weights=weights[:2])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(), (0.5, 2.0, 7.0)])
+def test_weights_without_smoothing_multiply(weights):
+    logits, label, valid = problem()
+    found = losses.cross_entropy(logits, label, class_weights=weights)
+    factor = losses.pixel_weights(label, jnp.ones_like(valid), weights) if weights else 1.0
+    np.testing.assert_allclose(found, losses.cross_entropy(logits, label) * factor, rtol=1e-5, atol=1e-6)
+
+
 def test_weighted_mean_of_nothing_is_zero_with_zero_gradient():
     value, grad = jax.value_and_grad(losses.weighted_mean)(jnp.ones(5), jnp.zeros(5))
     assert value == 0 and not grad.any()
@@ -137,6 +168,63 @@ def test_ignored_logits_change_neither_loss_nor_gradient():
     assert a == b
     np.testing.assert_array_equal(da, db)
     assert not np.asarray(da)[~np.asarray(valid)].any()
+
+
+POISON = (np.nan, np.inf, -np.inf, 3e38, -3e38)
+
+
+@pytest.mark.parametrize("poison", POISON)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.1}, {"class_weights": (1.0, 0.0)}], ids=str)
+def test_the_gradient_of_ignored_pixels_is_zero_whatever_the_logits(settings, dtype, poison):
+    logits, label, valid = problem(k=2)
+    logits, keep = logits.astype(dtype), np.asarray(valid)
+    poisoned = jnp.where(valid[..., None], logits, poison).astype(dtype)
+
+    def multiclass(x):
+        return losses.weighted_mean(losses.cross_entropy(x, label, **settings), valid)
+
+    def binary(x):
+        return losses.weighted_mean(losses.binary_cross_entropy(x[..., 0], label == 1, **settings), valid)
+
+    for mean in (multiclass, binary):
+        (value, grad), (expected, clean) = (jax.value_and_grad(mean)(x) for x in (poisoned, logits))
+        assert value == expected
+        assert not np.asarray(grad)[~keep].any() and np.asarray(clean)[keep].any()
+        np.testing.assert_array_equal(grad, clean)
+
+
+def test_nan_logits_of_labelled_pixels_show():
+    """Only where no gradient comes in is a NaN held back."""
+    logits, label, valid = problem()
+    broken = logits.at[0, 0, 0].set(jnp.nan)
+    grad = jax.grad(lambda x: losses.weighted_mean(losses.cross_entropy(x, label), valid | True))(broken)
+    assert np.isnan(grad[0, 0, 0]).all() and np.isfinite(grad[1:]).all()
+
+
+def test_soft_targets_have_a_gradient():
+    logits, _, _ = problem(k=2)
+    target = jax.nn.sigmoid(logits[..., 1])
+    grad = jax.grad(lambda t: losses.binary_cross_entropy(logits[..., 0], t).sum())(target)
+    np.testing.assert_allclose(grad, -logits[..., 0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5, 0.3, 0.07, 0.29, 0.1, 0.001, 0.123456789, 1 / 3, 2 / 7, 1e-9, 0.2])
+def test_the_number_of_hard_pixels_is_exact(fraction):
+    """Against Python's rational numbers."""
+    random = np.random.default_rng(0)
+    counts = np.concatenate([np.arange(20_000), random.integers(0, 2**31, 20_000), [2**31 - 1, 2**24 + 1, 100_000_000]])
+    found = jax.jit(lambda n: regions.ceil_of_fraction(n, fraction))(jnp.asarray(counts, jnp.int32))
+    exact = {1 / 3: Fraction(1, 3), 2 / 7: Fraction(2, 7)}.get(fraction, Fraction(str(fraction)))
+    expected = [-(-int(n) * exact.numerator // exact.denominator) for n in counts]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_ohem_marks_exactly_that_many():
+    """Different losses have no ties: 0.07 of 100 are 7, which floats get wrong."""
+    for n in (100, 1000, 3125):
+        values = jnp.asarray(np.random.default_rng(0).permutation(n), jnp.float32)[None]
+        assert losses.ohem_mask(values, jnp.ones((1, n), bool), 0.07).sum() == -(-7 * n // 100)
 
 
 @pytest.mark.parametrize("over", ["image", "batch"])

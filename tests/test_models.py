@@ -319,6 +319,16 @@ def test_mistakes_name_the_fix():
             models.create(name, SPEC, **settings)
 
 
+@pytest.mark.parametrize("case", ["fcn", "deeplabv3"])
+def test_the_auxiliary_heads_dropout_is_a_setting(case, monkeypatch):
+    rates = []
+    monkeypatch.setattr(nn.Dropout, "__call__", lambda self, x, deterministic: rates.append(self.rate) or x)
+    for settings in ({}, {"aux_dropout": 0.25}):
+        net = make(case, dropout=0.0, **settings)
+        jax.eval_shape(lambda net=net: net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
+    assert [rate for rate in rates if rate] == [0.1, 0.25]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_batch_norm_over_one_value_is_refused(devices):

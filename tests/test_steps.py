@@ -167,3 +167,45 @@ def test_evaluation_of_known_predictions():
     expected = np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
     np.testing.assert_allclose(list(summary["iou_per_class"].values()), expected)
     assert summary["pixels"] == matrix.sum()
+
+
+IGNORED = {
+    "multiclass": ({}, ("logits", "aux")),
+    "weights": ({"class_weights": (0.0, 1.0, 3.0), "label_smoothing": 0.1, "dice": 1.0}, ("logits", "aux")),
+    "ohem": ({"ohem_fraction": 0.3, "dice": 1.0, "dice_over": "batch"}, ("logits",)),
+    "binary": ({"mode": "binary", "class_weights": (1.0, 4.0), "label_smoothing": 0.1, "dice": 1.0}, ("logits",)),
+    "multilabel": ({"mode": "multilabel", "ohem_fraction": 0.5, "dice": 1.0}, ("logits",)),
+    "centres": ({}, ("logits", "centre", "offset")),
+}
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("case", IGNORED)
+def test_ignored_pixels_have_no_gradient_whatever_the_outputs(case, poison):
+    settings, names = IGNORED[case]
+    mode, things = settings.get("mode", "multiclass"), (1, 2) if "centre" in names else ()
+    kind = "multilabel" if mode == "multilabel" else "multiclass"
+    spec = DatasetSpec(("a", "b", "c")[: 2 if mode == "binary" else 3], mode=kind, things=things)
+    task = make_task(spec, "panoptic" if things else "semantic", **settings)
+    random = np.random.default_rng(0)
+    label = random.integers(0, len(spec.classes), (2, 6, 8)).astype(np.uint8)
+    label[:, 1:4, 2:6] = 255
+    label[0, 3] = 255
+    ignored = label == 255
+    batch = {"label": label, "instance": np.where(ignored, 0, label).astype(np.uint16)}
+    if mode == "multilabel":
+        batch["label"] = np.where(ignored[..., None], 255, label[..., None] == np.arange(3)).astype(np.uint8)
+    batch = {key: jnp.asarray(x) for key, x in batch.items()}
+    shapes = {key: (2, 6, 8, task.spec.num_logits if key in ("logits", "aux") else 2) for key in names} | (
+        {"centre": (2, 6, 8)} if things else {}
+    )
+    clean = {key: random.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
+    broken = {
+        key: np.where(ignored.reshape(2, 6, 8, *[1] * (x.ndim - 3)), np.float32(poison), x) for key, x in clean.items()
+    }
+    slopes = jax.jit(jax.value_and_grad(lambda outputs: task.objective.loss(outputs, batch)[0]))
+    (value, found), (expected, right) = slopes(broken), slopes(clean)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for key in names:
+        assert not np.asarray(found[key])[ignored].any() and np.asarray(right[key]).any()
+        np.testing.assert_allclose(found[key], right[key], rtol=1e-5, atol=1e-8)

@@ -6,13 +6,14 @@ never mean of means.
 """
 
 from segjax.losses.binary import binary_cross_entropy
-from segjax.losses.pixels import cross_entropy, pixel_weights, split_ignore, weighted_mean
+from segjax.losses.pixels import cross_entropy, mean_and_divisor, pixel_weights, split_ignore, weighted_mean
 from segjax.losses.regions import dice, ohem_mask
 
 __all__ = [
     "binary_cross_entropy",
     "cross_entropy",
     "dice",
+    "mean_and_divisor",
     "ohem_mask",
     "pixel_weights",
     "split_ignore",

@@ -1,10 +1,11 @@
 """Losses over all pixels of an image or a batch: soft Dice, and the selection of the largest losses (OHEM)."""
 
+from fractions import Fraction
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 
 def ohem_mask(
@@ -12,7 +13,7 @@ def ohem_mask(
 ) -> Bool[Array, "b *shape"]:
     """Marks the largest losses of each image (OHEM), as in deeplab2's "top-k" cross-entropy.
 
-    In an image with n valid losses, it marks those that are at least the ceil(share n)-th largest, including all ties.
+    In an image with n valid losses, it marks those that are at least the ceil(fraction n)-th largest, including ties.
     That value is found by bisection over the bits of the floats, which is exact and needs only sums; a sort would
     all-gather the losses.
 
@@ -22,7 +23,7 @@ def ohem_mask(
     Args:
         values: losses, not negative.
         valid: which losses count.
-        share: fraction of the valid losses to mark, in (0, 1].
+        fraction: fraction of the valid losses to mark, in (0, 1]; see `ceil_of_fraction`.
 
     Returns:
         bool [b, ...], weights for `weighted_mean`, which divides by the number of marked losses.
@@ -36,13 +37,41 @@ def ohem_mask(
     bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(values).astype(jnp.float32), jnp.int32)
     bits = jnp.where(valid, bits, -1)
     count = valid.sum(axes, keepdims=True, dtype=jnp.int32)
-    rank = jnp.ceil(fraction * count.astype(jnp.float32)).astype(jnp.int32)
+    rank = ceil_of_fraction(count, fraction)
 
     def narrow(i, least):
         higher = least | jnp.int32(1) << (30 - i)
         return jnp.where((bits >= higher).sum(axes, keepdims=True, dtype=jnp.int32) >= rank, higher, least)
 
     return valid & (bits >= jax.lax.fori_loop(0, 31, narrow, jnp.zeros_like(rank)))
+
+
+def ceil_of_fraction(count: Int32[Array, "*shape"], fraction: float) -> Int32[Array, "*shape"]:
+    """Computes ceil(fraction count) exactly, in integers.
+
+    In float32 it is off by one for one count in a hundred, and in float64 too where `0.07 * 100` is above 7.
+
+    Args:
+        count: numbers, not negative.
+        fraction: in (0, 1], read as the decimal number that Python prints for it; with more than nine digits as the
+            nearest fraction whose denominator is at most 10^9, such as 1 / 3.
+
+    Returns:
+        The smallest integers that are not less than fraction count.
+
+    Example:
+        >>> ceil_of_fraction(jnp.array([99, 100, 101], jnp.int32), 0.07).tolist()
+        [7, 7, 8]
+    """
+    p, q = Fraction(str(fraction)).limit_denominator(10**9).as_integer_ratio()
+    # Long division by q, from the highest digit of the count, in as large a base as uint32 holds.
+    bits = 31 - q.bit_length()
+    whole, rest = jnp.zeros_like(count), jnp.zeros(count.shape, jnp.uint32)
+    for shift in reversed(range(0, 31, bits)):
+        digit = (count >> shift & (2**bits - 1)).astype(jnp.uint32)
+        rest = (rest << bits) + digit * p
+        whole, rest = (whole << bits) + (rest // q).astype(jnp.int32), rest % q
+    return whole + (rest > 0).astype(jnp.int32)
 
 
 def dice(
@@ -69,7 +98,8 @@ def dice(
     holds the same loss and presence, and its share is the global mean divided by the number of devices.
 
     Args:
-        probabilities: softmax or sigmoid of the logits.
+        probabilities: softmax or sigmoid of the logits. Pixels that do not count get the gradient 0. If their logits
+            may be NaN, replace these before the softmax, whose own gradient would be NaN.
         target: ground truth of each class, or its probability.
         valid: True for labelled pixels, the only ones that count; one channel for all classes or one per class.
         over: scope of the sums: each "image" alone, or the full "batch".

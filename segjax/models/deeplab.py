@@ -98,6 +98,7 @@ class DeepLabV3(DeepLab):
 
     variant: Annotated[str, Key("where dilation starts, to match weights", ("atrous", "torchvision"))] = "atrous"
     aux: Annotated[str, Key("features for an auxiliary head; objective.aux weights its loss", ("", "c3", "c4"))] = ""
+    aux_dropout: Annotated[float, Key("dropout rate of the auxiliary head", "[0, 1)")] = 0.1
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"], train: bool) -> dict[str, Float[Array, "b _ _ k"]]:
@@ -114,7 +115,8 @@ class DeepLabV3(DeepLab):
         features = self._features(images, train)
         x = self._pyramid(features["c5"], train)
         x = ConvNorm(self.width, self.layer_config, name="conv")(x, train)
-        return {"logits": self._head(x)} | auxiliary(self.aux, features, self.num_logits, self.layer_config, train)
+        beside = auxiliary(self.aux, features, self.num_logits, self.layer_config, self.aux_dropout, train)
+        return {"logits": self._head(x)} | beside
 
 
 class DeepLabV3Plus(DeepLab):

@@ -61,6 +61,7 @@ class FCN(Network):
     ] = 0
     dropout: Annotated[float, Key("dropout rate before the logits; paper: 0.5", "[0, 1)")] = 0.1
     aux: Annotated[str, Key("features for an auxiliary head; objective.aux weights its loss", ("", "c3", "c4"))] = ""
+    aux_dropout: Annotated[float, Key("dropout rate of the auxiliary head", "[0, 1)")] = 0.1
     variant: Annotated[str, Key("where dilation starts, to match weights", ("atrous", "torchvision"))] = "atrous"
 
     def __post_init__(self):
@@ -102,7 +103,7 @@ class FCN(Network):
             outputs = {"logits": Conv(self.num_logits, 1, use_bias=True, kernel_init=HEAD, name="head")(x)}
         else:
             outputs = {"logits": self._paper_head(features, train)}
-        return outputs | auxiliary(self.aux, features, self.num_logits, layer_config, train)
+        return outputs | auxiliary(self.aux, features, self.num_logits, layer_config, self.aux_dropout, train)
 
     def _paper_head(self, features, train):
         """Applies the paper's head: sections 3.1 (dense layers as convolutions) and 4.2 (skips)."""

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from segjax.checks import UserError, check_choice
 from segjax.nn import kernels
+from segjax.nn.batch_norm import BatchNorm, num_devices
 
 HE = nn.initializers.he_normal()
 
@@ -154,21 +155,13 @@ class ConvNorm(nn.Module):
         if layer_config.norm == "batch":
             # A frozen norm keeps its batch statistics and normalises with them.
             train = train and layer_config.learns(*self.path, "norm")
-            if train and math.prod(x.shape[:-1]) * self._devices() == 1:
+            if train and math.prod(x.shape[:-1]) * num_devices(layer_config.axis_name) == 1:
                 raise UserError(
                     "Batch norm over one value per channel, such as one image's mean in DeepLab's image pooling, "
                     "outputs a constant: train with data.batch_size of 2 or more, or with model.norm='group'."
                 )
-            norm = nn.BatchNorm(
-                not train,
-                momentum=layer_config.momentum,
-                epsilon=layer_config.epsilon,
-                axis_name=layer_config.axis_name,
-                # Over a few values, as in ASPP's image pooling, E[x^2] - E[x]^2 would be mostly rounding error.
-                use_fast_variance=math.prod(x.shape[1:-1]) > 1,
-                name="norm",
-            )
-            x = norm(x.astype(jnp.float32)).astype(layer_config.dtype)
+            norm = BatchNorm(layer_config.momentum, layer_config.epsilon, layer_config.axis_name, name="norm")
+            x = norm(x.astype(jnp.float32), train).astype(layer_config.dtype)
         elif layer_config.norm == "group":
             groups = math.gcd(32, self.features)
             # One channel per group would be an instance norm, which removes each channel's mean.
@@ -176,7 +169,3 @@ class ConvNorm(nn.Module):
             norm = nn.GroupNorm(groups, epsilon=layer_config.epsilon, name="norm")
             x = norm(x.astype(jnp.float32)).astype(layer_config.dtype)
         return self.activation(x) if self.activation else x
-
-    def _devices(self):
-        """Returns the number of devices that share batch statistics under pmap; 1 otherwise."""
-        return jax.lax.axis_size(self.layer_config.axis_name) if self.layer_config.axis_name else 1

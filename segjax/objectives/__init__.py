@@ -4,10 +4,10 @@ from segjax import checks
 from segjax.checks import choose
 from segjax.objectives import centres, pixels
 from segjax.objectives.maps import Maps
-from segjax.objectives.objective import Decoded, Objective
+from segjax.objectives.objective import Decoded, LossOfMeans, Objective
 from segjax.spec import DatasetSpec
 
-__all__ = ["OBJECTIVES", "Decoded", "Maps", "Objective", "create"]
+__all__ = ["OBJECTIVES", "Decoded", "LossOfMeans", "Maps", "Objective", "create"]
 
 OBJECTIVES = {"pixels": pixels.create, "centres": centres.create}
 

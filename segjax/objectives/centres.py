@@ -9,7 +9,7 @@ from segjax.checks import Key, UserError
 from segjax.objectives import centre_grouping, centre_targets
 from segjax.objectives.averaging import resize
 from segjax.objectives.maps import Maps, to_output
-from segjax.objectives.objective import Decoded, Objective, require_things
+from segjax.objectives.objective import Decoded, LossOfMeans, Objective, require_things
 from segjax.spec import DatasetSpec, valid_pixels
 
 
@@ -81,14 +81,18 @@ def create(
         predicted = resize(maps(outputs), label.shape[1:])
         values = losses.cross_entropy(predicted.scalars["logits"], label) * target.semantic_weight
         hard = losses.ohem_mask(values, valid, ohem_fraction)
-        centre_error = jnp.square(predicted.scalars["centre"] - target.centre)
-        offset_error = jnp.abs(predicted.vectors["offset"] - target.offset).sum(-1)
-        terms = {
-            "cross_entropy": losses.weighted_mean(values, hard, axis_name),
-            "centre": losses.weighted_mean(centre_error, target.centre_weight, axis_name),
-            "offset": losses.weighted_mean(offset_error, target.offset_weight, axis_name),
+        # Errors that do not count are 0 before their slope is taken, which is NaN where the maps are.
+        centre_error = jnp.where(target.centre_weight > 0, predicted.scalars["centre"] - target.centre, 0.0)
+        offset_error = predicted.vectors["offset"] - target.offset
+        offset_error = jnp.where(target.offset_weight[..., None] > 0, offset_error, 0.0)
+        means = {
+            "cross_entropy": losses.mean_and_divisor(values, hard, axis_name),
+            "centre": losses.mean_and_divisor(jnp.square(centre_error), target.centre_weight, axis_name),
+            "offset": losses.mean_and_divisor(jnp.abs(offset_error).sum(-1), target.offset_weight, axis_name),
         }
-        return sum(factors[name] * value for name, value in terms.items()), terms
+        total = sum(factors[name] * mean for name, (mean, _) in means.items())
+        parts = {name: (factors[name] * mean, divisor) for name, (mean, divisor) in means.items() if factors[name]}
+        return total, {name: mean for name, (mean, _) in means.items()}, parts
 
     def maps(outputs, geometry=None):
         return Maps({"logits": outputs["logits"], "centre": outputs["centre"]}, {"offset": outputs["offset"]})
@@ -107,7 +111,7 @@ def create(
 
     return Objective(
         outputs=frozenset({"logits", "centre", "offset"}),
-        loss=loss,
+        loss=LossOfMeans(tuple(name for name, factor in factors.items() if factor), loss),
         maps=maps,
         decode=decode,
         needs_instances=True,

@@ -1,10 +1,35 @@
 """The interface of an objective: the loss of a network, and how its outputs are decoded."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from segjax.checks import UserError
 from segjax.spec import DatasetSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class LossOfMeans:
+    """A loss that is a sum of parts, each a weighted mean, whose gradients can be accumulated over batches.
+
+    Called like any `Objective.loss`, it returns the scalar and its terms.
+
+    Attributes:
+        parts: names of the parts.
+        compute: like `Objective.loss`, with a third result {part: (share of the scalar, divisor)}. The shares sum to
+            the scalar. The divisor is the global sum of weights of the part, without a gradient.
+        whole_batch: the setting that makes the loss one of sums over the whole batch, which micro-batches lack; "" if
+            there is none.
+    """
+
+    parts: tuple[str, ...]
+    compute: Callable[..., tuple[Any, dict[str, Any], dict[str, tuple[Any, Any]]]]
+    whole_batch: str = ""
+
+    def __call__(self, *args, **kwargs) -> tuple[Any, dict[str, Any]]:
+        """Computes the scalar and its terms, as an `Objective.loss`."""
+        loss, terms, _ = self.compute(*args, **kwargs)
+        return loss, terms
 
 
 class Objective(NamedTuple):
@@ -13,7 +38,7 @@ class Objective(NamedTuple):
     outputs: names of the outputs that a model must have.
     loss: (outputs, batch, key, progress, axis_name) -> (scalar, {name: scalar}). `key` holds a random key per sample,
         [b]; `progress` is the fraction of the run that is done, 0 to 1. With an axis name, the scalars are shares
-        that sum over devices to the value for the global batch.
+        that sum over devices to the value for the global batch. Gradients of a `LossOfMeans` can be accumulated.
     maps: (outputs, geometry) -> Maps, which predictions are decoded from; they may be averaged over flips, scales,
         windows and networks.
     decode: (maps, geometry) -> Decoded, at `geometry.output_size`.
@@ -29,6 +54,11 @@ class Objective(NamedTuple):
     needs_instances: bool = False
     max_objects: int = 2**16 - 1
     targets: Callable[..., Any] | None = None
+
+    @property
+    def num_parts(self) -> int:
+        """Number of parts of the loss that gradient accumulation keeps apart."""
+        return len(getattr(self.loss, "parts", ())) or 1
 
 
 class Decoded(NamedTuple):

@@ -1,3 +1,4 @@
+from . import accumulation as accumulation
 from . import checkpoint as checkpoint
 from . import compilation as compilation
 from . import components as components

@@ -131,7 +131,9 @@ def make_training(config: ConfigDict, parts: Components, batches: pipeline.Batch
     """Makes the optimiser, the train step and the initial state for the batches of `train_batches`."""
     mesh, preprocess, task, model = parts
     run = durations(batches.count, batches.batch_size, **config.run)
-    tx, schedule = optimizer.make_optimizer(run.total, run.warmup, model.layer_order, **config.optimizer)
+    tx, schedule = optimizer.make_optimizer(
+        run.total, run.warmup, model.layer_order, task.objective.num_parts, **config.optimizer
+    )
 
     def make(axis):
         colours, decay = dict(config.augment), config.ema.decay

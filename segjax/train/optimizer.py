@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from segjax.checks import Key, UserError, choose
-from segjax.train import groups
+from segjax.train import accumulation, groups
 
 # Rise as a fraction of the run, and start as a fraction of the peak: the defaults of fast.ai and optax.
 ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 1 / 25
@@ -102,6 +102,7 @@ def make_optimizer(
     steps: int,
     warmup: int = 0,
     layer_order: Sequence[str] = (),
+    parts: int = 1,
     *,
     name: Annotated[str, Key("the optimiser", ("sgd", "adam", "adamw", "lion", "lamb"))] = "adamw",
     learning_rate: Annotated[float, Key("peak learning rate", "[0, inf)")] = 1e-3,
@@ -118,7 +119,7 @@ def make_optimizer(
     eps: Annotated[float, Key("added to the square root of the second moment", "[0, inf)")] = 1e-8,
     weight_decay: Annotated[float, Key("applies to kernels, not to norms and biases", "[0, inf)")] = 1e-4,
     clip: Annotated[float, Key("maximum global norm of the gradient; 0: no clipping", "[0, inf)")] = 0.0,
-    accumulate: Annotated[int, Key("batches whose gradients are averaged for one update", "[1, inf)")] = 1,
+    accumulate: Annotated[int, Key("batches that make one update, as one large batch would", "[1, inf)")] = 1,
     backbone_factor: Annotated[float, Key("factor on the backbone's learning rate", "[0, inf)")] = 1.0,
     layer_decay: Annotated[float, Key("learning rate factor from a layer to the one before", "(0, 1]")] = 1.0,
     frozen: Annotated[
@@ -127,7 +128,11 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Builds an optimiser and its learning rate schedule; the keyword arguments are the keys of `optimizer`.
 
-    Gradients are averaged over `accumulate` batches, clipped by their global norm, and passed to the optimiser.
+    Gradients are accumulated over `accumulate` batches, clipped by their global norm, and passed to the optimiser. They
+    are those of one large batch, sum over sum, however unevenly labelled pixels are spread over the batches, except
+    that batch norm sees each batch alone. Every part of the loss that has its own divisor is kept apart, which takes a
+    backward pass and a copy of the gradients for each: one for cross-entropy, with an auxiliary head or not, two with
+    Dice, three for `centres`. With OHEM, an auxiliary head's cross-entropy is weighted by the pixels of the main one.
     Parameters do not change between updates; leftover batches at the end of the run are dropped. sgd and adam add
     weight decay to the gradient (L2, as in torch.optim.SGD and Adam); adamw, lion and lamb add it to the update
     (decoupled; Loshchilov and Hutter 2019). Lion's authors use a `b2` of 0.99. Group factors are applied to the updates
@@ -138,6 +143,7 @@ def make_optimizer(
         steps: length of the run in batches.
         warmup: batches of linear warm-up.
         layer_order: paths of the layers, from input to output, for `layer_decay`; see `segjax.train.groups`.
+        parts: parts of the loss that `accumulate` keeps apart: `objective.num_parts`.
 
     Returns:
         The optimiser, whose state holds only arrays, and a schedule from a batch number, counted from 0, to the
@@ -179,7 +185,7 @@ def make_optimizer(
     if clip:
         tx = optax.chain(optax.clip_by_global_norm(clip), tx)
     if accumulate > 1:
-        tx = optax.MultiSteps(tx, accumulate).gradient_transformation()
+        tx = accumulation.accumulate(tx, accumulate, parts)
 
     def init(params):
         params = groups.split_frozen(params, frozen)[0] if frozen else params
@@ -187,14 +193,15 @@ def make_optimizer(
             groups.learning_rate_factors(params, layer_order, backbone_factor, layer_decay)
         return tx.init(params)
 
-    def update(gradients, opt_state, params=None):
-        updates, opt_state = tx.update(gradients, opt_state, params)
+    def update(gradients, opt_state, params=None, **divisors):
+        updates, opt_state = tx.update(gradients, opt_state, params, **divisors)
         if grouped:
             factors = groups.learning_rate_factors(updates, layer_order, backbone_factor, layer_decay)
             updates = jax.tree.map(jnp.multiply, updates, factors)
         return updates, opt_state
 
-    return optax.GradientTransformation(init, _standard_promotion(update)), lambda batch: by_update(batch // accumulate)
+    kind = accumulation.Accumulation if accumulate > 1 else optax.GradientTransformation
+    return kind(init, _standard_promotion(update)), lambda batch: by_update(batch // accumulate)
 
 
 def _kernels(params: Any) -> Any:
@@ -207,8 +214,8 @@ def _kernels(params: Any) -> Any:
 def _standard_promotion(function: Callable) -> Callable:
     """Runs a function under standard dtype promotion, because optax mixes integers and floats."""
 
-    def wrapped(*args):
+    def wrapped(*args, **kwargs):
         with jax.numpy_dtype_promotion("standard"):
-            return function(*args)
+            return function(*args, **kwargs)
 
     return wrapped

@@ -37,7 +37,9 @@ def restore(
     """
     parts = components.build_components(config, spec, None, model, objective)
     # The shapes of the state depend neither on the image size nor on the length of the run.
-    tx, _ = optimizer.make_optimizer(config.optimizer.accumulate, 0, parts.model.layer_order, **config.optimizer)
+    tx, _ = optimizer.make_optimizer(
+        config.optimizer.accumulate, 0, parts.model.layer_order, parts.task.objective.num_parts, **config.optimizer
+    )
     side = 2 * (parts.preprocess.context + 64)
     shape = (1, side, side, len(parts.preprocess.mean))
     with Checkpoints(workdir, **config.checkpoint) as checkpoints:

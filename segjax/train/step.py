@@ -16,6 +16,7 @@ from segjax.objectives import Maps, Objective
 from segjax.parallel import replicate_params
 from segjax.spec import Geometry, Preprocess, Segments
 from segjax.tasks import Task
+from segjax.train.accumulation import Accumulation, check_loss
 from segjax.train.groups import join_frozen, split_frozen
 from segjax.train.state import TrainState
 
@@ -118,8 +119,14 @@ def make_train_step(
         frozen: paths of the frozen modules; their gradients are not computed.
 
     Returns:
-        (state, batch) -> (state, scalars); scalars are float32: loss, its terms, gradient_norm.
+        (state, batch) -> (state, scalars); scalars are float32: loss, its terms, gradient_norm, all of this batch.
+
+    Raises:
+        UserError: the optimiser accumulates gradients, and the loss is not a sum of means over pixels or images.
     """
+    accumulates = isinstance(tx, Accumulation)
+    if accumulates:
+        check_loss(objective)
     model = model.clone(axis_name=axis_name, **({"frozen": tuple(frozen)} if frozen else {}))
     takes_progress = "progress" in inspect.signature(type(model).__call__).parameters
     stream = jax.random.key(seed)
@@ -141,27 +148,61 @@ def make_train_step(
         def all_of(trainable):
             return join_frozen(trainable, held) if frozen else trainable
 
-        def loss_fn(trainable):
+        def apply_model(trainable):
             variables = {"params": replicate_params(all_of(trainable)), "batch_stats": state.batch_stats}
             outputs, updated = model.apply(variables, image, train=True, mutable=["batch_stats"], rngs=rngs, **more)
-            loss, terms = objective.loss(outputs, batch, keys, progress, axis_name)
-            return loss, (terms, updated.get("batch_stats", {}))
+            return outputs, updated.get("batch_stats", {})
 
-        (loss, (terms, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+        def loss_fn(trainable):
+            outputs, batch_stats = apply_model(trainable)
+            loss, terms = objective.loss(outputs, batch, keys, progress, axis_name)
+            return loss, (terms, batch_stats)
+
+        def parts_fn(trainable):
+            outputs, batch_stats = apply_model(trainable)
+            loss, terms, parts = objective.loss.compute(outputs, batch, keys, progress, axis_name)
+            values, divisors = zip(*(parts[name] for name in objective.loss.parts), strict=True)
+            return values, (loss, terms, batch_stats, {"divisors": jnp.stack(divisors)})
+
+        if accumulates:  # a gradient for each part of the loss
+            (loss, terms, batch_stats, extra), grads = gradient_of_each(parts_fn, trainable)
+        else:
+            (loss, (terms, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+            extra = {}
         scalars = {"loss": loss, **terms}
         if axis_name:
             grads, scalars = jax.lax.psum((grads, scalars), axis_name)
-        updates, opt_state = tx.update(grads, state.opt_state, trainable)
+        updates, opt_state = tx.update(grads, state.opt_state, trainable, **extra)
         params = all_of(optax.apply_updates(trainable, updates))
         ema = state.ema
         if ema_decay:
             t = state.step.astype(jnp.float32)
             keep = jnp.minimum(ema_decay, (1 + t) / (10 + t))
             ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1 - keep)
-        scalars["gradient_norm"] = optax.tree.norm(grads)
+        total = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *grads) if accumulates else grads
+        scalars["gradient_norm"] = optax.tree.norm(total)
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), scalars
 
     return train_step
+
+
+def gradient_of_each(function: Callable[[Any], tuple[tuple[jax.Array, ...], Any]], params: Any) -> tuple[Any, tuple]:
+    """Differentiates several scalars, with one forward pass and a backward pass for each.
+
+    Args:
+        function: params -> (scalars, aux).
+        params: where to differentiate.
+
+    Returns:
+        aux, and the gradient of each scalar.
+
+    Example:
+        >>> gradient_of_each(lambda x: ((x**2, 5 * x), "aux"), jnp.float32(3.0))[1]
+        (Array(6., dtype=float32), Array(5., dtype=float32))
+    """
+    scalars, pull, aux = jax.vjp(function, params, has_aux=True)
+    units = [tuple(jnp.full_like(x, i == j) for j, x in enumerate(scalars)) for i in range(len(scalars))]
+    return aux, tuple(pull(unit)[0] for unit in units)
 
 
 def make_maps_step(

@@ -21,6 +21,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from segjax.checks import UserError
+from segjax.nn.batch_norm import mean_and_variance, move_running_statistics, num_devices
 from segjax.nn.kernels.scaling import transposed_convolution
 from segjax.nn.layers import DOUBLING, HE, LayerConfig
 from segjax.parallel import num_row_shards
@@ -154,14 +155,13 @@ class PairedBatchNormReLU(nn.Module):
         if train and layer_config.learns(*self.path):
             counted = jnp.where(columns_in_image(x), x, 0.0) if self.shifted else x
             sums = jnp.stack([counted.sum((0, 1, 2)), jnp.square(counted).sum((0, 1, 2))])
-            columns = 2 * (x.shape[2] - self.shifted)
-            moments = sums.reshape(2, 2, features).sum(1) / (x.shape[0] * x.shape[1] * columns)
-            if layer_config.axis_name:
-                moments = lax.pmean(moments, layer_config.axis_name)
-            mean, var = moments[0], jnp.maximum(0.0, moments[1] - jnp.square(moments[0]))
+            count = x.shape[0] * x.shape[1] * 2 * (x.shape[2] - self.shifted)
+            first, second = sums.reshape(2, 2, features).sum(1) / count
+            axis_name = None if self.is_initializing() else layer_config.axis_name
+            mean, var = mean_and_variance(first, second, axis_name)
             if not self.is_initializing():
-                running_mean.value = layer_config.momentum * running_mean.value + (1 - layer_config.momentum) * mean
-                running_var.value = layer_config.momentum * running_var.value + (1 - layer_config.momentum) * var
+                count *= num_devices(axis_name)
+                move_running_statistics(running_mean, running_var, mean, var, count, layer_config.momentum)
         factor = lax.rsqrt(var + layer_config.epsilon) * scale
         mean, factor, bias = (jnp.tile(v, 2).reshape(1, 1, 1, -1) for v in (mean, factor, bias))
         x = nn.relu((x - mean) * factor + bias).astype(layer_config.dtype)

@@ -11,6 +11,7 @@ TENSORFLOW = [
 BRAIN = ["nilearn", "nibabel"]
 COCO = ["pycocotools"]
 FORMATS = ["imagecodecs"]
+HUGGINGFACE = ["datasets"]
 WEIGHTS = ["safetensors", "huggingface_hub"]
 NOTEBOOK = ["nbclient", "nbformat", "ipykernel"]
 TESTS = ["pytest", "pytest-xdist", "ruff", "beartype", "tensorboardX"]
@@ -38,6 +39,7 @@ setup(
         "numpy",
         "scipy",
         "pillow",
+        "pyyaml",
         "tifffile",
         "rich",
         "jinja2",
@@ -49,13 +51,14 @@ setup(
         "quickstart": TENSORFLOW + BRAIN,
         "coco": COCO,
         "formats": FORMATS,
+        "huggingface": HUGGINGFACE,
         "weights": WEIGHTS,
         "tensorboard": ["tensorboardX"],
         "wandb": ["wandb"],
         "tpu": ["jax[tpu]"],
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
-        "dev": TENSORFLOW + BRAIN + COCO + FORMATS + WEIGHTS + NOTEBOOK + TESTS,
+        "dev": TENSORFLOW + BRAIN + COCO + FORMATS + HUGGINGFACE + WEIGHTS + NOTEBOOK + TESTS,
     },
     entry_points={"console_scripts": ["segjax = segjax.cli:main"]},
 )

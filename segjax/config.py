@@ -88,7 +88,7 @@ class Section(ConfigDict):
         super().__setitem__(current_key(key, self), value)
 
 
-def current_key(key: str, section: ConfigDict) -> str:
+def current_key(key: str | int, section: ConfigDict) -> str | int:
     """Returns the current name of a section's key; warns about a name of version 0.1."""
     new = RENAMED.get(key)
     if new is None or key in section or new not in section:

@@ -116,9 +116,15 @@ def decode_mask(counts: Any, shape: tuple[int, int]) -> Bool[np.ndarray, "y x"]:
     """
     rows, columns = shape
     lengths = _unpack(counts) if isinstance(counts, str | bytes) else np.array(counts, np.int64)
-    if lengths.min(initial=0) < 0 or lengths.sum() != rows * columns:
-        raise ValueError(f"its run lengths cover {lengths.sum()} pixels, its image has {rows * columns}")
+    pixels = rows * columns
+    # Each is bounded before they are summed: a sum of 64 bits may overflow to the right number.
+    if lengths.ndim != 1 or lengths.min(initial=0) < 0 or lengths.max(initial=0) > pixels or lengths.sum() != pixels:
+        raise ValueError(f"its run lengths cover {sum(lengths.ravel().tolist())} pixels, its image has {pixels}")
     return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(columns, rows).T
+
+
+# Characters of a number, 5 bits each: lengths have 32 bits, and sums of these numbers then fit into 64.
+_LONGEST = 7
 
 
 def _unpack(text):
@@ -133,6 +139,8 @@ def _unpack(text):
     ends = np.flatnonzero(last)
     starts = np.concatenate([[0], ends[:-1] + 1])
     length = ends - starts + 1
+    if length.max() > _LONGEST:
+        raise ValueError("its run lengths contain a number of more than 35 bits")
     shift = 5 * (np.arange(len(codes)) - np.repeat(starts, length))
     values = np.add.reduceat((codes & 31) << shift, starts) - np.where(codes[ends] & 16, 1 << 5 * length, 0)
     for chain in (values[1::2], values[2::2]):

@@ -1,4 +1,4 @@
-"""A step is saved before it is scored; the best one is chosen by the scores kept beside the checkpoints."""
+"""A step is saved before it is scored; the best one is chosen by the scores kept with the checkpoints."""
 
 import json
 import pathlib
@@ -62,8 +62,8 @@ def test_broken_scores_are_named(tmp_path):
     with Checkpoints(str(tmp_path)) as checkpoints:
         checkpoints.save(1, STATE)
         checkpoints.record(1, {"mIoU": 0.5})
-    (tmp_path / "checkpoints/scores.json").write_text("{")
-    with pytest.raises(UserError, match=r"scores\.json cannot be read"):
+    (tmp_path / "checkpoints/1/scores.json").write_text("{")
+    with pytest.raises(UserError, match=r"checkpoints/1/scores\.json cannot be read"):
         Checkpoints(str(tmp_path))
 
 

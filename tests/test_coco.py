@@ -233,17 +233,20 @@ def test_decoder_agrees_with_pycocotools(share):
             r"annotation 31 has category_id 40, which is stuff \(isthing 0\), but the instance format has objects "
             r"only; set isthing to 1 there, or remove the annotation\.$",
         ),
-        (entry(31, [[0, 0, 3, 3]]), "annotation 31: .* 3 or more pairs x, y"),
+        (entry(31, [[0, 0, 3, 3]]), "annotation 31: .*empty, as in all 1 .* 3 or more pairs x, y"),
         (entry(31, [[0, 0, 3, 3, 1, 0, 2]]), "annotation 31: .* 3 or more pairs x, y"),
         (entry(31, []), "annotation 31: .* needs polygons"),
-        (entry(31, [0, 0, 3, 0, 3, 3]), r"annotation 31: .*: \[\[x, y, \.\.\.\], \.\.\.\]"),
+        (entry(31, "0 0 3 0 3 3"), r"annotation 31: .*: \[\[x, y, \.\.\.\], \.\.\.\]"),
         (entry(31, 5), "annotation 31: .* 3 or more pairs x, y"),
         (entry(31, None), "annotation 31: .* 3 or more pairs x, y"),
-        (entry(31, [[0, 0, 3, 0, 3, float("nan")]]), r"annotation 31: .* decoded \(a coordinate is not finite\)"),
-        (entry(31, [box(0, 0, 2, 2), [0, 0, float("inf"), 0, 3, 3]]), r"annotation 31: .*\(a coordinate is not finite"),
+        (entry(31, [[0, 0, 3, 0, 3, 10**400]]), "annotation 31: a coordinate is not a finite number"),
+        (entry(31, [[0, 0, 3, 0, 3, None]]), "annotation 31: a coordinate is not a finite number"),
+        (entry(31, [box(0, 0, 2, 2), [0, 0, 1e9, 0, 3, 3]]), r"annotation 31: .* x = 1e\+09, far .* 9 x 14"),
+        (entry(31, [box(0, 0, 2, 2), [0, 0, 3, -1e308, 3, 3]]), r"annotation 31: .* y = -1e\+308, far outside"),
+        (entry(31, [box(12, 20, 22, 30)]), r"annotation 31: .* x = 30, far outside of the image, which is 9 x 14"),
         (entry(31, {"size": 5, "counts": [126]}), r"annotation 31: its mask has the size 5, its image \[9, 14\]"),
-        (entry(31, [["a"] * 6]), "annotation 31: its segmentation cannot be decoded"),
-        (entry(31, {"size": [9, 14]}), "annotation 31: its segmentation cannot be decoded"),
+        (entry(31, [["a"] * 6]), "annotation 31: a coordinate is not a finite number"),
+        (entry(31, {"size": [9, 14]}), "annotation 31: its run lengths must be whole numbers or .*, not None"),
         (
             entry(31, {"size": [9, 14], "counts": [1, 2]}),
             "annotation 31: .*its run lengths cover 3 pixels, its image has 126",
@@ -255,7 +258,12 @@ def test_decoder_agrees_with_pycocotools(share):
         ),
         (entry(31, {"size": [9, 14], "counts": ""}), "annotation 31: .*truncated or .* invalid character"),
         (entry(31, {"size": [9, 14], "counts": "m0ü"}), "annotation 31: .*truncated or .* invalid character"),
-        (entry(31, {"size": [9, 14], "counts": 5}), "annotation 31: its segmentation cannot be decoded"),
+        (
+            entry(31, {"size": [9, 14], "counts": 5}),
+            "annotation 31: its run lengths must be whole numbers or .*, not 5",
+        ),
+        (entry(31, {"size": [9, 14], "counts": [0.5, 125.5]}), "annotation 31: its run lengths must be whole numbers"),
+        (entry(31, {"size": [9, 14], "counts": "oooooooo1" * 2}), "annotation 31: .*more than 35 bits"),
         (entry(31, {"size": [14, 9], "counts": [126]}), r"annotation 31: .* the size \[14, 9\], its image \[9, 14\]"),
     ],
 )
@@ -267,10 +275,30 @@ def test_faults_of_objects(tmp_path, annotation, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"annotations": [{"id": 3, "image_id": 1}]}, r"annotations\[0\] \(id 3\) lacks 'category_id', 'segm.*'iscr"),
+        ({"annotations": [{"id": 3, "image_id": 1}]}, r"annotations\[0\] \(id 3\) lacks 'category_id'"),
+        ({"annotations": [entry(3, [], crowd=2)]}, r"annotations\[0\]: iscrowd must be 0 or 1, not 2"),
+        ({"annotations": [entry(3, [], crowd="0")]}, r"annotations\[0\]: iscrowd must be 0 or 1, not '0'"),
+        ({"annotations": [entry(3, [], image="1")]}, r"annotations\[0\] is of image '1', .* as text, .* 1 as number"),
+        (
+            {"annotations": [entry(3, [box(0, 0, 2, 2)], category="7")]},
+            r"annotation 3 has category_id '7', .* as text, .* 7 as number",
+        ),
+        (
+            {"annotations": [entry(3, [box(0, 0, 2, 2)], category=9)], "categories": [{"id": "9", "name": "cat"}]},
+            r"annotation 3 has category_id 9, .* as number, .* '9' as text",
+        ),
         ({"annotations": [entry(3, [], image=77)]}, r"annotations\[0\] is of image 77, which is not listed"),
         ({"annotations": [5]}, r"annotations\[0\] is 5, not an object with id"),
-        ({"images": [{"id": 1, "file_name": "a.png"}]}, r"images\[0\] \(id 1\) lacks 'height', 'width'"),
+        ({"images": [{"id": 1, "height": 9, "width": 14}]}, r"images\[0\] \(id 1\) lacks 'file_name'"),
+        ({"images": [record(1) | {"height": 9.5}]}, r"images\[0\]: height must be a whole number, not 9\.5"),
+        ({"images": [record(1) | {"height": 1e6, "width": 1e6}]}, r"images\[0\] is 1000000 x 1000000 .* at most 2\^31"),
+        (
+            {"images": [record(1) | {"file_name": "../../x.png"}]},
+            r"val\.json \(image 1\) names '\.\./\.\./x\.png'.* outs",
+        ),
+        ({"images": [record(1) | {"file_name": "..\\..\\x.png"}]}, r"\(image 1\) names .* outside of"),
+        ({"images": [record(1) | {"file_name": "/etc/passwd"}]}, r"\(image 1\) names '/etc/passwd', which is outside"),
+        ({"images": [record(1) | {"file_name": "a\0.png"}]}, r"\(image 1\) names 'a\\x00\.png', which is no path"),
         ({"images": [record(1), record(1)]}, "images has id 1 twice"),
         (
             {"images": [record(1), record(2)]},
@@ -291,6 +319,10 @@ def test_faults_of_objects(tmp_path, annotation, message):
         ({"images": [record(1) | {"file_name": 1}]}, r"json: images\[0\]: file_name .*, not 1"),
         ({"images": [record(1) | {"height": "9"}]}, r"json: images\[0\]: height must be a whole number, not '9'"),
         ({"categories": [{"id": 1, "name": None}]}, r"json: categories\[0\]: name .*, not None"),
+        (
+            {"categories": [{"id": 1, "name": "cat", "isthing": "0"}]},
+            r"categories\[0\]: isthing must be 0 or 1, not '0'",
+        ),
         ({"categories": []}, r"val\.json: there are no categories of things \(isthing 1\); add them"),
         (
             {"categories": [{"id": 1, "name": "cat"}, {"id": 5, "name": "cat"}]},
@@ -305,6 +337,191 @@ def test_faults_of_objects(tmp_path, annotation, message):
 def test_faults_of_the_file(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         instances(tmp_path, **{"annotations": []} | change)
+
+
+def less(entry, *keys):
+    return {key: value for key, value in entry.items() if key not in keys}
+
+
+BOX = entry(1, [box(2, 3, 5, 9)])
+
+
+@pytest.mark.parametrize(
+    ("annotation", "image"),
+    [
+        (less(BOX, "iscrowd"), {}),
+        (BOX | {"iscrowd": None}, {}),
+        (BOX | {"iscrowd": False}, {}),
+        (BOX, {"height": None, "width": None}),
+        (BOX, {"height": -1, "width": -1}),
+        (BOX, {"height": 0, "width": 14}),
+        (BOX, {"height": 9.0, "width": 14.0}),
+        (BOX, {"file_name": "..\\val\\001.png"}),
+        (BOX | {"image_id": 1.0, "category_id": 7.0}, {"id": 1.0}),
+        (BOX | {"segmentation": box(2, 3, 5, 9)}, {}),
+        (BOX | {"segmentation": [[3, 2], [9, 2], [9, 5], [3, 5]]}, {}),
+        (BOX | {"segmentation": [[[3, 2], [9, 2], [9, 5], [3, 5]]]}, {}),
+        (BOX | {"segmentation": [[1, 1, 2, 2], *BOX["segmentation"], []]}, {}),
+    ],
+)
+def test_what_third_parties_leave_out_or_write_otherwise(tmp_path, annotation, image):
+    """Each form means the plain one; objects without an outline beside it are counted and left out."""
+    plain = instances(tmp_path, [BOX]).read(0)
+    others = [entry(2, []), entry(3, None), less(entry(4, 0), "segmentation"), entry(5, [[1, 1, 2, 2]])]
+    source = instances(tmp_path, [annotation, *others], [record(1) | image])
+    assert any("left out, 4 of 5: annotation 2, annotation 3, annotation 4" in warning for warning in source.warnings)
+    assert source.size(0) == SIZE and source.name(0) == "001"
+    for key, expected in plain.items():
+        np.testing.assert_array_equal(source.read(0)[key], expected)
+
+
+def test_faults_of_polygons_are_counted_on_opening(tmp_path):
+    """All at once, and without a picture: the file of the image is none."""
+    bad = [entry(i, [[0, 0, 3, 0, 3, 3, i]]) for i in range(10, 17)]
+    (tmp_path / "val").mkdir()
+    path = tmp_path / "annotations/instances_val.json"
+    path.parent.mkdir()
+    (tmp_path / "val/001.png").write_bytes(b"no picture")
+    path.write_text(json.dumps({"images": [record(1)], "annotations": [BOX, *bad], "categories": CATEGORIES}))
+    message = r"instances_val\.json: 7 of 8 annotations are invalid\. annotation 10: .* annotation 14: .* And 2 more\.$"
+    with pytest.raises(UserError, match=message):
+        coco_instances("val", root=str(tmp_path))
+
+
+def test_polygons_may_reach_a_little_outside(tmp_path):
+    sample = instances(tmp_path, [entry(1, [[-1.2, -0.5, 15.1, -0.5, 15.1, 9.5, -1.2, 9.5]])]).read(0)
+    assert sample["label"].all()
+
+
+@pytest.mark.parametrize("image", [{}, {"height": None, "width": None}])
+def test_large_numbers_never_reach_pycocotools(tmp_path, image):
+    """1e9 was a crash, 1e7 took 2.5 GB; without a stated size the picture's own bounds them."""
+    for polygon in ([0, 0, 1e7, 0, 3, 3], [0, 0, 3, 0, 3, -(10**30)], [0, 0, 3, 2**31, 3, 3]):
+        with pytest.raises(UserError, match=r"annotation 1: a polygon reaches . = .*, far outside of the image"):
+            instances(tmp_path, [entry(1, [polygon])], [record(1) | image]).read(0)
+    zigzag = [0, 0, 5000, 0] * 500
+    with pytest.raises(UserError, match=r"a\.json: its outline is 5e\+06 pixels long"):
+        read.rasterise([zigzag], (2, 5000), "a.json")
+    overflow = [2**63 - 1, 2**63 - 1, 128]  # their sum in 64 bits is 126
+    for counts in (overflow, [126, 2**62, 2**62, 2**62, 2**62]):
+        with pytest.raises(UserError, match=r"a\.json: its run lengths cover \d{19,} pixels, its image has 126"):
+            read.rasterise({"size": list(SIZE), "counts": counts}, SIZE, "a.json")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("#69db90", (105, 219, 144)),
+        ("69DB90ff", (105, 219, 144)),
+        ("#fff", (255, 255, 255)),
+        ("rgb(1, 2, 3)", (1, 2, 3)),
+        ([105, 219, 144, 255], (105, 219, 144)),
+        ([105.0, 219.0, 144.0], (105, 219, 144)),
+        ("red", (255, 0, 0)),
+        ([0.4, 0.9, 0.6], (102, 230, 153)),
+        ([1, 1, 1], (1, 1, 1)),
+        (None, None),
+        ("reddish", None),
+        ([1, 2], None),
+        ([1, 2, 300], None),
+        ({"r": 1}, None),
+        ([1, 2, None], None),
+    ],
+)
+def test_colours_of_every_kind(tmp_path, caplog, value, expected):
+    categories = [{"id": 7, "name": "car", "color": value}, {"id": 2, "name": "person", "color": [1, 2, 3]}]
+    source = instances(tmp_path, [BOX], categories=categories)
+    assert source.spec.colours == ((0, 0, 0), expected or (128, 0, 0), (1, 2, 3))
+    said = [record.message for record in caplog.records]
+    if expected is None:
+        (warning,) = said
+        assert "instances_val.json: colours" in warning and "'car'" in warning and "person" not in warning
+    else:
+        assert not said
+
+
+def test_root_categories_are_no_classes(tmp_path):
+    root = {"id": 0, "name": "vehicles", "supercategory": "none"}
+    car, person = {"id": 7, "name": "car", "supercategory": "vehicles"}, {"id": 2, "name": "person"}
+    assert instances(tmp_path, [BOX], categories=[root, car, person]).spec.classes == ("background", "car", "person")
+    used = instances(tmp_path, [entry(1, [box(0, 0, 2, 2)], category=0)], categories=[root, car])
+    assert used.spec.classes == ("background", "vehicles", "car")
+    own = [car | {"supercategory": "car"}, person | {"supercategory": "none"}]  # supercategories that group nothing
+    assert instances(tmp_path, [BOX], categories=own).spec.classes == ("background", "car", "person")
+
+
+def test_text_of_a_file(tmp_path):
+    """Byte order marks are dropped; what is not JSON is said with its place."""
+    instances(tmp_path, [BOX])
+    path = tmp_path / "annotations/instances_val.json"
+    good = path.read_text()
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_bytes(good.encode(encoding))
+        assert len(coco_instances("val", root=str(tmp_path))) == 1
+    depth = 100_000
+    for text, message in (
+        ("[" * depth + "]" * depth, "is nested too deeply"),
+        ('{"a":' * depth + "1" + "}" * depth, "is nested too deeply"),
+        (good.replace("3,", "NaN,", 1), r"line 1: NaN is not a number of JSON; .*segmentation.*NaN$"),
+        (good.replace("9,", "\n-Infinity,", 1), "line 2: -Infinity is not a number of JSON"),
+        ('{"info": "NaN", "x": Infinity}', 'line 1: Infinity .*"x": Infinity$'),
+        ("[" + "9" * 5000 + "]", "cannot be read as JSON"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=rf"source\.annotations: .*instances_val\.json,? {message}"):
+            coco_instances("val", root=str(tmp_path))
+    path.write_bytes(good.encode("latin-1").replace(b"car", b"c\xe4r"))
+    with pytest.raises(UserError, match=r"instances_val\.json cannot be read .* Save it as UTF-8"):
+        coco_instances("val", root=str(tmp_path))
+
+
+def test_nested_values_are_named_briefly(tmp_path):
+    deep = 1
+    for _ in range(800):
+        deep = [deep]
+    for change in ({"annotations": [deep]}, {"annotations": [BOX | {"id": deep}]}):
+        with pytest.raises(UserError, match=r"annotations\[0\]"):
+            instances(tmp_path, **{"annotations": []} | change)
+    with pytest.raises(UserError, match="annotation 1: a polygon needs"):
+        instances(tmp_path, [BOX | {"segmentation": deep}])
+
+
+def test_files_lie_in_the_data_set(tmp_path):
+    """Other folders of the root, absolute paths into it and links in it are fine."""
+    root = tmp_path / "set"
+    root.mkdir()
+    instances(root, [BOX])
+    save(tmp_path / "elsewhere/2.png", np.zeros((*SIZE, 3), np.uint8))
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+    images = [
+        record(1) | {"file_name": str(root / "val/001.png")},
+        record(2) | {"file_name": "../link/2.png"},
+    ]
+    source = instances(root, [BOX], images)
+    assert [source.name(i) for i in range(2)] == ["001", "link/2"] and not source.read(1)["label"].any()
+    (tmp_path / "alias").symlink_to(root)
+    assert len(coco_instances("val", root=str(tmp_path / "alias"))) == 2
+
+
+def test_lvis(tmp_path):
+    """As lvis 1.0 writes: no file names, no crowds, lists of categories that an image lacks or has in part."""
+    image = {
+        "id": 397133, "coco_url": "http://images.cocodataset.org/val2017/000000397133.jpg", "height": 9, "width": 14,
+        "neg_category_ids": [2], "not_exhaustive_category_ids": [], "license": 1, "flickr_url": "", "date_captured": "",
+    }  # fmt: skip
+    categories = [
+        {"id": i, "name": name, "synset": f"{name}.n.01", "frequency": "f", "instance_count": 1, "image_count": 1,
+         "synonyms": [name], "def": "a thing"}
+        for i, name in ((1, "cup"), (2, "bird"))
+    ]  # fmt: skip
+    annotation = less(entry(9, [box(2, 3, 5, 9)], 1, image=397133), "iscrowd") | {"area": 18.0, "bbox": [3, 2, 6, 3]}
+    save(tmp_path / "val2017/000000397133.jpg", np.zeros((*SIZE, 3), np.uint8))
+    path = tmp_path / "lvis_v1_val.json"
+    content = {"info": {}, "licenses": [], "images": [image], "annotations": [annotation], "categories": categories}
+    path.write_text(json.dumps(content))
+    for images in (".", "val2017"):
+        source = coco_instances("val", root=str(tmp_path), images=images, annotations=path.name)
+        assert source.spec.classes == ("background", "cup", "bird") and source.read(0)["label"].sum() == 18
 
 
 def test_background_without_annotations_is_stuff(tmp_path):
@@ -351,7 +568,11 @@ def test_faults_of_panoptic_ground_truth(tmp_path):
     fails(rf"005\.png: id {first} \(\d+ pixels\) .*{name}", lambda c: segments(c).pop(0))
     fails(rf"{name}: segment {first} is listed twice", lambda c: segments(c).append(segments(c)[0]))
     fails(rf"{name}: segment {first} has category_id 99", lambda c: segments(c)[0].update(category_id=99))
-    fails(rf"{name}: segments_info\[0\] \(id {first}\) lacks 'iscrowd'", lambda c: segments(c)[0].pop("iscrowd"))
+    fails(rf"{name}: segment {first}: iscrowd must be 0 or 1", lambda c: segments(c)[0].update(iscrowd="no"))
+    fails(rf"{name}: segment id '{first}' is a text", lambda c: segments(c)[0].update(id=str(first)))
+    fails(
+        r"\(image 6\) names '\.\./\.\./\.\./x\.png'", lambda c: c["annotations"][1].update(file_name="../../../x.png")
+    )
     fails(r"categories\[1\] \(id 1\) lacks 'isthing'", lambda c: c["categories"][1].pop("isthing"))
     fails(rf"{name}: segments_info\[0\]: id must be .* not \[1\]", lambda c: segments(c)[0].update(id=[1]))
     fails(r"annotations\[0\]: segments_info must be a list", lambda c: c["annotations"][0].update(segments_info=None))

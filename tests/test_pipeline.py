@@ -426,8 +426,7 @@ def test_batches_of_fewer_rows_hold_each_sample_once(tmp_path):
     for number, batch in enumerate(found):
         for index in batch["index"][batch["index"] >= 0]:
             assert batches.arrange().batch_of(int(index)) == number
-    halves = [
-        list(eval_batches(data, GREY, THREADS, (host, 2), batch_size=4, buckets=3).batches(0, 99)) for host in (0, 1)
-    ]
+    halves = [eval_batches(data, GREY, THREADS, (host, 2), batch_size=4, buckets=3) for host in (0, 1)]
+    halves = [list(each.batches(0, each.count)) for each in halves]
     rows = [i for batches in halves for batch in batches for i in batch["index"] if i >= 0]
     assert sorted(rows) == list(range(11))

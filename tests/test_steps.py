@@ -157,7 +157,7 @@ def test_evaluation_of_known_predictions():
         return task.measure(Maps({"logits": logits}), batch, geometry)
 
     compiled = compilation.compile_eval(lambda axis: answer, mesh, "jit")
-    batches = eval_batches(source, RGB, Loading("threads"), batch_size=4)
+    batches = eval_batches(source, RGB, Loading("threads"), divisor=4, batch_size=4)
     summary = Evaluator(compiled, task, batches, mesh, "jit")({})
     matrix = np.zeros((3, 3), int)
     for image, label in zip(images, labels, strict=True):

@@ -17,26 +17,15 @@ from typing import Any, NamedTuple
 from absl import flags
 
 REQUIRED = (
-    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets"),
-    *(
-        "ml-collections",
-        "absl-py",
-        "jaxtyping",
-        "lazy-loader",
-        "numpy",
-        "scipy",
-        "pillow",
-        "tifffile",
-        "rich",
-        "jinja2",
-    ),
-    "markupsafe",
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "ml-collections", "absl-py"),
+    *("jaxtyping", "lazy-loader", "numpy", "scipy", "pillow", "tifffile", "pyyaml", "rich", "jinja2", "markupsafe"),
 )
 EXTRAS = {  # extra -> (modules, what they are for)
     "tf": (("tensorflow", "array_record"), "TFDS sources and the tf.data loader"),
     "brain": (("nilearn", "nibabel"), "the brain source"),
     "weights": (("safetensors", "huggingface_hub"), "published weights"),
     "coco": (("pycocotools",), "COCO's masks, polygons and metrics"),
+    "huggingface": (("datasets",), "the huggingface source"),
     "formats": (("imagecodecs",), "16-bit colour, and compressed TIFF files"),
     "tensorboard": (("tensorboardX",), "TensorBoard"),
     "wandb": (("wandb",), "Weights & Biases"),

@@ -55,7 +55,7 @@ def _spec(config, classes):
         raise UserError("--classes is for configurations that name no classes: this one does, in source.classes.")
     if classes:
         return make_spec(class_names(classes), None, tuple(range(1, classes)))
-    if isinstance(names, tuple | list) and names:
+    if names and not isinstance(names, int | str):
         return make_spec(names, None, tuple(config.source.get("things") or ()))
     try:
         return components.open_source(config, config.splits.train).spec

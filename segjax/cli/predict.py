@@ -39,15 +39,15 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("recursive", False, "Also images in subfolders; the output has the same.", flag_values=values)
     flags.DEFINE_bool("overlays", True, "Also write overlays/<stem>.png: the mask over the image.", flag_values=values)
     flags.DEFINE_bool("probabilities", False, "Also write <stem>.npy: float32 [y, x, k].", flag_values=values)
-    text = "Values of the masks: class indices, or the data set's own ids or colours (source.ids, source.colours)."
+    text = "Values of masks: class indices, or the data set's own."
     flags.DEFINE_enum("ids", "classes", ["classes", "source"], text, flag_values=values)
-    text = "COCO file whose ids of categories and images the JSON files get; of a model that finds objects."
+    text = "COCO file whose ids of categories and images are written."
     flags.DEFINE_string("coco_json", None, text, flag_values=values)
     flags.DEFINE_integer(
         "size_multiple", 1, "Pad sizes to multiples of this: fewer compilations.", 1, flag_values=values
     )
     flags.DEFINE_alias("grid", "size_multiple", flag_values=values)  # its name in version 0.1
-    text = "Predict in tiles of this size with the model's context around each; 0: whole images."
+    text = "Tiles of this size, with the model's context around each; 0: none."
     flags.DEFINE_integer("tile", 0, text, 0, flag_values=values)
     text = "LOW,HIGH: black and white of images of more than 8 bits, for a model of 8-bit images."
     flags.DEFINE_list("window", None, text, flag_values=values)

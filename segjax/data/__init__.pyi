@@ -7,6 +7,7 @@ from . import files as files
 from . import formats as formats
 from . import ids as ids
 from . import instances as instances
+from . import json_files as json_files
 from . import loader as loader
 from . import pipeline as pipeline
 from . import predictions as predictions
@@ -14,4 +15,5 @@ from . import rare_classes as rare_classes
 from . import reading as reading
 from . import size_groups as size_groups
 from . import sources as sources
+from . import ultralytics as ultralytics
 from . import warping as warping

@@ -1,5 +1,7 @@
-"""Finds the files of a data set by path templates and selects those of a split."""
+"""Finds the files of a data set by path templates, selects those of a split, and reads text."""
 
+import codecs
+import functools
 import logging
 import os
 import re
@@ -194,6 +196,37 @@ def _walk(folder, without=None):
         yield from (Path(where, name) for name in names if not name.startswith("."))
 
 
+def read_text(path: Path, key: str = "") -> str:
+    """Reads a text file: UTF-8, or UTF-16 if it begins with that byte order mark, as Windows writes it.
+
+    Args:
+        path: file.
+        key: configuration key of the file, for the message.
+
+    Returns:
+        The text, without a byte order mark.
+
+    Raises:
+        UserError: the file cannot be read as text.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "classes.txt")
+        ...     size = path.write_bytes("cat".encode("utf-8-sig"))
+        ...     read_text(path)
+        'cat'
+    """
+    try:
+        content = path.read_bytes()
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return content.decode("utf-16" if wide else "utf-8-sig")
+    except (OSError, ValueError) as error:
+        advice = " Save it as UTF-8." if isinstance(error, UnicodeDecodeError) else ""
+        start = f"source.{key}: " if key else ""
+        raise UserError(f"{start}{path} cannot be read ({error}).{advice}") from error
+
+
 def read_lines(path: Path, key: str, names: Container[str] = ()) -> list[str]:
     """Reads the lines of a text file, except blank lines and those that start with #.
 
@@ -210,13 +243,53 @@ def read_lines(path: Path, key: str, names: Container[str] = ()) -> list[str]:
 
     Example:
         >>> read_lines(Path(__file__), "classes")[1:3]
-        ['import os', 'import re']
+        ['import codecs', 'import functools']
     """
-    try:
-        text = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"source.{key}: {path} cannot be read ({error}).") from error
+    text = [line.strip() for line in read_text(path, key).splitlines()]
     return [line for line in text if line in names or (line and not line.startswith("#"))]
+
+
+def inside(root: Path, name: str, where: str, folder: Path | None = None) -> Path:
+    r"""Returns the path of a file that another file names, which must lie in the data set.
+
+    Nobody need trust an annotation file: what it names with `..` or an absolute path may lie in the data set, never
+    outside of it. Links in the data set are the user's own, and are followed. A backslash separates folders, as on
+    Windows, unless there is a file with that name.
+
+    Args:
+        root: folder of the data set.
+        name: path as written.
+        where: what names it, for the message.
+        folder: folder that a relative path starts from, which the user chose; None for the root.
+
+    Returns:
+        The path; there need not be such a file.
+
+    Raises:
+        UserError: it leaves the data set, or is no path.
+
+    Example:
+        >>> inside(Path("/pets"), "train\\..\\1.jpg", "a.json").as_posix()
+        '/pets/1.jpg'
+        >>> inside(Path("/pets"), "../1.jpg", "a.json")
+        Traceback (most recent call last):
+        segjax.checks.UserError: a.json names '../1.jpg', which is outside of /pets: only files in it are read.
+    """
+    folder = root if folder is None else folder
+    if "\0" in name or name.encode("utf-8", "ignore").decode() != name:
+        raise UserError(f"{where} names {name!r:.200}, which is no path.")
+    if "\\" in name and not os.path.lexists(os.path.join(folder, name)):
+        name = name.replace("\\", "/")
+    path = os.path.normpath(os.path.join(folder, name))
+    if not os.path.abspath(path).startswith(_prefixes(os.path.abspath(root), os.path.abspath(folder))):
+        raise UserError(f"{where} names {name!r:.200}, which is outside of {root}: only files in it are read.")
+    return Path(path)
+
+
+@functools.lru_cache(maxsize=8)
+def _prefixes(root, folder):
+    """How the absolute paths in a data set begin, by its own name and by the one that links lead to."""
+    return tuple(os.path.join(place, "") for place in (root, os.path.realpath(root), folder))
 
 
 def select_listed(path: Path, images: Mapping[str, Path]) -> list[str]:

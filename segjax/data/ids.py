@@ -2,8 +2,10 @@
 
 import collections
 import dataclasses
+import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int32, Integer, UInt8, UInt16
@@ -24,8 +26,53 @@ class DictLike(Protocol):
         """Returns the pairs of key and value."""
 
 
+def class_list(classes: Sequence[Any] | DictLike, key: str = "source.classes") -> list[str]:
+    """Brings class names to a list.
+
+    Args:
+        classes: the names, in the order of their index; or a mapping from the indices 0 .. n - 1, numbers or text, to
+            the names, as in the data.yaml of Ultralytics.
+        key: configuration key or file of the names, for the message.
+
+    Returns:
+        The names.
+
+    Raises:
+        UserError: they are one text, an index is missing or given twice, or a name is no text.
+
+    Example:
+        >>> class_list({"1": "car", "0": "person"})
+        ['person', 'car']
+        >>> class_list({0: "person", 2: "car"})
+        Traceback (most recent call last):
+        segjax.checks.UserError: source.classes: the mapping has no class 1; it must have 0 to 1.
+    """
+    if isinstance(classes, DictLike):
+        names: dict[int, str] = {}
+        for index, name in classes.items():
+            if isinstance(index, bool) or not re.fullmatch(r"[0-9]{1,9}", str(index)):
+                raise UserError(f"{key}: {index!r} is not the index of a class, a number from 0 on.")
+            if int(index) in names:
+                both = f"{reprlib.repr(names[int(index)])} and {reprlib.repr(name)}"
+                raise UserError(f"{key}: the mapping has class {int(index)} twice: {both}.")
+            names[int(index)] = name
+        if missing := [k for k in range(len(names)) if k not in names]:
+            raise UserError(f"{key}: the mapping has no class {missing[0]}; it must have 0 to {len(names) - 1}.")
+        classes = [names[k] for k in range(len(names))]
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise UserError(
+            f"{key}={reprlib.repr(classes)} must be a list of names, or a mapping from 0 .. n - 1 to names."
+        )
+    for name in classes:
+        if not isinstance(name, str):
+            raise UserError(f"{key}: the class name {reprlib.repr(name)} must be text; write it in quotes.")
+    if twice := [name for name, count in collections.Counter(classes).items() if count > 1]:
+        raise UserError(f"{key}: class names must be unique, but two are {twice[0]!r}.")
+    return list(classes)
+
+
 def make_spec(
-    classes: Sequence[str],
+    classes: Sequence[str] | DictLike,
     palette: Sequence[Sequence[int]] | None = None,
     things: Sequence[int | str] = (),
     mode: Literal["multiclass", "multilabel"] = "multiclass",
@@ -35,7 +82,7 @@ def make_spec(
     """Makes a spec whose ignore value is 255, or 65535 from 256 classes on.
 
     Args:
-        classes: class names in the order of their index.
+        classes: class names in the order of their index, see `class_list`.
         palette: (red, green, blue) of each class; by default the PASCAL VOC colours.
         things: names or indices of the classes that are countable objects.
         mode: "multilabel" for any number of classes per pixel.
@@ -53,10 +100,11 @@ def make_spec(
         >>> spec.colours, spec.things
         (((9, 9, 9), (0, 0, 0)), (1,))
     """
+    names = class_list(classes)
     spec = DatasetSpec(
-        classes=tuple(classes),
+        classes=tuple(names),
         colours=tuple((int(r), int(g), int(b)) for r, g, b in palette or ()),
-        ignore=255 if len(classes) < 256 else IDS - 1,
+        ignore=255 if len(names) < 256 else IDS - 1,
         mode=mode,
         image_channels=channel_names(channels),
         image_dtype=dtype,

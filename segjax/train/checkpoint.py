@@ -36,16 +36,17 @@ class Checkpoints:
         folder = pathlib.Path(workdir).absolute() / "checkpoints"
         with writing(f"The workdir {workdir}"):
             folder.mkdir(exist_ok=True)
-        self._scores = folder / "scores.json"
+        self._folder = folder
         self._manager = ocp.CheckpointManager(
             folder,
-            item_handlers={"state": ocp.StandardCheckpointHandler(), "metrics": ocp.JsonCheckpointHandler()},
+            item_handlers={"state": ocp.StandardCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(preservation_policy=_Keep(self)),
         )
-        scored = self._read_scores()
         for step in self._manager.all_steps():
-            if (summary := scored.get(str(step)) or self._older_summary(step)) is not None:
-                self._summaries[step] = summary
+            # Version 0.1 gave the metrics to Orbax.
+            for file in (self._scores(step), folder / str(step) / "metrics" / "metrics"):
+                if file.exists():
+                    self._summaries.setdefault(step, _read_summary(file))
 
     def check_best(self, summary: dict[str, Any]) -> None:
         """Raises a UserError, before a run starts, if its summaries lack the metric `checkpoint.best`."""
@@ -65,13 +66,19 @@ class Checkpoints:
             raise RuntimeError(f"Orbax refused to save step {step} in {self._workdir}.")
 
     def record(self, step: int, summary: dict[str, Any]) -> None:
-        """Keeps the evaluation metrics of a saved step, in scores.json beside the checkpoints."""
+        """Keeps the evaluation metrics of a saved step in its folder, and removes what is neither best nor last."""
         self._summaries[step] = summary
+        self._manager.wait_until_finished()
         if jax.process_index() == 0:
-            part = self._scores.with_suffix(".part")
+            part = self._scores(step).with_suffix(".part")
             with writing(f"The workdir {self._workdir}"):
-                part.write_text(json.dumps({str(step): found for step, found in self._summaries.items()}) + "\n")
-                part.replace(self._scores)
+                part.write_text(json.dumps(summary))
+                part.replace(self._scores(step))
+        for other in set(self._manager.all_steps()) - {self.latest(), self.best_step()}:
+            self._manager.delete(other)
+
+    def _scores(self, step):
+        return self._folder / str(step) / "scores.json"
 
     def best_step(self) -> int | None:
         """Returns the step with the best metric, the last of equal ones; None if no step that is left was evaluated."""
@@ -81,20 +88,6 @@ class Checkpoints:
     def _best_metric(self, step):
         value = self._summaries[step].get(self.best)
         return float("-inf") if value is None else float(value)
-
-    def _read_scores(self):
-        try:
-            return json.loads(self._scores.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self._scores} cannot be read ({error}). Remove it to go on.") from error
-
-    def _older_summary(self, step):
-        """Metrics that version 0.1 saved inside a checkpoint; None without."""
-        if not (self._manager.directory / str(step) / "metrics").exists():
-            return None
-        return self._manager.restore(step, args=ocp.args.Composite(metrics=ocp.args.JsonRestore()))["metrics"]
 
     def latest(self) -> int | None:
         """Returns the step of the last checkpoint, or None if there is no checkpoint."""
@@ -140,6 +133,13 @@ class Checkpoints:
         target = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, placed)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         return self._manager.restore(step, args=args)["state"]
+
+
+def _read_summary(file):
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}). Remove it: the checkpoint then has no score.") from error
 
 
 class _Keep(NamedTuple):

@@ -34,7 +34,9 @@ def annotated_objects(source: Any, i: int) -> Objects:
         where = f"{source.records.path}: annotation {annotation['id']}"
         classes.append(read.class_of_category(annotation, source.known, where))
         rles.append(encode_mask(read.rasterise(annotation["segmentation"], size, where)))
-        areas.append(number(annotation, "area", where) if "area" in annotation else float(tools.area(rles[-1])))
+        areas.append(
+            number(annotation, "area", where) if annotation.get("area") is not None else float(tools.area(rles[-1]))
+        )
         boxes.append(box_of(annotation, where) if annotation.get("bbox") else tools.toBbox(rles[-1]).tolist())
     return Objects(
         rles,

@@ -1,10 +1,11 @@
-"""Strict reading of the COCO formats: JSON files, segment ids of panoptic PNGs, polygons and run lengths.
+"""Reading of the COCO formats: JSON files, segment ids of panoptic PNGs, polygons and run lengths.
 
-Every entry of a JSON file must have all its keys, ids must be unique, and each annotation must have its image listed.
+What third parties leave out or write otherwise is read: no `iscrowd`, no sizes, polygons as flat lists. Contradictions
+are errors: ids must be unique, and each annotation must have its image listed.
 """
 
 import collections
-import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,16 +15,17 @@ from jaxtyping import Bool, Int32, UInt8
 
 from segjax import rle
 from segjax.checks import UserError
+from segjax.data import json_files
+from segjax.data.coco import polygons
 
-IMAGE = ("id", "file_name", "height", "width")
 PANOPTIC = {
-    "images": IMAGE,
+    "images": ("id",),
     "annotations": ("image_id", "file_name", "segments_info"),
     "categories": ("id", "name", "isthing"),
 }
 INSTANCES = {
-    "images": IMAGE,
-    "annotations": ("id", "image_id", "category_id", "segmentation", "iscrowd"),
+    "images": ("id",),
+    "annotations": ("id", "image_id", "category_id"),
     "categories": ("id", "name"),
 }
 # Types of values, and their names in messages.
@@ -31,7 +33,6 @@ _IDS = int | str, "a number or a string"
 KINDS = {
     **dict.fromkeys(("id", "image_id", "category_id"), _IDS),
     **dict.fromkeys(("file_name", "name"), (str, "a string")),
-    **dict.fromkeys(("height", "width"), (int, "a whole number")),
     "segments_info": (list, "a list"),
 }
 
@@ -41,7 +42,7 @@ class Records(NamedTuple):
 
     Attributes:
         path: the file.
-        images: in file order.
+        images: in file order; "height" and "width" are None if the file does not state them.
         annotations: by image id; an empty list if an image has none.
         categories: in file order.
     """
@@ -67,7 +68,7 @@ def read_json(path: Path, keys: Mapping[str, Sequence[str]]) -> Records:
             image that it does not list.
 
     Example:
-        >>> import tempfile
+        >>> import json, tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder, "a.json")
         ...     image = {"id": 7, "file_name": "7.jpg", "height": 3, "width": 4}
@@ -75,14 +76,9 @@ def read_json(path: Path, keys: Mapping[str, Sequence[str]]) -> Records:
         ...     read_json(path, PANOPTIC).annotations
         {7: []}
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"source.annotations: there is no file {path}. Check this key and the names of the splits."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"source.annotations: {path} cannot be read as JSON ({error}).") from error
+    if not path.is_file():
+        raise UserError(f"source.annotations: there is no file {path}. Check this key and the names of the splits.")
+    content = json_files.read_json(path, "annotations")
     if not isinstance(content, dict) or not set(keys) <= set(content):
         raise UserError(f"source.annotations: {path} is not a COCO file: it must be an object with {', '.join(keys)}.")
     for kind, needed in keys.items():
@@ -93,12 +89,72 @@ def read_json(path: Path, keys: Mapping[str, Sequence[str]]) -> Records:
         counts = collections.Counter(entry["id"] for entry in content[kind] if "id" in needed)
         if twice := [i for i, n in counts.items() if n > 1]:
             raise UserError(f"{path}: {kind} has id {twice[0]} twice.")
+    for place, image in enumerate(content["images"]):
+        _complete_image(image, f"{path}: images[{place}]")
+    for place, category in enumerate(content["categories"]):
+        default = None if "isthing" in keys["categories"] else 1
+        category["isthing"] = flag(category, "isthing", f"{path}: categories[{place}]", default)
     annotations = {image["id"]: [] for image in content["images"]}
     for place, annotation in enumerate(content["annotations"]):
-        if annotation["image_id"] not in annotations:
-            raise UserError(f"{path}: annotations[{place}] is of image {annotation['image_id']}, which is not listed.")
-        annotations[annotation["image_id"]].append(annotation)
+        key, where = annotation["image_id"], f"{path}: annotations[{place}]"
+        if key not in annotations:
+            raise UserError(f"{where} is of image {key!r}, which is not listed{_other_type(key, annotations)}.")
+        annotation["iscrowd"] = flag(annotation, "iscrowd", where)
+        annotations[key].append(annotation)
     return Records(path, content["images"], annotations, content["categories"])
+
+
+def _complete_image(image, where):
+    """Brings height and width of an image to whole numbers, or None where nothing is stated; gives LVIS file names."""
+    for key in ("height", "width"):
+        value = image.get(key)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise UserError(f"{where}: {key} must be a whole number, not {reprlib.repr(value)}.")
+        image[key] = value if value and value > 0 else None
+    if image["height"] is None or image["width"] is None:
+        image["height"] = image["width"] = None
+    else:
+        polygons.check_size(image["height"], image["width"], where)
+    if "file_name" not in image and isinstance(image.get("coco_url"), str):
+        image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
+    require_keys(image, ("file_name",), where)
+
+
+def flag(entry: Mapping[str, Any], key: str, where: str, default: int | None = 0) -> int:
+    """Reads a flag of an entry, such as "iscrowd" or "isthing".
+
+    Args:
+        entry: annotation, segment or category.
+        key: its key.
+        where: file and position, for the message.
+        default: value of a flag that is missing or null; None if it is required.
+
+    Returns:
+        1 or 0.
+
+    Raises:
+        UserError: the value is neither.
+
+    Example:
+        >>> flag({"iscrowd": True}, "iscrowd", "a.json: annotations[0]"), flag({}, "iscrowd", "a.json: annotations[1]")
+        (1, 0)
+    """
+    value = entry.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int | float) or value not in (0, 1):
+        raise UserError(f"{where}: {key} must be 0 or 1, not {reprlib.repr(value)}.")
+    return int(value)
+
+
+def _other_type(key, known):
+    """Says that an id is known as a number instead of a text, or the other way round; "" if it is neither."""
+    twin = next((each for each in known if each != key and str(each) == str(key)), None)
+    if twin is None:
+        return ""
+    words = ("text", "number") if isinstance(key, str) else ("number", "text")
+    return f": it is written as {words[0]}, but the listed {twin!r} as {words[1]}. Write both alike"
 
 
 def require_keys(entry: Any, keys: Sequence[str], where: str) -> None:
@@ -116,13 +172,17 @@ def require_keys(entry: Any, keys: Sequence[str], where: str) -> None:
         >>> require_keys({"id": 3, "name": "cat"}, ("id",), "a.json: categories[0]")
     """
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is {entry!r}, not an object with {', '.join(keys)}.")
+        raise UserError(f"{where} is {reprlib.repr(entry)}, not an object with {', '.join(keys)}.")
     if missing := [key for key in keys if key not in entry]:
         named = next((f" ({key} {entry[key]})" for key in ("id", "image_id") if key in entry), "")
         raise UserError(f"{where}{named} lacks {', '.join(map(repr, missing))}.")
-    for key, (kind, word) in KINDS.items():
-        if key in keys and not isinstance(entry[key], kind):
-            raise UserError(f"{where}: {key} must be {word}, not {entry[key]!r:.40}.")
+    for key in keys:
+        kind, word = KINDS.get(key, (object, ""))
+        value = entry[key]
+        if kind is _IDS[0] and isinstance(value, float) and value.is_integer():  # as pandas writes them
+            value = entry[key] = int(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is _IDS[0]):
+            raise UserError(f"{where}: {key} must be {word}, not {reprlib.repr(value)}.")
 
 
 def class_of_category(entry: Mapping[str, Any], known: Mapping[int | str, int | None], where: str) -> int:
@@ -145,7 +205,9 @@ def class_of_category(entry: Mapping[str, Any], known: Mapping[int | str, int | 
     """
     key = entry["category_id"]
     if key not in known:
-        raise UserError(f"{where} has category_id {key}, which is not among the file's categories; add it there.")
+        differ = _other_type(key, known)
+        advice = f"{differ}." if differ else "; add it there."
+        raise UserError(f"{where} has category_id {key!r}, which is not among the file's categories{advice}")
     if known[key] is None:
         raise UserError(
             f"{where} has category_id {key}, which is stuff (isthing 0), but the instance format has objects only; set "
@@ -189,29 +251,17 @@ def rasterise(segmentation: Any, shape: tuple[int, int], where: str) -> Bool[np.
         array([[0, 1, 1, 0],
                [0, 0, 0, 0]])
     """
-    rows, columns = shape
-    encoded = isinstance(segmentation, Mapping)
-    if encoded and segmentation.get("size") != [rows, columns]:
-        raise UserError(f"{where}: its mask has the size {segmentation.get('size')}, its image {[rows, columns]}.")
-    if not encoded and not _are_polygons(segmentation):
-        raise UserError(
-            f"{where}: an object needs polygons, and each of them 3 or more pairs x, y: [[x, y, ...], ...]."
-        )
+    if fault := polygons.fault(segmentation := polygons.one_form(segmentation), shape):
+        raise UserError(f"{where}: {fault}.")
+    polygons.check_size(*shape, where)
     tools = rle.coco_tools().mask
     try:
-        if not encoded:
-            if not np.isfinite(np.concatenate(segmentation)).all():
-                raise ValueError("a coordinate is not finite")
-            segmentation = tools.merge(tools.frPyObjects(segmentation, rows, columns))
+        if isinstance(segmentation, list):
+            for polygon in segmentation:
+                polygons.check_outline(polygon, where)
+            segmentation = tools.merge(tools.frPyObjects(segmentation, *shape))
         return rle.decode_mask(segmentation["counts"], shape)
     except (KeyError, OverflowError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{where}: its segmentation cannot be decoded ({error}).") from error
-
-
-def _are_polygons(value):
-    """Whether a value is a list of COCO polygons; pycocotools would take four numbers for a box."""
-    return (
-        isinstance(value, list)
-        and len(value) > 0
-        and all(isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in value)
-    )

@@ -10,6 +10,8 @@ from segjax.data.sources.arrays import arrays
 from segjax.data.sources.brain import brain
 from segjax.data.sources.coco import coco_instances, coco_panoptic
 from segjax.data.sources.folder import folder
+from segjax.data.sources.huggingface import huggingface
+from segjax.data.sources.labelme import labelme
 from segjax.data.sources.noise import noise
 from segjax.data.sources.shapes import shapes
 from segjax.data.sources.tfds import tfds
@@ -20,6 +22,8 @@ SOURCES: dict[str, Callable[..., Any]] = {
     "coco_panoptic": coco_panoptic,
     "coco_instances": coco_instances,
     "yolo": yolo,
+    "labelme": labelme,
+    "huggingface": huggingface,
     "tfds": tfds,
     "shapes": shapes,
     "noise": noise,

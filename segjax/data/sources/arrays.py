@@ -71,7 +71,7 @@ def arrays(
     *,
     channels: int = 3,
     data: Annotated[DictLike | str, Key(".npz file with {split}_image, {split}_label, maybe {split}_instance")],
-    classes: Annotated[Sequence[str], Key("class names in the order of their index")],
+    classes: Annotated[Sequence[str] | DictLike, Key("class names in the order of their index")],
     palette: Annotated[
         Sequence[Sequence[int]] | None, Key("a colour per class, for pictures; None: the PASCAL VOC colours")
     ] = None,

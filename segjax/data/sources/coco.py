@@ -1,6 +1,7 @@
 """Sources in COCO's panoptic format (PNGs of segment ids) and instance format (polygons and run lengths in JSON)."""
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 from typing import Annotated
@@ -10,12 +11,14 @@ import numpy as np
 from segjax.checks import Key, UserError
 from segjax.data import files
 from segjax.data import reading as reader
-from segjax.data.coco import read
+from segjax.data.coco import check, colours, read
 from segjax.data.formats.opening import DEFAULT, Reading
 from segjax.data.ids import make_spec
 from segjax.data.instances import ObjectMask, from_segments, rasterise_masks, without_data
 from segjax.rle import coco_tools
 from segjax.spec import DatasetSpec
+
+log = logging.getLogger("segjax")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,30 +29,43 @@ class Coco:
         spec: facts about the labels.
         records: contents of the file.
         known: class index of each category; None for stuff in `coco_instances`.
-        images: folder of the images.
-        masks: folder of the PNGs of segment ids; None if the JSON file holds the masks.
+        folder: folder of the images.
+        images: file of each image.
+        masks: PNG of segment ids of each image; None if the JSON file holds the masks.
         channels: number of image channels.
         reading: what is made of orientation, transparency and so on.
+        warnings: which annotations were left out.
     """
 
     spec: DatasetSpec
     records: read.Records
     known: dict[int | str, int | None]
-    images: Path
-    masks: Path | None
+    folder: Path
+    images: tuple[Path, ...]
+    masks: tuple[Path, ...] | None
     channels: int
     reading: Reading
+    warnings: tuple[str, ...] = ()
 
     def __len__(self):
         return len(self.records.images)
 
     def name(self, i: int) -> str:
-        """The file name of image i without its extension."""
-        return os.path.splitext(self.records.images[i]["file_name"])[0]
+        """The path of image i in the folder of the images, without its extension."""
+        path = self.images[i]
+        if path.is_relative_to(self.folder):
+            path = path.relative_to(self.folder)
+        else:  # another folder of the data set
+            path = Path(os.path.relpath(path, self.folder).replace("../", "").lstrip("/"))
+        return os.path.splitext(path.as_posix())[0]
 
     def size(self, i: int) -> tuple[int, int]:
-        """Rows and columns of image i as stated in the JSON file; `read` checks them against the image."""
-        return self.records.images[i]["height"], self.records.images[i]["width"]
+        """Rows and columns of image i as stated in the JSON file, else from its header; `read` checks them."""
+        return self._stated_size(i) or reader.read_size(self.images[i], reading=self.reading)
+
+    def _stated_size(self, i):
+        image = self.records.images[i]
+        return None if image["height"] is None else (image["height"], image["width"])
 
     def read(self, i: int) -> dict[str, np.ndarray]:
         """Reads sample i.
@@ -65,13 +81,17 @@ class Coco:
             UserError: sizes differ, or an annotation is invalid; the message names the file and the id.
         """
         entry = self.records.images[i]
-        path, listed = self.images / entry["file_name"], f"{self.records.path} (image {entry['id']})"
-        size = self.size(i)
-        image, empty = reader.read_image(path, self.channels, self.spec.image_dtype, reading=self.reading, size=size)
-        reader.check_sizes(image.shape[:2], size, str(path), listed)
+        path, listed = self.images[i], f"{self.records.path} (image {entry['id']})"
+        stated = self._stated_size(i)
+        image, empty = reader.read_image(path, self.channels, self.spec.image_dtype, reading=self.reading, size=stated)
+        size = image.shape[:2]
+        if stated:
+            reader.check_sizes(size, stated, str(path), listed)
         annotations = self.records.annotations[entry["id"]]
-        ground_truth = self._objects if self.masks is None else self._segments
-        label, instance = ground_truth(annotations, size, listed)
+        if self.masks is None:
+            label, instance = self._objects(annotations, size, listed)
+        else:
+            label, instance = self._segments(annotations, self.masks[i], size, listed)
         return without_data({"image": image, "label": label, "instance": instance}, empty, self.spec)
 
     def _objects(self, annotations, size, listed):
@@ -84,16 +104,17 @@ class Coco:
             )
         return rasterise_masks(masks, size, self.spec, listed)
 
-    def _segments(self, annotations, size, listed):
+    def _segments(self, annotations, path, size, listed):
         (annotation,) = annotations
         segments = {}
         for place, segment in enumerate(annotation["segments_info"]):
-            read.require_keys(segment, ("id", "category_id", "iscrowd"), f"{listed}: segments_info[{place}]")
+            read.require_keys(segment, ("id", "category_id"), f"{listed}: segments_info[{place}]")
+            if isinstance(segment["id"], str):
+                raise UserError(f"{listed}: segment id {segment['id']!r} is a text; the ids of a PNG are numbers.")
             label = read.class_of_category(segment, self.known, f"{listed}: segment {segment['id']}")
             if segment["id"] in segments:
                 raise UserError(f"{listed}: segment {segment['id']} is listed twice.")
-            segments[segment["id"]] = label, bool(segment["iscrowd"])
-        path = self.masks / annotation["file_name"]
+            segments[segment["id"]] = label, bool(read.flag(segment, "iscrowd", f"{listed}: segment {segment['id']}"))
         ids = reader.read_instances(path, colours=True)
         reader.check_sizes(size, ids.shape, listed, str(path))
         return from_segments(ids, segments, self.spec, str(path), listed)
@@ -112,7 +133,7 @@ def coco_panoptic(
     """Opens a data set in COCO's panoptic format: a PNG of segment ids per image, and a JSON file about the segments.
 
     Classes are the categories in file order, things those with isthing 1, and colours those of the file if it has any.
-    Pixels of no segment (id 0) are unlabelled; segments with iscrowd 1 are crowds.
+    Pixels of no segment (id 0) are unlabelled; segments with iscrowd 1 are crowds. Files must lie in `root`.
 
     Args:
         split: name of the split, such as "val2017".
@@ -134,21 +155,18 @@ def coco_panoptic(
     for key, found in records.annotations.items():
         if len(found) != 1:
             raise UserError(f"{records.path}: image {key} has {len(found)} annotations; it must have exactly one.")
-    folder, ground_truth = (
-        base / files.fill_split(images, "images", split),
-        base / files.fill_split(masks, "masks", split),
-    )
-    _check_there("images", folder, records.path, {image["id"]: image["file_name"] for image in records.images})
-    _check_there(
-        "masks", ground_truth, records.path, {key: a["file_name"] for key, (a,) in records.annotations.items()}
-    )
+    folder = base / files.fill_split(images, "images", split)
+    places = _files("images", base, folder, records.path, _image_names(records))
+    names = {key: (annotation["file_name"],) for key, (annotation,) in records.annotations.items()}
+    ground_truth = _files("masks", base, base / files.fill_split(masks, "masks", split), records.path, names)
     things = [k for k, category in enumerate(records.categories) if category["isthing"]]
     _check_names(records.path, records.categories)
     names = [category["name"] for category in records.categories]
-    dtype = _dtype(folder, records)
-    spec = make_spec(names, _colours(records.categories), things, channels=channels, dtype=dtype)
+    palette, unread = colours.palette_of(records.categories, records.path)
+    spec = make_spec(names, palette, things, channels=channels, dtype=reader.common_dtype(places))
     known = {category["id"]: k for k, category in enumerate(records.categories)}
-    return Coco(spec, records, known, folder, ground_truth, channels, reading)
+    _log([unread])
+    return Coco(spec, records, known, folder, places, ground_truth, channels, reading)
 
 
 def coco_instances(
@@ -164,7 +182,17 @@ def coco_instances(
 
     Class 0 is "background", a stuff class; the categories follow in file order as things, except those with isthing 0.
     Smaller objects lie on top of larger ones, and all objects on top of crowds; hidden objects are left out. Images
-    without objects are all background.
+    without objects are all background. Files must lie in `root`.
+
+    Files of third parties: sizes that are missing are those of the pictures, `iscrowd` is then 0; objects without an
+    outline are left out and counted; a root category, which is the supercategory of others, has none itself and
+    no objects (Roboflow), is no class.
+
+    LVIS: images are found by their `coco_url` under `images`, with or without its folder (set images = "."). LVIS
+    outlines the objects of some categories in each image only: those of its annotations are outlined fully unless they
+    are among `not_exhaustive_category_ids`, those of `neg_category_ids` are surely absent, all others may be there
+    without an outline. Such pixels are background here: a right prediction there counts as wrong, so that scores are
+    lower than those of LVIS, which leaves these categories of the image out.
 
     Args:
         split: name of the split, such as "val2017".
@@ -185,24 +213,63 @@ def coco_instances(
     base = files.dataset_root(root, split)
     records = read.read_json(base / files.fill_split(annotations, "annotations", split), read.INSTANCES)
     folder = base / files.fill_split(images, "images", split)
-    _check_there("images", folder, records.path, {image["id"]: image["file_name"] for image in records.images})
-    categories = [category for category in records.categories if category.get("isthing", 1)]
-    colours = _colours(categories)
+    places = _files("images", base, folder, records.path, _image_names(records))
+    categories = [category for category in _without_root(records) if category["isthing"]]
     _check_names(records.path, categories, taken=("background",))
-    names = ["background", *(category["name"] for category in categories)]
-    palette, dtype = colours and [(0, 0, 0), *colours], _dtype(folder, records)
-    spec = make_spec(names, palette, range(1, len(names)), channels=channels, dtype=dtype)
     known = {category["id"]: None for category in records.categories}
     known |= {category["id"]: k for k, category in enumerate(categories, 1)}
-    return Coco(spec, records, known, folder, None, channels, reading)
+    records, left_out = check.check_objects(records, known)
+    names = ["background", *(category["name"] for category in categories)]
+    palette, unread = colours.palette_of(categories, records.path, first=1)
+    palette = palette and [(0, 0, 0), *palette]
+    spec = make_spec(names, palette, range(1, len(names)), channels=channels, dtype=reader.common_dtype(places))
+    _log([*left_out, unread])
+    return Coco(spec, records, known, folder, places, None, channels, reading, tuple(left_out))
 
 
-def _dtype(folder, records):
-    return reader.common_dtype([folder / image["file_name"] for image in records.images])
+def _without_root(records):
+    """Categories without those that only group others: Roboflow's exports have one."""
+    used = {annotation["category_id"] for each in records.annotations.values() for annotation in each}
+    groups = [(category["name"], category.get("supercategory")) for category in records.categories]
+    parents = [parent for name, parent in groups if name != parent]
+    return [
+        category
+        for category in records.categories
+        if category["id"] in used
+        or category.get("supercategory") not in (None, "", "none")
+        or category["name"] not in parents
+    ]
 
 
-def _colours(categories):
-    return [category["color"] for category in categories] if all("color" in c for c in categories) else None
+def _log(warnings):
+    for warning in filter(None, warnings):
+        log.warning(warning)
+
+
+def _image_names(records):
+    """Names of the file of each image; LVIS tells its address only, whose folder may be that of the images."""
+    names = {}
+    for image in records.images:
+        name = image["file_name"]
+        names[image["id"]] = (name, name.rpartition("/")[2]) if "coco_url" in image else (name,)
+    return names
+
+
+def _files(key, base, folder, path, names):
+    """Finds the file of each image, by the first of its names that exists; raises a UserError if some are missing."""
+    found, missing = [], []
+    for i, each in names.items():
+        places = [files.inside(base, name, f"{path} (image {i})", folder) for name in each]
+        place = next(filter(os.path.isfile, places), None)
+        if place is None:
+            missing.append(f"{each[0]} (image {i})")
+        found.append(place)
+    if missing:
+        raise UserError(
+            f"source.{key}: {len(missing)} of {len(names)} files that {path} names are not in {folder}: "
+            f"{files.first_names(missing)}."
+        )
+    return tuple(found)
 
 
 def _check_names(path, categories, taken=()):
@@ -219,12 +286,3 @@ def _check_names(path, categories, taken=()):
         if category["name"] in seen:
             raise UserError(f"{path}: two categories are called {category['name']!r}; rename {category['id']}.")
         seen.add(category["name"])
-
-
-def _check_there(key, folder, path, names):
-    """Raises a UserError if a file that the JSON file names is missing."""
-    if missing := [(i, name) for i, name in names.items() if not (folder / name).is_file()]:
-        raise UserError(
-            f"source.{key}: {len(missing)} of {len(names)} files that {path} names are not in {folder}: "
-            f"{files.first_names([f'{name} (image {i})' for i, name in missing])}."
-        )

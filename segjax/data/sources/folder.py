@@ -13,7 +13,7 @@ from segjax.checks import Key, UserError
 from segjax.data import files
 from segjax.data import reading as reader
 from segjax.data.formats.opening import DEFAULT, Reading
-from segjax.data.ids import IDS, DictLike, Ids, class_index, count_values, make_id_map, make_spec, map_ids
+from segjax.data.ids import IDS, DictLike, Ids, class_index, class_list, count_values, make_id_map, make_spec, map_ids
 from segjax.data.instances import number_instances, without_data
 from segjax.spec import Colour, DatasetSpec, channel_names
 
@@ -188,7 +188,9 @@ def folder(
     allow_crowds: Annotated[
         bool, Key("True: thing pixels without an object are crowds; False: they are an error")
     ] = False,
-    classes: Annotated[Sequence[str] | str, Key("class names, or a text file under root with one name per line")],
+    classes: Annotated[
+        Sequence[str] | DictLike | str, Key("class names, or a text file under root with one name per line")
+    ],
     ids: Annotated[
         DictLike | None,
         Key("raw mask value -> class; None: values are indices, and with 3 or more classes 255 is unlabelled"),
@@ -256,7 +258,7 @@ def folder(
             "source.lists (a file of stems), or with source.fractions."
         )
     base = files.dataset_root(root, split)
-    names = files.read_lines(base / classes, "classes") if isinstance(classes, str) else list(classes)
+    names = files.read_lines(base / classes, "classes") if isinstance(classes, str) else class_list(classes)
     spec, colour_ids = _describe(names, masks, instances, ids, ignore_ids, threshold, colours, palette, things)
     image_path = files.fill_split(images, "images", split)
     image_files = files.find_files(base, image_path)

@@ -131,7 +131,7 @@ def tfds(
     mask: Annotated[str, Key("feature with the mask")] = "segmentation_mask",
     panoptic: Annotated[str | None, Key("feature with segment ids as colours, instead of a mask")] = None,
     objects: Annotated[str, Key("feature that lists those segments")] = "panoptic_objects",
-    classes: Annotated[Sequence[str] | None, Key("class names; None: those of the features")] = None,
+    classes: Annotated[Sequence[str] | DictLike | None, Key("class names; None: those of the features")] = None,
     ids: Annotated[
         DictLike | None,
         Key("raw mask value -> class; None: values are indices, and with 3 or more classes 255 is unlabelled"),

@@ -9,11 +9,11 @@ from typing import Annotated
 import numpy as np
 
 from segjax.checks import Key, UserError
-from segjax.data import files
+from segjax.data import files, ultralytics
 from segjax.data import reading as reader
 from segjax.data.coco.read import rasterise
 from segjax.data.formats.opening import DEFAULT, Reading
-from segjax.data.ids import make_spec
+from segjax.data.ids import DictLike, class_list, make_spec
 from segjax.data.instances import ObjectMask, rasterise_masks, without_data
 from segjax.rle import coco_tools
 from segjax.spec import DatasetSpec
@@ -68,7 +68,7 @@ class Yolo:
         """
         image, empty = reader.read_image(self.images[i], self.channels, self.spec.image_dtype, reading=self.reading)
         size, path = image.shape[:2], self.labels[i]
-        lines = [] if path is None else _lines(path)
+        lines = [] if path is None else files.read_text(path).splitlines()
         masks = [_mask(text, size, self.spec, f"{path}, line {n}") for n, text in enumerate(lines, 1) if text.strip()]
         label, instance = rasterise_masks(masks, size, self.spec, str(path))
         return without_data({"image": image, "label": label, "instance": instance}, empty, self.spec)
@@ -82,7 +82,13 @@ def yolo(
     root: Annotated[str, Key("folder of the data set; ~, $VARIABLES and, here and below, {split} are expanded")],
     images: Annotated[str, Key("folder under root, or a path template with {stem}")] = "images/{split}",
     labels: Annotated[str, Key("path template of the text files")] = "labels/{split}/{stem}.txt",
-    classes: Annotated[Sequence[str], Key("class names in the order of the class numbers, without the background")],
+    yaml: Annotated[
+        str | None, Key("data.yaml of Ultralytics under root, which has the classes and the images of each split")
+    ] = None,
+    classes: Annotated[
+        Sequence[str] | DictLike | None,
+        Key("class names in the order of the class numbers, without the background; None: those of the yaml"),
+    ] = None,
     palette: Annotated[
         Sequence[Sequence[int]] | None,
         Key("a colour per class, the background first, for pictures; None: the PASCAL VOC colours"),
@@ -95,8 +101,11 @@ def yolo(
     Smaller objects lie on top of larger ones; hidden objects are left out. An image without a text file is all
     background; a text file without an image is an error, unless it is called classes.txt.
 
+    With `yaml`, the split is a key of that file: a folder, a text file that lists images, or a list of both. The text
+    file of an image is where the last folder called images is called labels. All must lie in `root`.
+
     Args:
-        split: name of the split, such as "train2017".
+        split: name of the split, such as "train2017"; with `yaml`, a key of that file, such as "val".
         channels: number of image channels, see `reading.read_image`.
         reading: what is made of orientation, transparency and so on.
 
@@ -111,6 +120,21 @@ def yolo(
     """
     coco_tools()
     base = files.dataset_root(root, split)
+    if (yaml is None) == (classes is None):
+        raise UserError("source: give either source.classes or source.yaml, the data.yaml that names the classes.")
+    if yaml is None:
+        names, found = class_list(classes), _find(base, images, labels, split)
+    else:
+        path = base / files.fill_split(yaml, "yaml", split)
+        found = ultralytics.open_split(path, base, split)
+        names = class_list(found.classes, f"{path}: names")
+    things, dtype = range(1, len(names) + 1), reader.common_dtype(found.images)
+    spec = make_spec(["background", *names], palette, things, channels=channels, dtype=dtype)
+    return Yolo(spec, found.stems, found.images, found.labels, channels, reading)
+
+
+def _find(base, images, labels, split):
+    """Finds images and text files by their templates."""
     image_path, label_path = files.fill_split(images, "images", split), files.fill_split(labels, "labels", split)
     image_files, label_files = files.find_files(base, image_path), files.find_files(base, label_path)
     for key, path, found in (("images", image_path, image_files), ("labels", label_path, label_files)):
@@ -123,28 +147,9 @@ def yolo(
             f"such as {orphans[0]}. Remove them, or fix the names or source.images."
         )
     stems = tuple(sorted(image_files, key=files.natural_key))
-    found = tuple(image_files[stem] for stem in stems)
-    return Yolo(
-        spec=make_spec(
-            ["background", *classes],
-            palette,
-            range(1, len(classes) + 1),
-            channels=channels,
-            dtype=reader.common_dtype(found),
-        ),
-        stems=stems,
-        images=found,
-        labels=tuple(label_files.get(stem) for stem in stems),
-        channels=channels,
-        reading=reading,
+    return ultralytics.Images(
+        None, stems, tuple(image_files[stem] for stem in stems), tuple(label_files.get(stem) for stem in stems)
     )
-
-
-def _lines(path):
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from error
 
 
 def _mask(text, size, spec, where):

@@ -3,7 +3,7 @@
 segjax compile --config configs/bench_unet.py --topology=v5e:2x2 --what=train
 segjax benchmark --config configs/bench_unet.py
 
-Compiler estimate (TPU v5e:2x2, libtpu 0.0.42.1, jax 0.10.2, 2026-11-25): 150.5 million cycles, 100 ms per step, 80
+Compiler estimate (TPU v5e:2x2, libtpu 0.0.42.1, jax 0.10.2, 2026-11-27): 150.6 million cycles, 100 ms per step, 80
 images/s per chip. mIoU is meaningless on noise.
 """
 

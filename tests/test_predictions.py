@@ -363,7 +363,6 @@ def test_results_of_one_category(detection, tmp_path):
     ({"category_id": 5}, r"\[0\] has category_id 5, but the categories of .* are: 9, 4, 17"),
     ({"score": None}, r"\[0\]: score must be a finite number, not None"),
     ({"score": 10**400}, r"\[0\]: score must be a finite number, not 1000"),
-    ({"score": float("nan")}, r"\[0\]: score must be a finite number, not nan"),
     ({"segmentation": {"size": [3, 4], "counts": "0"}}, r"\[0\].*\[3, 4\]"),
     ({"bbox": [1, 2, 3]}, r"\[0\]: bbox must be four numbers"),
 ])  # fmt: skip
@@ -372,6 +371,9 @@ def test_results_that_are_wrong(detection, tmp_path, change, message):
     path = tmp_path / "results.json"
     path.write_text(json.dumps([results[0] | change, *results[1:3]]))
     with pytest.raises(UserError, match=f"results.json: {message}"):
+        score(path, coco_instances("val", root=str(root)), "instance")
+    path.write_text(json.dumps([results[0] | {"score": float("nan")}]))
+    with pytest.raises(UserError, match=r"results\.json, line 1: NaN"):
         score(path, coco_instances("val", root=str(root)), "instance")
 
 
@@ -567,7 +569,7 @@ def test_panoptic_files_that_are_wrong(scenes, tmp_path, change, message):
 @pytest.mark.parametrize("text", ["torn", "3", '{"annotations": 3}', '{"images": []}', "[" * 100_000])
 def test_files_that_are_no_predictions(cells, tmp_path, text):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(UserError, match=r"a\.json (cannot be read as JSON|must be a list of results)"):
+    with pytest.raises(UserError, match=r"a\.json (cannot be read as JSON|is nested too|must be a list)"):
         score(tmp_path / "a.json", cells[0], "instance")
 
 

@@ -15,5 +15,6 @@ from . import rare_classes as rare_classes
 from . import reading as reading
 from . import size_groups as size_groups
 from . import sources as sources
+from . import splits as splits
 from . import ultralytics as ultralytics
 from . import warping as warping

@@ -19,14 +19,30 @@ class ObjectMask(NamedTuple):
     """One object of an image.
 
     Attributes:
-        inside: bool [y, x], its pixels.
+        inside: bool [y, x], its pixels within a window of the image.
         label: index of its class.
         crowd: whether it is a region of several objects without separate masks.
+        corner: first row and column of the window.
     """
 
     inside: Bool[np.ndarray, "y x"]
     label: int
     crowd: bool = False
+    corner: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, inside: Bool[np.ndarray, "y x"], label: int, crowd: bool = False) -> "ObjectMask":
+        """Keeps only the window of a mask that the object fills: an image may have thousands of objects.
+
+        Example:
+            >>> ObjectMask.of(np.array([[False, False], [False, True]]), 2).corner
+            (1, 1)
+        """
+        rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+        if not len(rows):
+            return cls(inside[:0, :0].copy(), label, crowd)
+        top, left = int(rows[0]), int(columns[0])
+        return cls(inside[top : rows[-1] + 1, left : columns[-1] + 1].copy(), label, crowd, (top, left))
 
 
 def number_instances(
@@ -122,8 +138,10 @@ def rasterise_masks(
     label, ids = np.zeros(shape, spec.label_dtype), np.zeros(shape, np.int32)
     areas = [np.count_nonzero(mask.inside) for mask in masks]
     for i in sorted(range(len(masks)), key=lambda i: (not masks[i].crowd, -areas[i])):
-        label[masks[i].inside] = masks[i].label
-        ids[masks[i].inside] = 0 if masks[i].crowd else i + 1
+        inside, (top, left) = masks[i].inside, masks[i].corner
+        window = slice(top, top + inside.shape[0]), slice(left, left + inside.shape[1])
+        label[window][inside] = masks[i].label
+        ids[window][inside] = 0 if masks[i].crowd else i + 1
     return label, number_instances(ids, label, spec, name, allow_crowds=True)
 
 

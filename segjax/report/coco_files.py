@@ -1,6 +1,5 @@
 """Predicted objects as files of COCO's formats: panoptic.json with its PNGs, and instances.json."""
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 from segjax import rle
 from segjax.checks import UserError
 from segjax.data.coco import write
+from segjax.data.json_files import read_json
 from segjax.metrics.panoptic import encode_panoptic
 from segjax.spec import DatasetSpec, Segments
 
@@ -101,10 +101,10 @@ class CocoFiles:
 
 
 def _read(path: str | os.PathLike) -> dict[str, Any]:
+    content = read_json(Path(path))
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         [(each["id"], each["name"]) for each in content["categories"]]
         [(each["id"], each["file_name"].replace("", "")) for each in content["images"]]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a COCO file with images and categories ({error}).") from error
     return content

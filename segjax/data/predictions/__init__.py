@@ -1,11 +1,11 @@
 """Predictions in files that any tool wrote: masks, COCO's panoptic format and COCO's results, sample by sample."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from segjax.checks import UserError, check_choice
 from segjax.data import agreement
+from segjax.data.json_files import read_json
 from segjax.data.predictions.detections import CocoDetections, Detections, open_detections
 from segjax.data.predictions.masks import Masks, open_masks
 from segjax.data.predictions.panoptic import Panoptic, open_panoptic
@@ -58,7 +58,7 @@ def open_predictions(
             source = own if ids == "source" else indexed
             return open_masks(path, source, source.spec.in_mode(mode), ids)
         path = written
-    content = _read_json(path)
+    content = _read_entries(path)
     if ids != "classes":
         raise UserError(f"--predictions_ids={ids} is for masks; the categories of {path} are known by their own rule.")
     source = own if isinstance(own, Coco) else indexed
@@ -69,13 +69,11 @@ def open_predictions(
     return (open_panoptic if panoptic else open_detections)(path, content, source, source.spec)
 
 
-def _read_json(path):
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise UserError(f"There is no folder or file of predictions {path}.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}).") from error
+def _read_entries(path):
+    """Reads a list of results, or an object with a list of annotations."""
+    if not path.is_file():
+        raise UserError(f"There is no folder or file of predictions {path}.")
+    content = read_json(path)
     entries = content.get("annotations") if isinstance(content, dict) else content
     lists = [content.get(key) or [] for key in ("images", "categories")] if isinstance(content, dict) else []
     if not all(isinstance(each, list) for each in [entries, *lists]):

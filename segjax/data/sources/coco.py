@@ -99,9 +99,8 @@ class Coco:
         for annotation in annotations:
             where = f"{self.records.path}: annotation {annotation['id']}"
             label = read.class_of_category(annotation, self.known, where)
-            masks.append(
-                ObjectMask(read.rasterise(annotation["segmentation"], size, where), label, bool(annotation["iscrowd"]))
-            )
+            inside = read.rasterise(annotation["segmentation"], size, where)
+            masks.append(ObjectMask.of(inside, label, bool(annotation["iscrowd"])))
         return rasterise_masks(masks, size, self.spec, listed)
 
     def _segments(self, annotations, path, size, listed):

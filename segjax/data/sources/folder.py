@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from segjax.checks import Key, UserError
-from segjax.data import files
+from segjax.data import files, splits
 from segjax.data import reading as reader
 from segjax.data.formats.opening import DEFAULT, Reading
 from segjax.data.ids import IDS, DictLike, Ids, class_index, class_list, count_values, make_id_map, make_spec, map_ids
@@ -274,9 +274,9 @@ def folder(
     stems = every
     if lists is not None:
         chosen = {stem: image_files[stem] for stem in every}
-        stems = files.select_listed(base / files.fill_split(lists, "lists", split), chosen)
+        stems = splits.select_listed(base / files.fill_split(lists, "lists", split), chosen)
     if fractions is not None:
-        stems = files.select_fraction(stems, dict(fractions.items()), split)
+        stems = splits.select_fraction(stems, dict(fractions.items()), split)
     for each in found.values():
         each.check(stems)
     samples = _samples(stems, image_files, found, reading)

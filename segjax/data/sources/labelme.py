@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from segjax.checks import Key, UserError
-from segjax.data import files, json_files
+from segjax.data import files, json_files, splits
 from segjax.data import reading as reader
 from segjax.data.coco import polygons
 from segjax.data.formats.opening import DEFAULT, Reading
@@ -195,9 +195,9 @@ def labelme(
         raise UserError(f"source.annotations: no JSON file at {base / template} for split {split!r}.")
     stems = sorted(found, key=files.natural_key)
     if lists is not None:
-        stems = files.select_listed(base / files.fill_split(lists, "lists", split), {key: found[key] for key in stems})
+        stems = splits.select_listed(base / files.fill_split(lists, "lists", split), {key: found[key] for key in stems})
     if fractions is not None:
-        stems = files.select_fraction(stems, dict(fractions.items()), split)
+        stems = splits.select_fraction(stems, dict(fractions.items()), split)
     if isinstance(classes, str):
         names = files.read_lines(base / classes, "classes")
         names = [name for name in names if name not in (BACKGROUND, IGNORE)]  # as in labelme's labels.txt

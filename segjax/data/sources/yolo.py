@@ -168,4 +168,4 @@ def _mask(text, size, spec, where):
         raise UserError(f"{where}: the coordinate {invalid[0]:g} is not a fraction of the image's side, 0 to 1.")
     rows, columns = size
     corners = np.clip(np.reshape(points, (-1, 2)), 0, 1) * (columns, rows)
-    return ObjectMask(rasterise([corners.ravel().tolist()], size, where), int(first) + 1)
+    return ObjectMask.of(rasterise([corners.ravel().tolist()], size, where), int(first) + 1)

@@ -18,7 +18,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -48,6 +48,26 @@ def check_keys(given: Any, known: Any, section: str) -> None:
             near = difflib.get_close_matches(key, list(known), n=1)
             hint = f" Did you mean {section}.{near[0]}?" if near else f" Known: {', '.join(known)}."
             raise UserError(f"There is no configuration key {section}.{key}.{hint}")
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Joins the first five names of samples for a message.
+
+    Args:
+        >>> first_names(["a", "b"])
+        'a, b'
+    """
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def spread(items: Sequence[Any]) -> Sequence[Any]:
+    """Returns at most 64 items, spread evenly.
+
+    Example:
+        >>> spread(range(128))[:3]
+        range(0, 6, 2)
+    """
+    return items[:: max(1, -(-len(items) // 64))]
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ A model maps (images, train) to a dict of outputs, each covering the label's are
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -148,6 +149,16 @@ class DatasetSpec:
 def class_names(count: int) -> tuple[str, ...]:
     """Names classes that are known by their number only."""
     return tuple(f"class {k}" for k in range(count))
+
+
+def file_name(text: str) -> str:
+    """Makes a name safe for file names and relative URLs: other characters become "_".
+
+    Example:
+        >>> file_name("seq 01/0016:E5")
+        'seq_01_0016_E5'
+    """
+    return re.sub(r"[^\w.-]", "_", text)[-100:]
 
 
 def channel_names(count: int) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from segjax.checks import UserError
 from segjax.cli import inspect
-from segjax.data.audit import audit, effective_number, inverse_frequency, median_frequency
+from segjax.data.audit import audit
+from segjax.data.class_weights import effective_number, inverse_frequency, median_frequency
 from segjax.data.sources.arrays import arrays
 from segjax.data.sources.folder import folder
 from segjax.spec import DatasetSpec

@@ -202,7 +202,7 @@ def test_jit_and_pmap_score_alike(name):
     summaries, predicted = [], []
     for mode, devices in (("jit", 1), ("jit", 4), ("pmap", 4)):
         mesh = parallel.make_mesh(transform=mode, devices=devices)
-        batches = eval_batches(source, RGB, Loading("threads"), instances=True, batch_size=4)
+        batches = eval_batches(source, RGB, Loading("threads"), instances=True, divisor=4, batch_size=4)
         variables = jax.jit(lambda: model.init(jax.random.key(1), jnp.zeros((1, 32, 48, 3)), train=False))()
         variables = jax.device_put(variables, parallel.replicated_sharding(mesh))
         compiled = compilation.compile_eval(lambda axis: step.make_eval_step(model, task, RGB, axis), mesh, mode)

@@ -16,7 +16,7 @@ from rich.text import Text
 from segjax import objectives
 from segjax.checks import UserError, writing
 from segjax.cli.config_flags import define_config
-from segjax.data import agreement, audit
+from segjax.data import agreement, audit, class_weights
 from segjax.data.loader import Loading
 from segjax.data.pipeline import train_batches
 from segjax.report import instances, pictures
@@ -121,9 +121,9 @@ def _stacked(rows: Sequence[Image.Image]) -> Image.Image:
 def _weights(found: audit.Audit) -> dict[str, list[float]]:
     """Computes the class weights by each rule."""
     weights = {
-        "median_frequency": audit.median_frequency(found.pixels, found.image_pixels),
-        "inverse": audit.inverse_frequency(found.pixels),
-        "effective_number": audit.effective_number(found.pixels),
+        "median_frequency": class_weights.median_frequency(found.pixels, found.image_pixels),
+        "inverse": class_weights.inverse_frequency(found.pixels),
+        "effective_number": class_weights.effective_number(found.pixels),
     }
     return {name: [round(float(w), 4) for w in value] for name, value in weights.items()}
 

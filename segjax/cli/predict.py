@@ -22,11 +22,12 @@ from segjax.data.ids import source_ids
 from segjax.infer import Predictor, memory
 from segjax.report import instances, mask_files, pictures
 from segjax.report.coco_files import CocoFiles
-from segjax.spec import DatasetSpec, Segments
+from segjax.spec import DatasetSpec, Segments, file_name
 from segjax.train import compilation
 from segjax.train.workdir import read_config
 
 SMALL = 1 << 20  # pixels of an image up to which memory is not estimated
+MARGIN = 0.9  # of the free memory, since the estimate is one
 
 log = logging.getLogger("segjax")
 
@@ -122,14 +123,14 @@ class _Writer:
         for name in CocoFiles.NAMES if self.coco else ():
             _check_ours(self.output / name)
 
-    def write(self, name, file_name, image, segments):
-        """Writes the files of an image; `name` is that of its masks, `file_name` that of its file."""
+    def write(self, name, image_name, image, segments):
+        """Writes the files of an image; `name` is that of its masks, `image_name` that of its file."""
         path, overlay = self.output / f"{name}.png", self.output / "overlays" / f"{name}.png"
-        masks = self._masks(name, file_name, segments)
+        masks = self._masks(name, image_name, segments)
         with writing(f"The output folder {self.output}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             for suffix, mask in masks:
-                mask.save(self.output / f"{name}{files.file_name(suffix)}.png", pnginfo=_mark())
+                mask.save(self.output / f"{name}{file_name(suffix)}.png", pnginfo=_mark())
             if self.overlays:
                 overlay.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(self._overlay(image, segments)).save(overlay)
@@ -141,9 +142,9 @@ class _Writer:
         if self.coco:
             self.coco.write(self.output)
 
-    def _masks(self, name, file_name, segments):
+    def _masks(self, name, image_name, segments):
         if self.coco:
-            return [("", self.coco.add(file_name, name, segments))]
+            return [("", self.coco.add(image_name, name, segments))]
         if self.in_colours:
             colours = np.array([*self.spec.colours, (0, 0, 0)], np.uint8)
             return [("", Image.fromarray(colours[np.minimum(segments.label, len(colours) - 1)]))]
@@ -162,9 +163,14 @@ class _Writer:
 
 def _mask_names(paths: list[pathlib.Path]) -> list[str]:
     """Names the masks: the path of an image below its input without the extension, or with it where two would agree."""
-    stems = [path.with_suffix("").as_posix() for path in paths]
-    counts = collections.Counter(stems)
-    names = [stem if counts[stem] == 1 else path.as_posix() for stem, path in zip(stems, paths, strict=True)]
+    whole = [path.as_posix() for path in paths]
+    names = [path.with_suffix("").as_posix() for path in paths]
+    while True:
+        counts = collections.Counter(names)
+        apart = [full if counts[name] > 1 else name for full, name in zip(whole, names, strict=True)]
+        if apart == names:
+            break
+        names = apart  # "a.jpg" of "a.png" and "a.jpg" may meet "a.jpg.png"
     name, count = collections.Counter(names).most_common(1)[0]
     if count > 1:
         raise UserError(f"{count} images are called {name}: their masks would overwrite each other.")
@@ -207,11 +213,14 @@ def _check_memory(path: pathlib.Path, predict: Predictor) -> None:
     if math.prod(size) < SMALL:
         return
     device, host = predict.bytes_needed(size)
-    for needed, free in ((device, memory.free_bytes(predict.device)), (host, memory.free_host_bytes())):
-        if needed > free:
+    pairs = [(device, memory.free_bytes(predict.device)), (host, memory.free_host_bytes())]
+    if predict.device.platform == "cpu":  # one memory for both
+        pairs = [(device + host, min(free for _, free in pairs))]
+    for needed, free in pairs:
+        if needed > MARGIN * free:
             raise UserError(
                 f"{path} has {size[0]} x {size[1]} pixels, which need about {needed / 1e9:.1f} GB of memory, but "
-                f"{free / 1e9:.1f} GB are free: cut it into pieces, or shrink it."
+                f"{free / 1e9:.1f} GB are free: cut it, shrink it or, if the model has context, give --tile."
             )
 
 

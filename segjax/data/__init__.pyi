@@ -1,5 +1,6 @@
 from . import agreement as agreement
 from . import audit as audit
+from . import class_weights as class_weights
 from . import coco as coco
 from . import copy_paste as copy_paste
 from . import elastic as elastic

@@ -6,10 +6,10 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable
 from pathlib import Path
 
-from segjax.checks import UserError
+from segjax.checks import UserError, first_names
 
 log = logging.getLogger("segjax")
 
@@ -90,26 +90,6 @@ def dataset_root(root: str, split: str) -> Path:
     if not path.is_dir():
         raise UserError(f"source.root: there is no folder {path}.")
     return path
-
-
-def first_names(names: Sequence[str]) -> str:
-    """Joins the first five names of samples for a message.
-
-    Args:
-        >>> first_names(["a", "b"])
-        'a, b'
-    """
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-def file_name(text: str) -> str:
-    """Makes a name safe for file names and relative URLs: other characters become "_".
-
-    Example:
-        >>> file_name("seq 01/0016:E5")
-        'seq_01_0016_E5'
-    """
-    return re.sub(r"[^\w.-]", "_", text)[-100:]
 
 
 def natural_key(stem: str) -> tuple[list[int | str], str]:

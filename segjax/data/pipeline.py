@@ -16,11 +16,11 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from segjax.checks import Key, UserError
+from segjax.checks import Key, UserError, spread
 from segjax.data import copy_paste, loader, size_groups, warping
 from segjax.data.instances import MAX_OBJECTS
 from segjax.data.loader import Batch, Layout, Loading, Sample, Scene
-from segjax.data.reading import CorruptImage, spread
+from segjax.data.reading import CorruptImage
 from segjax.spec import DatasetSpec, Preprocess
 
 log = logging.getLogger("segjax")

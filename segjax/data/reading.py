@@ -9,12 +9,12 @@ reads TIFF files, and numpy .npy files.
 import contextlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, Shaped
 
-from segjax.checks import UserError
+from segjax.checks import UserError, spread
 from segjax.data.coco.read import rgb_to_id
 from segjax.data.formats.opening import DEFAULT, Reading, load_page, name_of, opened, orientation_of, turn
 from segjax.data.formats.picture import CorruptImage, File
@@ -34,8 +34,6 @@ from segjax.data.formats.values import (
     without_data,
 )
 from segjax.spec import Colour
-
-SAMPLE = 64  # files of a data set that are checked before a run
 
 
 class SizeMismatch(UserError):
@@ -340,16 +338,6 @@ def common_dtype(paths: Sequence[File]) -> str:
         (a, first), (b, second), *_ = dtypes.items()
         raise UserError(f"{name_of(first)} holds {a} pixels, but {name_of(second)} {b}: save all with one bit depth.")
     return next(iter(dtypes), "uint8")
-
-
-def spread(items: Sequence[Any]) -> Sequence[Any]:
-    """Returns at most `SAMPLE` items, spread evenly.
-
-    Example:
-        >>> spread(range(128))[:3]
-        range(0, 6, 2)
-    """
-    return items[:: max(1, -(-len(items) // SAMPLE))]
 
 
 def describe_file(file: File, name: str | None = None) -> str:

@@ -1,7 +1,9 @@
 """How much memory an image needs, and how much there is."""
 
+import math
 import pathlib
 import re
+from typing import Any
 
 import jax
 
@@ -38,6 +40,39 @@ def free_host_bytes() -> int:
     if limit.strip().isdecimal() and used.strip().isdecimal():
         free.append(int(limit) - int(used))
     return min(free)
+
+
+def patch_bytes(jaxpr: Any) -> int:
+    """Returns the bytes of the largest matrix of patches of a program's convolutions.
+
+    XLA's convolutions on CPUs copy the window of every output pixel into one float32 matrix, which
+    `memory_analysis` does not count.
+
+    Args:
+        jaxpr: of the program.
+
+    Returns:
+        Bytes; 0 without convolutions.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> def convolve(x, kernel):
+        ...     return jax.lax.conv(x, kernel, (1, 1), "SAME")
+        >>> patch_bytes(jax.make_jaxpr(convolve)(jnp.ones((1, 8, 16, 16)), jnp.ones((4, 8, 3, 3))).jaxpr) // 256
+        288
+    """
+    most = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            dims = equation.params["dimension_numbers"]
+            out, kernel = equation.outvars[0].aval.shape, equation.invars[1].aval.shape
+            pixels, patch = math.prod(out) // out[dims.out_spec[1]], math.prod(kernel) // kernel[dims.rhs_spec[0]]
+            most = max(most, 4 * pixels * patch)
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                most = max(most, patch_bytes(inner))
+    return most
 
 
 def _text(path):

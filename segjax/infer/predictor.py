@@ -158,8 +158,10 @@ class Predictor:
         images = np.zeros((1, side + context, side + context, len(self.preprocess.mean)), self.spec.image_dtype)
         sizes = np.full((1, 2), side, np.int32)
         place = Geometry(sizes, sizes, (side, side), (side, side), self.preprocess.resize is not None)
-        usage = self._predict.lower(self._variables, images, place).compile().memory_analysis()
-        return (usage.temp_size_in_bytes + usage.output_size_in_bytes) / side**2
+        traced = self._predict.trace(self._variables, images, place)
+        usage = traced.lower().compile().memory_analysis()
+        patches = memory.patch_bytes(traced.jaxpr.jaxpr) if self.device.platform == "cpu" else 0
+        return (usage.temp_size_in_bytes + usage.output_size_in_bytes + patches) / side**2
 
     def _several(self, images):
         for image in images:

@@ -17,10 +17,9 @@ from rich.console import Console
 from rich.text import Text
 
 from segjax.checks import UserError
-from segjax.data.files import file_name
 from segjax.data.reading import CorruptImage
 from segjax.report import instances, pictures
-from segjax.spec import DatasetSpec, Segments
+from segjax.spec import DatasetSpec, Segments, file_name
 from segjax.train.evaluate import Evaluator
 
 _TEMPLATES = jinja2.Environment(

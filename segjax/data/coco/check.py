@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 
-from segjax.checks import UserError
+from segjax.checks import UserError, first_names
 from segjax.data.coco import polygons, read
-from segjax.data.files import first_names
 
 
 def check_objects(records: read.Records, known: Mapping[int | str, int | None]) -> tuple[read.Records, list[str]]:

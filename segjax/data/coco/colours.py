@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import ImageColor
 
-from segjax.data.files import first_names
+from segjax.checks import first_names
 from segjax.spec import Colour, voc_colours
 
 

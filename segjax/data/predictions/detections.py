@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segjax.checks import UserError
-from segjax.data import files
+from segjax.checks import UserError, first_names
 from segjax.data.coco import read
 from segjax.data.coco.objects import annotated_objects, box_of, encode_mask, number
 from segjax.data.predictions.entries import open_entries
@@ -133,7 +132,7 @@ def open_detections(path: Path, content: Any, source: Any, spec: DatasetSpec) ->
         found[sample].append(Detection(mask, label, number(entry, "score", where), area, box, where))
     if entries.listed is None and (empty := [name for i, name in enumerate(entries.names.names) if i not in found]):
         text = "%s: nothing is detected in %d of %d images: %s"
-        log.warning(text, path, len(empty), len(source), files.first_names(empty))
+        log.warning(text, path, len(empty), len(source), first_names(empty))
     found = [found[i] for i in range(len(source))]
     if not isinstance(source, Coco) or source.masks is not None:
         return Detections(source, spec, found)

@@ -13,7 +13,7 @@ from segjax.data.formats.opening import DEFAULT, Reading
 from segjax.data.ids import Ids, make_id_map, map_ids
 from segjax.data.predictions.names import SampleNames, warn_of_extra
 from segjax.data.sources.coco import Coco
-from segjax.spec import Colour, DatasetSpec, Segments
+from segjax.spec import Colour, DatasetSpec, Segments, file_name
 
 
 class Masks(NamedTuple):
@@ -81,7 +81,7 @@ def open_masks(folder: Path, source: Any, spec: DatasetSpec, ids: str) -> Masks:
     """
     values = _own_values(source) if ids == "source" else Values(make_id_map(spec))
     names, found, extra = SampleNames(source), collections.defaultdict(dict), []
-    parts = [files.file_name(f".{name}") for name in spec.classes] if spec.mode == "multilabel" else [""]
+    parts = [file_name(f".{name}") for name in spec.classes] if spec.mode == "multilabel" else [""]
     for path in _image_files(folder):
         stem = os.path.splitext(path.relative_to(folder).as_posix())[0]
         # The longest class name that fits: "a.red.car" is of class "red.car" if there is one.

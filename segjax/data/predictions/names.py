@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from segjax.checks import UserError
+from segjax.checks import UserError, first_names
 from segjax.data import files
 
 log = logging.getLogger("segjax")
@@ -60,14 +60,14 @@ class SampleNames:
     def check_complete(self, found: Iterable[int], path: Path, what: str = "prediction") -> None:
         """Raises a UserError that counts and names the samples that are not among those found."""
         if missing := sorted(set(range(len(self.names))) - set(found)):
-            named = files.first_names([self.names[i] for i in missing])
+            named = first_names([self.names[i] for i in missing])
             raise UserError(f"{path}: {len(missing)} of {len(self.names)} images of the split have no {what}: {named}.")
 
 
 def warn_of_extra(names: Sequence[str], path: Path, what: str) -> None:
     """Logs the names of what belongs to no sample, if there is any."""
     if names:
-        log.warning("%s: %d %s are of no image of the split: %s", path, len(names), what, files.first_names(names))
+        log.warning("%s: %d %s are of no image of the split: %s", path, len(names), what, first_names(names))
 
 
 def _parts(path):

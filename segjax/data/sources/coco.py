@@ -8,7 +8,7 @@ from typing import Annotated
 
 import numpy as np
 
-from segjax.checks import Key, UserError
+from segjax.checks import Key, UserError, first_names
 from segjax.data import files
 from segjax.data import reading as reader
 from segjax.data.coco import check, colours, read
@@ -266,7 +266,7 @@ def _files(key, base, folder, path, names):
     if missing:
         raise UserError(
             f"source.{key}: {len(missing)} of {len(names)} files that {path} names are not in {folder}: "
-            f"{files.first_names(missing)}."
+            f"{first_names(missing)}."
         )
     return tuple(found)
 

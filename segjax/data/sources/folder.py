@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from segjax.checks import Key, UserError
+from segjax.checks import Key, UserError, first_names
 from segjax.data import files, splits
 from segjax.data import reading as reader
 from segjax.data.formats.opening import DEFAULT, Reading
@@ -328,14 +328,14 @@ class _Found(NamedTuple):
             what = {"masks": "mask", "instances": "instance file", "valid": "mask of valid pixels"}[self.key]
             raise UserError(
                 f"source.{self.key}: {len(missing)} of {len(stems)} images have no {what} at {self.place}: "
-                f"{files.first_names(missing)}. {len(self.paths)} {self.key} were found there."
+                f"{first_names(missing)}. {len(self.paths)} {self.key} were found there."
             )
 
     def orphans(self, stems):
         """Says which files fit no image; empty if there are none."""
         alone = sorted(str(path) for each in self.files for stem, path in each.items() if stem not in stems)
         return alone and (
-            f"source.{self.key}: {len(alone)} of {len(self.paths)} files fit no image: {files.first_names(alone)}. "
+            f"source.{self.key}: {len(alone)} of {len(self.paths)} files fit no image: {first_names(alone)}. "
             "Check source.images and the extensions of its files."
         )
 

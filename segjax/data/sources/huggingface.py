@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from segjax.checks import Key, UserError
+from segjax.checks import Key, UserError, spread
 from segjax.data import files
 from segjax.data import reading as reader
 from segjax.data.formats.opening import DEFAULT, Reading
@@ -167,9 +167,7 @@ def huggingface(
             rows = rows.cast_column(column, library.Image(decode=False))
     if not len(rows):
         raise UserError(f"source.root: split {split!r} of {base} has no rows.")
-    some = [
-        _file(rows[i][image], f"{base}, row {i} of {split!r} ({image})", base) for i in reader.spread(range(len(rows)))
-    ]
+    some = [_file(rows[i][image], f"{base}, row {i} of {split!r} ({image})", base) for i in spread(range(len(rows)))]
     spec = make_spec(class_list(classes), palette, channels=channels, dtype=reader.common_dtype(some))
     table = make_id_map(spec, ids, ignore_ids)
     return HuggingFace(spec, base, split, _Rows(rows), image, mask, channels, reading, table)

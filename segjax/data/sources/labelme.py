@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segjax.checks import Key, UserError
+from segjax.checks import Key, UserError, spread
 from segjax.data import files, json_files, splits
 from segjax.data import reading as reader
 from segjax.data.coco import polygons
@@ -204,7 +204,7 @@ def labelme(
     else:
         names = class_list(classes)
     paths = tuple(found[stem] for stem in stems)
-    images = [_image(_read(path), path, base)[0] for path in reader.spread(paths)]
+    images = [_image(_read(path), path, base)[0] for path in spread(paths)]
     things, dtype = range(1, len(names) + 1), reader.common_dtype(images)
     spec = make_spec(["background", *names], palette, things, channels=channels, dtype=dtype)
     return LabelMe(spec, base, tuple(stems), paths, channels, reading)

@@ -13,7 +13,8 @@ from pycocotools.coco import COCO
 
 from segjax.checks import UserError
 from segjax.data.audit import audit
-from segjax.data.coco import read, write
+from segjax.data.coco import polygons, read, write
+from segjax.data.formats.opening import Reading
 from segjax.data.reading import SizeMismatch
 from segjax.data.sources.coco import coco_instances, coco_panoptic
 from segjax.metrics.panoptic import encode_panoptic
@@ -671,3 +672,31 @@ def test_official_run_lengths_agree_with_panoptic(test_data):
         np.testing.assert_array_equal(one["label"][inside] + 1, other["label"][inside])
         pairs = set(zip(one["instance"][inside].tolist(), other["instance"][inside].tolist(), strict=True))
         assert len(pairs) == one["instance"].max()
+
+
+def test_panoptic_masks_lie_as_their_images_do(tmp_path):
+    """A square picture and its PNG with the same orientation tag: both are turned, or neither."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    ids = np.zeros((4, 4), np.uint8)
+    ids[0, :2] = 1
+    for folder, suffix in (("val", "jpg"), ("annotations/panoptic_val", "png")):
+        (tmp_path / folder).mkdir(parents=True)
+        pixels = np.zeros((4, 4, 3), np.uint8)
+        pixels[..., 0] = ids if suffix == "png" else ids * 255
+        Image.fromarray(pixels).save(tmp_path / folder / f"1.{suffix}", exif=exif, quality=100)
+    segments = [{"id": 1, "category_id": 1, "iscrowd": 0}]
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": 4, "width": 4}],
+        "annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": segments}],
+        "categories": [{"id": 1, "name": "a", "isthing": 1}, {"id": 2, "name": "b", "isthing": 0}],
+    }
+    (tmp_path / "annotations/panoptic_val.json").write_text(json.dumps(content))
+    for how in ("upright", "stored"):
+        sample = coco_panoptic("val", root=str(tmp_path), reading=Reading(orientation=how)).read(0)
+        np.testing.assert_array_equal(sample["instance"] == 1, sample["image"][..., 0] > 128)
+
+
+def test_polygons_written_as_pairs_are_whole():
+    assert polygons.lost([[0, 0], [3, 0], [3, 3]]) == 0 and polygons.lost([[[0, 0], [3, 0], [3, 3]], [1, 1]]) == 1
+    assert polygons.fault([[True] * 6], (4, 4)) == "a coordinate is not a finite number"

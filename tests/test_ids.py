@@ -54,7 +54,7 @@ def test_ids_without_a_class_are_counted(spec, ids, raw, found):
     ("ids", "ignore_ids", "message"),
     [
         ({"a": 0}, (), "'a' is not a number"),
-        ({"-1": 0}, (), "'-1' is not a number"),
+        ({"-40000": 0}, (), "'-40000' is not a number"),
         ({"70000": 0}, (), "'70000' is not a number"),
         ({"0": "road"}, (), "source.ids: 'road' is .* a, b, c"),
         ({"0": 3}, (), "source.ids: 3 is"),
@@ -65,3 +65,16 @@ def test_ids_without_a_class_are_counted(spec, ids, raw, found):
 def test_maps_that_make_no_sense(ids, ignore_ids, message):
     with pytest.raises(UserError, match=message):
         make_id_map(SPEC, ids, ignore_ids)
+
+
+def test_negative_ids():
+    spec = make_spec(("a", "b"))
+    table = make_id_map(spec, {"-1": "ignore", "-32768": "b", "3": "a"}, ignore_ids=[-7])
+    raw = np.array([[-1, -32768, 3, -7]])
+    assert map_ids(table, raw, spec, "m.tif").tolist() == [[255, 1, 0, 255]]
+    for odd in (-2, -32769, 70000):
+        with pytest.raises(UserError, match=rf"m\.tif holds ids without a class: {odd} "):
+            map_ids(table, np.array([[odd]]), spec, "m.tif")
+    for odd in ("-32769", "65536", "1.5", "x"):
+        with pytest.raises(UserError, match="is not a number from -32768 to 65535"):
+            make_id_map(spec, {odd: "a"})

@@ -4,8 +4,8 @@ import collections
 import dataclasses
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int32, Integer, UInt8, UInt16
@@ -14,8 +14,23 @@ from segjax.checks import UserError
 from segjax.spec import DatasetSpec, channel_names
 
 IDS = 1 << 16
+LOWEST = -(1 << 15)  # a table has an entry for each id from LOWEST to IDS - 1
 
 Ids = Int32[np.ndarray, "ids"]
+
+
+class Mask(NamedTuple):
+    """The ids of a mask file.
+
+    Attributes:
+        ids: int32 [y, x].
+        empty: pixels that the file marks as without data, bool [y, x]; None if there are none.
+        nodata: value of pixels without data; None if the file declares none.
+    """
+
+    ids: Int32[np.ndarray, "y x"]
+    empty: Bool[np.ndarray, "y x"] | None = None
+    nodata: int | None = None
 
 
 @runtime_checkable
@@ -136,7 +151,7 @@ def class_index(value: str | int, spec: DatasetSpec, key: str) -> int:
         return spec.classes.index(value)
     if value == "ignore":
         return spec.ignore
-    if isinstance(value, int) and 0 <= value < len(spec.classes):
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(spec.classes):
         return value
     raise UserError(f"{key}: {value!r} is not one of the classes {', '.join(spec.classes)}.")
 
@@ -154,7 +169,8 @@ def make_id_map(spec: DatasetSpec, ids: DictLike | None = None, ignore_ids: Sequ
         ignore_ids: further ids of unlabelled pixels.
 
     Returns:
-        Label of each id 0..65535, -1 if it has none; the last entry is for all numbers out of range.
+        Label of each id, -1 if it has none: ids 0 .. 65535 are followed by an entry for all numbers out of range, and
+        that by ids -32768 .. -1, so that `table[-1]` is the label of id -1.
 
     Raises:
         UserError: a key is not an id, a class does not exist, or an id has two labels.
@@ -172,11 +188,11 @@ def make_id_map(spec: DatasetSpec, ids: DictLike | None = None, ignore_ids: Sequ
         pairs = [(0, 0)]
     else:
         pairs = [*zip(range(k), range(k), strict=True), *([(spec.ignore, "ignore")] if k > 2 else [])]
-    table = np.full(IDS + 1, -1, np.int32)
+    table = np.full(IDS + 1 - LOWEST, -1, np.int32)
     for key, value in [*pairs, *((key, "ignore") for key in ignore_ids)]:
         label = class_index(value, spec, "source.ids")
-        if not str(key).isdecimal() or int(key) >= IDS:
-            raise UserError(f"source.ids: {key!r} is not a number from 0 to {IDS - 1}.")
+        if not re.fullmatch(r"-?\d+", str(key)) or not LOWEST <= int(key) < IDS:
+            raise UserError(f"source.ids: {key!r} is not a number from {LOWEST} to {IDS - 1}.")
         if table[int(key)] not in (-1, label):
             raise UserError(f"source: id {key} has two labels; check source.ids and source.ignore_ids.")
         table[int(key)] = label
@@ -208,8 +224,8 @@ def map_ids(
         >>> map_ids(make_id_map(spec, {"7": "dog"}), np.array([[7, 7]]), spec, "pets/7.png")
         array([[1, 1]], dtype=uint8)
     """
-    known = raw.size == 0 or (raw.min() >= 0 and raw.max() < IDS)
-    label = table.take(raw if known else np.where((raw >= 0) & (raw < IDS), raw, IDS))
+    known = raw.size == 0 or (raw.min() >= LOWEST and raw.max() < IDS)
+    label = table[raw if known else np.where((raw >= LOWEST) & (raw < IDS), raw, IDS)]
     if nodata is not None:
         label = np.where(raw == nodata, spec.ignore, label)
     if (label < 0).any():
@@ -219,6 +235,52 @@ def map_ids(
             f"a class, as in source.ids = {example}, or list ids of unlabelled pixels in source.ignore_ids."
         )
     return label.astype(spec.label_dtype)
+
+
+def map_mask(
+    table: Ids, mask: Mask, spec: DatasetSpec, name: str, listed: Container[int] = ()
+) -> UInt8[np.ndarray, "y x"] | UInt16[np.ndarray, "y x"]:
+    """Maps a mask file to labels: its ids, and what it marks as without data.
+
+    Args:
+        table: from `make_id_map`.
+        mask: as read.
+        spec: gives the dtype of the label.
+        name: name of the mask, for messages.
+        listed: ids that the configuration maps itself, whatever the file declares.
+
+    Returns:
+        The label, `spec.label_dtype`; `spec.ignore` where there is no data.
+
+    Raises:
+        UserError: an id has no label, or the value of pixels without data is the index of a class.
+
+    Example:
+        >>> spec = DatasetSpec(("cat", "dog"))
+        >>> map_mask(make_id_map(spec), Mask(np.array([[0, 7]], np.int32), nodata=7), spec, "a.tif")
+        array([[  0, 255]], dtype=uint8)
+    """
+    nodata = None if mask.nodata in listed else mask.nodata
+    known = table[nodata] if nodata is not None and LOWEST <= nodata < IDS else -1
+    if known not in (-1, spec.ignore) and spec.mode != "multilabel":
+        raise UserError(
+            f"{name} declares the value {nodata} as no data, but {nodata} is the class {spec.classes[known]!r}: list "
+            "it in source.ignore_ids if it is unlabelled, or map it in source.ids if it is not."
+        )
+    label = map_ids(table, mask.ids, spec, name, nodata)
+    if mask.empty is not None:
+        label[mask.empty] = spec.ignore
+    return label
+
+
+def listed_ids(ids: DictLike | None, ignore_ids: Sequence[int]) -> frozenset[int]:
+    """Returns the ids that a configuration maps itself.
+
+    Example:
+        >>> sorted(listed_ids({"7": "cat"}, (3,)))
+        [3, 7]
+    """
+    return frozenset(int(key) for key in [*(dict(ids.items()) if ids else ()), *ignore_ids])
 
 
 def source_ids(

@@ -9,7 +9,6 @@ reads TIFF files, and numpy .npy files.
 import contextlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, Shaped
@@ -33,25 +32,12 @@ from segjax.data.formats.values import (
     union,
     without_data,
 )
+from segjax.data.ids import Mask
 from segjax.spec import Colour
 
 
 class SizeMismatch(UserError):
     """An image and a mask of different sizes."""
-
-
-class Mask(NamedTuple):
-    """The ids of a mask file.
-
-    Attributes:
-        ids: int32 [y, x].
-        empty: pixels that the file marks as without data, bool [y, x]; None if there are none.
-        nodata: value of pixels without data; None if the file declares none.
-    """
-
-    ids: Int32[np.ndarray, "y x"]
-    empty: Bool[np.ndarray, "y x"] | None = None
-    nodata: int | None = None
 
 
 def read_image(
@@ -296,7 +282,7 @@ def count_pages(file: File, name: str | None = None, *, reading: Reading = DEFAU
     try:
         with opened(file, name, reading, mask=mask) as picture:
             return picture.pages
-    except CorruptImage:
+    except UserError:
         return 1
 
 
@@ -375,7 +361,7 @@ def read_orientation(file: File) -> str:
     try:
         with opened(file) as picture:
             return f"turned (EXIF orientation {picture.orientation})" if 1 < picture.orientation <= 8 else ""
-    except CorruptImage:
+    except UserError:
         return ""
 
 

@@ -25,7 +25,7 @@ def check_objects(records: read.Records, known: Mapping[int | str, int | None]) 
         >>> records = read.Records(Path("a.json"), [{"id": 7, "height": None, "width": None}], {7: [box]}, [])
         >>> records, warnings = check_objects(records, {1: 1})
         >>> records.annotations[7][0]["segmentation"], warnings
-        ([[0, 0, 3, 0, 3, 3]], ['a.json: polygons of fewer than 3 points are left out, 1: annotation 5.'])
+        ([[0, 0, 3, 0, 3, 3]], ['a.json: polygons of fewer than 3 points are left out, in 1: annotation 5.'])
     """
     faults, empty, partial, kept = [], [], [], {}
     for image in records.images:
@@ -37,8 +37,8 @@ def check_objects(records: read.Records, known: Mapping[int | str, int | None]) 
             if polygons_or_runs == []:
                 empty.append(name)
                 continue
-            if isinstance(polygons_or_runs, list) and isinstance(given[0], list) and len(polygons_or_runs) < len(given):
-                partial += [name] * (len(given) - len(polygons_or_runs))
+            if polygons.lost(given):
+                partial.append(name)
             kept[image["id"]].append(annotation)
             try:
                 read.class_of_category(annotation, known, name)
@@ -60,5 +60,5 @@ def check_objects(records: read.Records, known: Mapping[int | str, int | None]) 
     if empty:
         warnings.append(f"annotations without an outline are left out, {len(empty)} of {total}: {first_names(empty)}.")
     if partial:
-        warnings.append(f"polygons of fewer than 3 points are left out, {len(partial)}: {first_names(partial)}.")
+        warnings.append(f"polygons of fewer than 3 points are left out, in {len(partial)}: {first_names(partial)}.")
     return records._replace(annotations=kept), [f"{records.path}: {warning}" for warning in warnings]

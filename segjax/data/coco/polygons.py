@@ -53,10 +53,28 @@ def one_form(segmentation: Any) -> Any:
         return []
     if not isinstance(segmentation, list) or not segmentation:
         return segmentation
+    return [one for one in _flat(segmentation) if not _encloses_nothing(one)]
+
+
+def lost(segmentation: Any) -> int:
+    """Counts the polygons that `one_form` leaves out.
+
+    Example:
+        >>> lost([[0, 0, 3, 0, 3, 3], [1, 1, 2, 2]]), lost([[0, 0], [3, 0], [3, 3]])
+        (1, 0)
+    """
+    listed = isinstance(segmentation, list) and bool(segmentation)
+    return sum(map(_encloses_nothing, _flat(segmentation))) if listed else 0
+
+
+def _flat(segmentation):
     if _is_number(segmentation[0]) or (len(segmentation) > 2 and _are_pairs(segmentation)):
         segmentation = [segmentation]
-    flat = (list(itertools.chain(*one)) if _are_pairs(one) else one for one in segmentation)
-    return [one for one in flat if not (isinstance(one, list) and len(one) in (0, 2, 4) and all(map(_is_number, one)))]
+    return [list(itertools.chain(*one)) if _are_pairs(one) else one for one in segmentation]
+
+
+def _encloses_nothing(polygon):
+    return isinstance(polygon, list) and len(polygon) in (0, 2, 4) and all(map(_is_number, polygon))
 
 
 def fault(segmentation: Any, size: tuple[int, int] | None) -> str:
@@ -84,8 +102,8 @@ def _fault_of_polygon(polygon, size):
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         return "a polygon needs 3 or more pairs x, y: [[x, y, ...], ...]"
     try:
-        if not math.isfinite(sum(polygon)):
-            return "a coordinate is not finite"
+        if not all(map(_is_number, polygon)) or not math.isfinite(sum(polygon)):
+            return "a coordinate is not a finite number"
     except (TypeError, OverflowError):
         return "a coordinate is not a finite number"
     for axis, values, side in zip("xy", (polygon[0::2], polygon[1::2]), (size or ())[::-1], strict=False):
@@ -128,7 +146,7 @@ def check_outline(polygon: Any, where: str) -> None:
 
 
 def _is_number(value):
-    return isinstance(value, int | float)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _are_pairs(value):

@@ -10,7 +10,7 @@ import numpy as np
 from segjax.checks import UserError
 from segjax.data import files, reading
 from segjax.data.formats.opening import DEFAULT, Reading
-from segjax.data.ids import Ids, make_id_map, map_ids
+from segjax.data.ids import Ids, make_id_map, map_mask
 from segjax.data.predictions.names import SampleNames, warn_of_extra
 from segjax.data.sources.coco import Coco
 from segjax.spec import Colour, DatasetSpec, Segments, file_name
@@ -40,13 +40,11 @@ class Masks(NamedTuple):
         return Segments(np.stack(labels, -1) > 0 if self.spec.mode == "multilabel" else labels[0])
 
     def _label(self, path, size, i):
-        table, colours, threshold, how = self.values
+        table, colours, threshold, how, listed = self.values
         mask = reading.read_mask(path, colours, reading=how, threshold=threshold)
         reading.check_sizes(size, mask.ids.shape, f"The ground truth of {self.source.name(i)}", str(path))
-        label = map_ids(table, mask.ids, self.spec, str(path))
-        if mask.empty is not None:
-            label[mask.empty] = 0 if self.spec.mode == "multilabel" else self.spec.ignore
-        return label
+        label = map_mask(table, mask, self.spec, str(path), listed)
+        return np.where(label == self.spec.ignore, 0, label) if self.spec.mode == "multilabel" else label
 
 
 class Values(NamedTuple):
@@ -56,12 +54,14 @@ class Values(NamedTuple):
     colours: value of each colour, of masks that are drawn in colours; otherwise None.
     threshold: grey value from which a pixel is of the second class; otherwise None.
     reading: what is made of orientation, transparency and so on.
+    listed: values that the configuration maps itself.
     """
 
     table: Ids
     colours: dict[Colour, int] | None = None
     threshold: int | None = None
     reading: Reading = DEFAULT
+    listed: frozenset[int] = frozenset()
 
 
 def open_masks(folder: Path, source: Any, spec: DatasetSpec, ids: str) -> Masks:
@@ -117,4 +117,4 @@ def _own_values(source):
     if not hasattr(source, "table"):
         raise UserError(f"The source {type(source).__name__} has no ids of its own: use --predictions_ids=classes.")
     colours, threshold = getattr(source, "colours", None), getattr(source, "threshold", None)
-    return Values(source.table, colours, threshold, getattr(source, "reading", DEFAULT))
+    return Values(source.table, colours, threshold, getattr(source, "reading", DEFAULT), source.listed)

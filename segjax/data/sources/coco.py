@@ -114,7 +114,7 @@ class Coco:
             if segment["id"] in segments:
                 raise UserError(f"{listed}: segment {segment['id']} is listed twice.")
             segments[segment["id"]] = label, bool(read.flag(segment, "iscrowd", f"{listed}: segment {segment['id']}"))
-        ids = reader.read_instances(path, colours=True)
+        ids = reader.read_instances(path, colours=True, reading=self.reading)
         reader.check_sizes(size, ids.shape, listed, str(path))
         return from_segments(ids, segments, self.spec, str(path), listed)
 

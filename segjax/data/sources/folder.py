@@ -13,7 +13,17 @@ from segjax.checks import Key, UserError, first_names
 from segjax.data import files, splits
 from segjax.data import reading as reader
 from segjax.data.formats.opening import DEFAULT, Reading
-from segjax.data.ids import IDS, DictLike, Ids, class_index, class_list, count_values, make_id_map, make_spec, map_ids
+from segjax.data.ids import (
+    DictLike,
+    Ids,
+    class_index,
+    class_list,
+    count_values,
+    listed_ids,
+    make_id_map,
+    make_spec,
+    map_mask,
+)
 from segjax.data.instances import number_instances, without_data
 from segjax.spec import Colour, DatasetSpec, channel_names
 
@@ -148,24 +158,7 @@ class Folder:
         return reader.read_mask(path, self.colours, reading=self.reading, page=self.pages[i], threshold=self.threshold)
 
     def _label(self, path, i):
-        mask = self._mask(path, i)
-        label = map_ids(self.table, mask.ids, self.spec, str(path), self._nodata(mask, path))
-        if mask.empty is not None:
-            label[mask.empty] = self.spec.ignore
-        return label
-
-    def _nodata(self, mask, path):
-        """Returns the value that a file declares as no data, None if the configuration maps it itself."""
-        value = mask.nodata
-        if value is None or value in self.listed:
-            return None
-        label = self.table[value] if 0 <= value < IDS else -1
-        if label in (-1, self.spec.ignore) or self.spec.mode == "multilabel":
-            return value
-        raise UserError(
-            f"{path} declares the value {value} as no data, but {value} is the class {self.spec.classes[label]!r}: "
-            "list it in source.ignore_ids if it is unlabelled, or map it in source.ids if it is not."
-        )
+        return map_mask(self.table, self._mask(path, i), self.spec, str(path), self.listed)
 
 
 def folder(
@@ -300,7 +293,7 @@ def folder(
         channels=channels,
         reading=reading,
         table=make_id_map(spec, ids, (spec.ignore,) if colours else ignore_ids),
-        listed=frozenset(int(key) for key in [*(dict(ids.items()) if ids else ()), *ignore_ids]),
+        listed=listed_ids(ids, ignore_ids),
         colours=colour_ids,
         warnings=tuple(filter(None, warnings)),
     )

@@ -16,7 +16,18 @@ from segjax.checks import Key, UserError, spread
 from segjax.data import files
 from segjax.data import reading as reader
 from segjax.data.formats.opening import DEFAULT, Reading
-from segjax.data.ids import IDS, DictLike, Ids, class_list, count_values, make_id_map, make_spec, map_ids
+from segjax.data.ids import (
+    IDS,
+    LOWEST,
+    DictLike,
+    Ids,
+    class_list,
+    count_values,
+    listed_ids,
+    make_id_map,
+    make_spec,
+    map_mask,
+)
 from segjax.data.instances import without_data
 from segjax.spec import DatasetSpec
 
@@ -35,6 +46,7 @@ class HuggingFace:
         channels: number of image channels.
         reading: what is made of orientation, transparency and so on.
         table: label of each id, see `segjax.data.ids`.
+        listed: ids that the configuration maps.
     """
 
     spec: DatasetSpec
@@ -46,6 +58,7 @@ class HuggingFace:
     channels: int
     reading: Reading
     table: Ids
+    listed: frozenset[int]
 
     def __len__(self):
         return len(self.rows)
@@ -97,9 +110,7 @@ class HuggingFace:
             size=mask.ids.shape,
         )
         reader.check_sizes(image.shape[:2], mask.ids.shape, image_name, mask_name)
-        label = map_ids(self.table, mask.ids, self.spec, mask_name)
-        if mask.empty is not None:
-            label[mask.empty] = self.spec.ignore
+        label = map_mask(self.table, mask, self.spec, mask_name, self.listed)
         return without_data({"image": image, "label": label}, empty, self.spec)
 
     def _where(self, i, column):
@@ -108,7 +119,7 @@ class HuggingFace:
     def _mask(self, row, i):
         mask = self._file(row, self.mask, i)
         if isinstance(mask, np.ndarray):
-            return reader.Mask(np.clip(mask, -1, IDS).astype(np.int32))  # larger ids have no class either
+            return reader.Mask(np.clip(mask, LOWEST - 1, IDS).astype(np.int32))  # ids beyond have no class
         return reader.read_mask(mask, name=self._where(i, self.mask), reading=self.reading)
 
     def _file(self, row, column, i):
@@ -170,7 +181,9 @@ def huggingface(
     some = [_file(rows[i][image], f"{base}, row {i} of {split!r} ({image})", base) for i in spread(range(len(rows)))]
     spec = make_spec(class_list(classes), palette, channels=channels, dtype=reader.common_dtype(some))
     table = make_id_map(spec, ids, ignore_ids)
-    return HuggingFace(spec, base, split, _Rows(rows), image, mask, channels, reading, table)
+    return HuggingFace(
+        spec, base, split, _Rows(rows), image, mask, channels, reading, table, listed_ids(ids, ignore_ids)
+    )
 
 
 class _Rows:

@@ -15,7 +15,7 @@ from segjax.checks import Key, UserError
 from segjax.data import files
 from segjax.data import reading as reader
 from segjax.data.formats.opening import DEFAULT, Reading
-from segjax.data.ids import DictLike, Ids, count_values, make_id_map, make_spec, map_ids
+from segjax.data.ids import IDS, LOWEST, DictLike, Ids, count_values, listed_ids, make_id_map, make_spec, map_mask
 from segjax.data.instances import from_segments, without_data
 from segjax.spec import DatasetSpec
 
@@ -39,6 +39,7 @@ class TFDS:
         channels: number of image channels.
         reading: what is made of orientation, transparency and so on.
         table: label of each id, see `segjax.data.ids`.
+        listed: ids that the configuration maps.
     """
 
     spec: DatasetSpec
@@ -50,6 +51,7 @@ class TFDS:
     channels: int
     reading: Reading
     table: Ids
+    listed: frozenset[int]
 
     def __len__(self):
         return len(self.records)
@@ -74,7 +76,7 @@ class TFDS:
         Returns:
             Pixel count of each id; empty if ids are of segments.
         """
-        return {} if self.objects else count_values(self._raw(self.records[i], i))
+        return {} if self.objects else count_values(self._mask(self.records[i], i).ids)
 
     def read(self, i: int) -> dict[str, np.ndarray]:
         """Reads sample i.
@@ -91,34 +93,39 @@ class TFDS:
             UserError: sizes differ, the mask holds an id without a class or segment, or a segment is listed twice.
         """
         record, image_name, mask_name = self.records[i], self._where(i, self.image), self._where(i, self.mask)
-        raw = self._raw(record, i)
+        mask = self._mask(record, i)
         image, empty = reader.read_image(
-            record[self.image], self.channels, self.spec.image_dtype, image_name, reading=self.reading, size=raw.shape
+            record[self.image],
+            self.channels,
+            self.spec.image_dtype,
+            image_name,
+            reading=self.reading,
+            size=mask.ids.shape,
         )
-        reader.check_sizes(image.shape[:2], raw.shape, image_name, mask_name)
+        reader.check_sizes(image.shape[:2], mask.ids.shape, image_name, mask_name)
         if self.objects is None:
-            return without_data(
-                {"image": image, "label": map_ids(self.table, raw, self.spec, mask_name)}, empty, self.spec
-            )
-        listed = {key: np.asarray(record[self.objects][key]).tolist() for key in SEGMENT}
+            label = map_mask(self.table, mask, self.spec, mask_name, self.listed)
+            return without_data({"image": image, "label": label}, empty, self.spec)
+        fields = {key: np.asarray(record[self.objects][key]).tolist() for key in SEGMENT}
         segments, name = {}, self._where(i, self.objects)
-        for n, k, crowd in zip(*listed.values(), strict=True):
+        for n, k, crowd in zip(*fields.values(), strict=True):
             if n in segments:
                 raise UserError(f"{name}: segment {n} is listed twice.")
             segments[n] = k, crowd
-        label, instance = from_segments(raw, segments, self.spec, mask_name, name)
+        label, instance = from_segments(mask.ids, segments, self.spec, mask_name, name)
         return without_data({"image": image, "label": label, "instance": instance}, empty, self.spec)
 
     def _where(self, i, feature):
         return f"{self.name(i)} ({feature})"
 
-    def _raw(self, record, i):
+    def _mask(self, record, i):
         mask = record[self.mask]
         if self.objects:
-            return reader.read_instances(mask, colours=True, name=self._where(i, self.mask), reading=self.reading)
+            name = self._where(i, self.mask)
+            return reader.Mask(reader.read_instances(mask, colours=True, name=name, reading=self.reading))
         if isinstance(mask, bytes):
-            return reader.read_mask(mask, name=self._where(i, self.mask), reading=self.reading).ids
-        return mask.reshape(mask.shape[:2]).astype(np.int64)
+            return reader.read_mask(mask, name=self._where(i, self.mask), reading=self.reading)
+        return reader.Mask(np.clip(mask.reshape(mask.shape[:2]), LOWEST - 1, IDS).astype(np.int32))
 
 
 def tfds(
@@ -207,6 +214,7 @@ def tfds(
         channels=channels,
         reading=reading,
         table=make_id_map(spec, ids, ignore_ids),
+        listed=listed_ids(ids, ignore_ids),
     )
 
 

@@ -486,6 +486,10 @@ def test_pages_of_stacks_are_samples(tmp_path):
     for i, label in enumerate([*labels, labels[0]]):
         np.testing.assert_array_equal(source.read(i)["label"], label)
         np.testing.assert_array_equal(source.read(i)["image"], image_of(label))
+    parts = {"train": (0, 0.75), "test": (0.75, 1)}  # a stack may be divided between splits, in one place
+    assert make(tmp_path, "train", fractions=parts).stems == source.stems[:9]
+    assert make(tmp_path, "test", fractions=parts).stems == source.stems[9:]
+    np.testing.assert_array_equal(make(tmp_path, "test", fractions=parts).read(0)["label"], labels[9])
     save_pages(tmp_path / "masks/v.tif", labels[:3])
     with pytest.raises(UserError, match=r"v\.tif holds 11 pages, but .*masks/v\.tif 3"):
         make(tmp_path)

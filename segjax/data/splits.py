@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from segjax.checks import UserError
 from segjax.data.files import SUFFIXES, read_lines
@@ -75,11 +76,11 @@ def _listed_stem(line, images):
     return None, name
 
 
-def select_fraction(stems: Sequence[str], fractions: Mapping[str, Sequence[int | float]], split: str) -> list[str]:
+def select_fraction(stems: Sequence[Any], fractions: Mapping[str, Sequence[int | float]], split: str) -> list[Any]:
     """Selects the contiguous block of a split from a sorted list.
 
     Args:
-        stems: all stems, sorted.
+        stems: all stems or samples, sorted.
         fractions: (from, to) of each split, 0..1.
         split: name of the split.
 

@@ -202,7 +202,7 @@ def folder(
         str | None, Key('text file under root with the stems of a split, such as "splits/{split}.txt"')
     ] = None,
     fractions: Annotated[
-        DictLike | None, Key("split -> (from, to): contiguous fractions of the sorted stems", "[0, 1]")
+        DictLike | None, Key("split -> (from, to): contiguous fractions of the sorted stems, page by page", "[0, 1]")
     ] = None,
 ) -> Folder:
     """Opens a data set of image, mask and instance files that share a stem.
@@ -219,8 +219,8 @@ def folder(
     and thing, and the thing is where the objects are.
 
     A split is defined in one of three ways: {split} in `images` or `root`, a list of stems per split, or
-    fractions. Fractions are contiguous blocks of the naturally sorted stems (2 before 10), not a random draw:
-    neighbours in a video or a volume are nearly the same image, and would leak from one split into another.
+    fractions. Fractions are contiguous blocks of the naturally sorted stems (2 before 10) and of their pages, not a
+    random draw: neighbours in a video or a volume are nearly the same image, and would leak between the splits.
 
     Args:
         split: name of the split, such as "train".
@@ -268,11 +268,13 @@ def folder(
     if lists is not None:
         chosen = {stem: image_files[stem] for stem in every}
         stems = splits.select_listed(base / files.fill_split(lists, "lists", split), chosen)
+    samples = _samples(stems, [image_files[stem] for stem in stems], reading)
     if fractions is not None:
-        stems = splits.select_fraction(stems, dict(fractions.items()), split)
+        samples = splits.select_fraction(samples, dict(fractions.items()), split)
+    stems = list(dict.fromkeys(stem for stem, _, _ in samples))
     for each in found.values():
         each.check(stems)
-    samples = _samples(stems, image_files, found, reading)
+    _check_pages(samples, image_files, found, reading)
     paths = tuple(image_files[stem] for stem, _, _ in samples)
     spec = dataclasses.replace(spec, image_channels=channel_names(channels), image_dtype=reader.common_dtype(paths))
     warnings = [each.orphans(image_files) for each in found.values() if "{split}" in each.template or not wild]
@@ -340,23 +342,29 @@ def _find(key, base, template, split, images, parts):
     return _Found(key, template, base / filled, [files.find_files(base, one, images) for one in each])
 
 
-def _samples(stems, images, found, reading):
+def _samples(stems, images, reading):
     """Lists stem, page and name of each sample: a file of several pages is several samples."""
-    counts = reader.count_all_pages([images[stem] for stem in stems], reading)
+    counts = reader.count_all_pages(images, reading)
     if counts is None:
         return [(stem, None, stem) for stem in stems]
     samples = []
     for stem, count in zip(stems, counts, strict=True):
+        width = len(str(count))
+        names = [f"{stem}_page{page + 1:0{width}}" for page in range(count)] if count > 1 else [stem]
+        samples += [(stem, page, name) for page, name in enumerate(names)]
+    return samples
+
+
+def _check_pages(samples, images, found, reading):
+    """Raises a UserError unless the masks of an image have as many pages."""
+    for stem in dict.fromkeys(stem for stem, page, _ in samples if page is not None):
+        count = reader.count_pages(images[stem], reading=reading)
         for path in filter(None, (path for each in found.values() for path in each.of(stem))):
             if (own := reader.count_pages(path, reading=reading, mask=True)) != count:
                 raise UserError(
                     f"{images[stem]} holds {count} pages, but {path} {own}: save as many, or set reading.pages to "
                     "'channels' if the pages of an image are its channels, or to 'first'."
                 )
-        width = len(str(count))
-        names = [f"{stem}_page{page + 1:0{width}}" for page in range(count)] if count > 1 else [stem]
-        samples += [(stem, page, name) for page, name in enumerate(names)]
-    return samples
 
 
 def _describe(names, masks, instances, ids, ignore_ids, threshold, colours, palette, things):

@@ -64,6 +64,7 @@ def test_what_cannot_be_matched_names_both(spec, message):
         agreement.match(source(("a", "b", "c"), [[[0, 1]]]), spec, "test", "train")
 
 
+@pytest.mark.slow
 def test_a_run_scores_a_split_in_another_order(tmp_path):
     """The same run, with the classes of its test split turned around, has the same score of each class."""
     label = RNG.integers(0, 2, (4, 16, 16))

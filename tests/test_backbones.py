@@ -238,6 +238,7 @@ def test_number_of_parameters(name):
     assert sum(x.size for x in jax.tree.leaves(shapes(name)[1]["params"])) == COUNTS[name]
 
 
+@pytest.mark.slow
 def test_mobilenet_v3_taps():
     """Last block of each stride, or the first, as torchvision's segmentation networks tap it."""
     for name, variant, channels in [
@@ -250,6 +251,7 @@ def test_mobilenet_v3_taps():
         assert [m.shape[-1] for m in maps.values()] == channels
 
 
+@pytest.mark.slow
 def test_mobilenet_v3_has_its_own_epsilon():
     x, outputs = images(), {}
     for name in ("mobilenet_v2_micro", "mobilenet_v3_micro"):

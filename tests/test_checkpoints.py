@@ -67,6 +67,7 @@ def test_broken_scores_are_named(tmp_path):
         Checkpoints(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_fails_costs_no_step(tmp_path):
     """The state is there when the score is not; the next start scores it first, as if nothing had happened."""
     random = np.random.default_rng(0)

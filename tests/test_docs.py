@@ -72,7 +72,7 @@ def test_code_runs(page, line):
         config = names["get_config"]()
         segjax.config.check(config)
         classes, things = config.source.get("classes") or ("one",), config.source.get("things") or ()
-        if config.source.name in ("coco_instances", "labelme"):  # all their classes are things
+        if config.source.name in ("coco_instances", "labelme", "yolo"):  # all their classes are things
             classes, things = ("background", *classes), classes
         spec = make_spec(classes, things=things)
         parts = components.build_components(config, spec)

@@ -52,7 +52,7 @@ def test_a_large_set_starts_with_as_few_files_as_a_small_one(tmp_path, opened):
         before = len(opened)
         next(train.batches(0, 1))
         counts[count] = before, len(opened)
-        assert before <= 4 * 64 and not any(path.endswith("/19999.png") for path, _ in opened[before:])
+        assert before <= 3 * 64 and not any(path.endswith("/19999.png") for path, _ in opened[before:])
     assert counts[20000][0] <= counts[200][0] + 64 and counts[20000][1] - counts[20000][0] <= 16
     # The sizes of the test split are read when they are first needed: each file once, in the readers' threads.
     opened.clear()

@@ -195,21 +195,18 @@ def _read_pages(
     data.
     """
     channels, dtype = len(predict.preprocess.mean), predict.spec.image_dtype
-    found = reading.read_dtype(path)
+    found, size, pages = reading.read_header(path, reading=predict.reading)
     if found != dtype and (window is None or dtype != "uint8"):
         hint = ": give --window=LOW,HIGH, the values of black and white." if dtype == "uint8" else "."
         raise UserError(f"{path} holds {found} pixels, but the model was trained on {dtype}{hint}")
-    _check_memory(path, predict)
-    pages = reading.count_pages(path, reading=predict.reading)
+    _check_memory(path, size, predict)
     for page in range(pages):
         image, empty = reading.read_image(path, channels, found, reading=predict.reading, page=page)
-        suffix = f"_page{page + 1:0{len(str(pages))}}" if pages > 1 else ""
-        yield suffix, image if found == dtype else pictures.to_display(image, window), empty
+        yield reading.page_suffix(page, pages), image if found == dtype else pictures.to_display(image, window), empty
 
 
-def _check_memory(path: pathlib.Path, predict: Predictor) -> None:
+def _check_memory(path: pathlib.Path, size: tuple[int, int], predict: Predictor) -> None:
     """Raises a UserError if an image is too large for the memory that is free."""
-    size = reading.read_size(path)
     if math.prod(size) < SMALL:
         return
     device, host = predict.bytes_needed(size)

@@ -73,13 +73,14 @@ class Audit(NamedTuple):
         return found | {"ids": ids, "ignored_share": self.ignored_share}
 
 
-def audit(source: Any, limit: int | None = None, workers: int = 4) -> Audit:
+def audit(source: Any, limit: int | None = None, workers: int = 4, raw_ids: bool = True) -> Audit:
     """Reads the samples of a source and collects statistics; reports all invalid samples instead of raising.
 
     Args:
         source: data source (`spec`, `len`, `name`, `read`; `ids`, `facts` and `warnings` are optional).
         limit: number of samples to read, spread evenly over the source; None for all.
         workers: number of reader threads.
+        raw_ids: whether to count raw ids, for which masks are read twice.
 
     Returns:
         The result. Invalid samples count in `samples` only, and in `ids` if their mask can be decoded.
@@ -97,8 +98,9 @@ def audit(source: Any, limit: int | None = None, workers: int = 4) -> Audit:
     labelled = ignored = most = 0
     has_objects = False
     errors = {CorruptImage: {}, SizeMismatch: {}, UserError: {}}
+    raw_ids = raw_ids and hasattr(source, "ids")
     with ThreadPoolExecutor(workers) as pool:
-        for name, counts in pool.map(lambda i: (source.name(i), _look(source, i)), chosen):
+        for name, counts in pool.map(lambda i: (source.name(i), _look(source, i, raw_ids)), chosen):
             ids.update(counts.ids)
             for fact, value in counts.facts.items():
                 facts.setdefault(fact, collections.Counter())[value] += 1
@@ -128,7 +130,7 @@ def audit(source: Any, limit: int | None = None, workers: int = 4) -> Audit:
         ignored=ignored,
         objects=tuple(objects.tolist()) if has_objects else None,
         most_objects=most,
-        ids=dict(sorted(ids.items())) if hasattr(source, "ids") else None,
+        ids=dict(sorted(ids.items())) if raw_ids else None,
         unreadable=errors[CorruptImage],
         mismatched=errors[SizeMismatch],
         invalid=errors[UserError],
@@ -153,11 +155,11 @@ class _Counts(NamedTuple):
     picture: str = ""
 
 
-def _look(source, i):
+def _look(source, i, raw_ids):
     ids, facts = {}, {}
     try:
         facts = source.facts(i) if hasattr(source, "facts") else {}
-        ids = source.ids(i) if hasattr(source, "ids") else {}
+        ids = source.ids(i) if raw_ids else {}
         sample = source.read(i)
         counts = _count(source.spec, sample["image"].shape[:2], sample["label"], ids, source.name(i))
         if "instance" in sample:
@@ -231,7 +233,7 @@ def glance(sources: Mapping[str, Any]) -> list[str]:
     Raises:
         UserError: a sample is invalid; unreadable files are counted later.
     """
-    audits = {split: audit(source, GLANCE) for split, source in sources.items()}
+    audits = {split: audit(source, GLANCE, raw_ids=False) for split, source in sources.items()}
     for found in audits.values():
         for error in (found.mismatched | found.invalid).values():
             raise UserError(error)

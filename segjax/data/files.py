@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from segjax.checks import UserError, first_names
@@ -137,7 +137,7 @@ def find_files(root: str | Path, template: str, stems: Iterable[str] | None = No
     pattern = _pattern(full, "(?P<stem>.+)")
     known = set(stems) if stems is not None and "*" in full.removesuffix(".*") else None
     found: dict[str, Path] = {}
-    for path in _walk(start.rpartition("/")[0] or "."):
+    for path in walk(start.rpartition("/")[0] or "."):
         text = unicodedata.normalize("NFC", path.as_posix())
         match = pattern.fullmatch(text)
         if not match or (any_image and path.suffix.lower() not in SUFFIXES):
@@ -164,8 +164,13 @@ def _pattern(template, stem):
     return re.compile(text + re.escape(dot) + (f"(?i:{re.escape(extension)})" if dot else ""), re.DOTALL)
 
 
-def _walk(folder, without=None):
-    """Yields the files in a folder and those below, except hidden ones; each folder once, links followed."""
+def walk(folder: str | Path, without: Path | None = None) -> Iterator[Path]:
+    """Yields the files in a folder and those below, except hidden ones; each folder once, links followed.
+
+    Args:
+        folder: where to start.
+        without: a folder that is not entered.
+    """
     seen = set() if without is None else {os.path.realpath(without)}
     for where, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(where)) in seen:
@@ -299,7 +304,7 @@ def list_images(path: Path, recursive: bool = False, without: Path | None = None
     if not path.is_dir():
         raise UserError(f"There is no file or folder {path}.")
     here = (each for each in path.glob("[!.]*") if not each.is_dir())
-    found = [each for each in (_walk(path, without) if recursive else here) if each.suffix.lower() in SUFFIXES]
+    found = [each for each in (walk(path, without) if recursive else here) if each.suffix.lower() in SUFFIXES]
     found.sort(key=lambda each: natural_key(each.relative_to(path).as_posix()))
     inner = [each.name for each in sorted(path.iterdir()) if each.is_dir() and each != without]
     if not found:

@@ -32,6 +32,11 @@ class Mask(NamedTuple):
     empty: Bool[np.ndarray, "y x"] | None = None
     nodata: int | None = None
 
+    @classmethod
+    def of(cls, ids: Integer[np.ndarray, "y x"] | Bool[np.ndarray, "y x"]) -> "Mask":
+        """Makes a mask from an array of ids of any width; those beyond 16 bits stay ids without a class."""
+        return cls(np.clip(ids, LOWEST - 1, IDS).astype(np.int32))
+
 
 @runtime_checkable
 class DictLike(Protocol):

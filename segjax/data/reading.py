@@ -7,8 +7,9 @@ reads TIFF files, and numpy .npy files.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, Shaped
@@ -49,6 +50,7 @@ def read_image(
     reading: Reading = DEFAULT,
     page: int | None = None,
     size: tuple[int, int] | None = None,
+    stated_by: str = "",
 ) -> tuple[Shaped[np.ndarray, "y x c"], Bool[np.ndarray, "y x"] | None]:
     """Reads an image at its stored bit depth.
 
@@ -62,6 +64,7 @@ def read_image(
         reading: what is made of orientation, pages and so on.
         page: number of the page; None if the file must hold only one.
         size: (rows, columns) that the annotation states: they decide whether the image is turned upright.
+        stated_by: name of the annotation in messages.
 
     Returns:
         Pixels of that dtype [y, x, channels] in stored units, and the pixels without data, bool [y, x], None if there
@@ -71,6 +74,7 @@ def read_image(
 
     Raises:
         CorruptImage: the file cannot be decoded.
+        SizeMismatch: the image does not have the stated size.
         UserError: the file is missing, or has other bands, another bit depth or several pages.
 
     Example:
@@ -97,33 +101,66 @@ def read_image(
         pixels, has_alpha = to_channels(values, alpha, picture, channels, reading)
         clear = None if has_alpha or alpha is None else not_opaque(alpha, picture.name, reading)
         empty = union(None if valid is None else valid == 0, None if nodata is None else nodata.all(-1), clear)
+        if size is not None:
+            check_sizes(pixels.shape[:2], size, picture.name, stated_by)
     return np.require(pixels, dtype, "CW"), empty
 
 
-def read_dtype(file: File, name: str | None = None) -> str:
-    """Reads the pixel dtype of images from the header of a file.
+class Header(NamedTuple):
+    """What the header of an image file says.
+
+    Attributes:
+        dtype: "uint8" for up to 8 bits, "uint16", or "float32" for every other number.
+        size: rows and columns of an image, upright unless `reading.orientation="stored"`.
+        pages: samples in the file: its pages, or 1 unless `reading.pages="samples"`.
+    """
+
+    dtype: str
+    size: tuple[int, int]
+    pages: int
+
+
+def read_header(
+    file: File,
+    name: str | None = None,
+    *,
+    reading: Reading = DEFAULT,
+    size: tuple[int, int] | None = None,
+    mask: bool = False,
+) -> Header:
+    """Reads the header of an image file.
 
     Args:
         file: path, or the encoded bytes.
         name: name of the file in messages; by default its path.
+        reading: what pages are, and whether pictures are turned upright.
+        size: as for `read_image`.
+        mask: whether the file is a mask, whose pages are never channels.
 
     Returns:
-        "uint8" for up to 8 bits, "uint16", or "float32" for every other number.
+        The header.
 
     Raises:
         CorruptImage: the file has no image header.
-        UserError: the file is missing.
+        UserError: the file is missing, or its pages differ.
 
     Example:
         >>> import io
         >>> from PIL import Image
         >>> buffer = io.BytesIO()
         >>> Image.new("I;16", (4, 3)).save(buffer, "PNG")
-        >>> read_dtype(buffer.getvalue())
-        'uint16'
+        >>> read_header(buffer.getvalue())
+        Header(dtype='uint16', size=(3, 4), pages=1)
     """
-    with opened(file, name) as picture:
-        return _image_dtype(picture)
+    with opened(file, name, reading, mask) as picture:
+        rows, columns = picture.size
+        turned = orientation_of(picture, reading, size) > 4
+        return Header(_image_dtype(picture), (columns, rows) if turned else (rows, columns), picture.pages)
+
+
+def read_dtype(file: File, name: str | None = None) -> str:
+    """Reads the dtype of a file's images, see `read_header`."""
+    return read_header(file, name).dtype
 
 
 def read_mask(
@@ -235,83 +272,62 @@ def read_instances(
 def read_size(
     file: File, name: str | None = None, *, reading: Reading = DEFAULT, size: tuple[int, int] | None = None
 ) -> tuple[int, int]:
-    """Reads the size of an image from the header of its file.
-
-    Args:
-        file: path, or the encoded bytes.
-        name: name of the file in messages; by default its path.
-        reading: whether pictures are turned upright.
-        size: as for `read_image`.
-
-    Returns:
-        (rows, columns), in pixels.
-
-    Raises:
-        CorruptImage: the file has no image header.
-        UserError: the file is missing.
-
-    Example:
-        >>> import io
-        >>> from PIL import Image
-        >>> buffer = io.BytesIO()
-        >>> Image.new("L", (4, 3)).save(buffer, "PNG")
-        >>> read_size(buffer.getvalue())
-        (3, 4)
-    """
-    with opened(file, name) as picture:
-        rows, columns = picture.size
-        return (columns, rows) if orientation_of(picture, reading, size) > 4 else (rows, columns)
+    """Reads rows and columns of an image, see `read_header`; `size` is that of `read_image`."""
+    return read_header(file, name, reading=reading, size=size).size
 
 
 def count_pages(file: File, name: str | None = None, *, reading: Reading = DEFAULT, mask: bool = False) -> int:
-    """Counts the samples in a file: its pages, or 1 unless `reading.pages="samples"`.
-
-    Args:
-        file: path, or the encoded bytes.
-        name: name of the file in messages; by default its path.
-        reading: what pages are.
-        mask: whether the file is a mask, whose pages are never channels.
-
-    Returns:
-        The number; 1 for a file that cannot be read, which is found when it is read.
-
-    Example:
-        >>> count_pages(b"no image")
-        1
-    """
+    """Counts the samples in a file, see `read_header`; 1 for a file that cannot be read, which is found later."""
     try:
-        with opened(file, name, reading, mask=mask) as picture:
-            return picture.pages
+        return read_header(file, name, reading=reading, mask=mask).pages
     except UserError:
         return 1
 
 
-def count_all_pages(paths: Sequence[File], reading: Reading = DEFAULT) -> list[int] | None:
+def page_suffix(page: int, pages: int) -> str:
+    """Returns what the name of a page has beside that of its file.
+
+    Example:
+        >>> page_suffix(0, 12), page_suffix(0, 1)
+        ('_page01', '')
+    """
+    return f"_page{page + 1:0{len(str(pages))}}" if pages > 1 else ""
+
+
+def count_all_pages(paths: Sequence[File], header: Callable[[File], Header] = read_header) -> list[int] | None:
     """Counts the pages of all files, in parallel, unless files spread over the data set have one page each.
 
     Opening a large data set then reads few headers; a file of several pages that was not seen is an error later.
 
     Args:
         paths: image files.
-        reading: what pages are.
+        header: reads the header of a file.
 
     Returns:
-        Pages of each file; None if all have one.
+        Pages of each file, 1 of those that cannot be read; None if all have one.
     """
-    if reading.pages != "samples" or all(count_pages(path) == 1 for path in spread(paths)):
+
+    def count(path):
+        try:
+            return header(path).pages
+        except UserError:
+            return 1
+
+    if all(count(path) == 1 for path in spread(paths)):
         return None
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(count_pages, paths))
+        return list(pool.map(count, paths))
 
 
-def common_dtype(paths: Sequence[File]) -> str:
+def common_dtype(paths: Sequence[File], header: Callable[[File], Header] = read_header) -> str:
     """Reads the common dtype of a data set's images from files spread over it.
 
     Args:
         paths: image files.
+        header: reads the header of a file.
 
     Returns:
-        The dtype, as from `read_dtype`.
+        The dtype, as in `Header`.
 
     Raises:
         UserError: two of these files differ.
@@ -319,7 +335,7 @@ def common_dtype(paths: Sequence[File]) -> str:
     dtypes = {}
     for path in spread(paths):
         with contextlib.suppress(CorruptImage):  # counted later, when it is read as a sample
-            dtypes.setdefault(read_dtype(path), path)
+            dtypes.setdefault(header(path).dtype, path)
     if len(dtypes) > 1:
         (a, first), (b, second), *_ = dtypes.items()
         raise UserError(f"{name_of(first)} holds {a} pixels, but {name_of(second)} {b}: save all with one bit depth.")

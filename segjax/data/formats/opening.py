@@ -87,7 +87,7 @@ def _join(picture):
         pages = [picture.load(number) for number in range(picture.pages)]
         return np.concatenate([values for values, _, _ in pages], -1), None, None
 
-    return picture._replace(pages=1, bands=picture.pages * picture.bands, model="bands", alpha=False, load=load)
+    return picture._replace(pages=1, bands=picture.pages * picture.bands, model="bands", load=load)
 
 
 def name_of(file):

@@ -30,7 +30,6 @@ class Picture(NamedTuple):
         load: page number -> values [y, x, bands] as stored; alpha [y, x], None without; what a mask inside the file
             includes [y, x], None without. Raises any exception on damage.
         pages: number of pages or frames.
-        alpha: whether there is an alpha band.
         orientation: EXIF orientation, 1 (upright) .. 8.
         white: stored value of white if it is less than the dtype's largest (files of 1, 2 and 4 bits); 0 if not.
         inverted: whether 0 is white.
@@ -47,7 +46,6 @@ class Picture(NamedTuple):
     bands: int
     load: Callable[[int], tuple[Any, Any, Any]]
     pages: int = 1
-    alpha: bool = False
     orientation: int = 1
     white: int = 0
     inverted: bool = False

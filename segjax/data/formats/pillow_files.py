@@ -69,7 +69,6 @@ def _picture(stream, name, image):
         bands=bands,
         load=lambda page: _load(stream, image, page, raw, deep, model),
         pages=pages,
-        alpha=image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info,
         # The base class looks at what is before the pixels; PngImageFile's own decodes them first.
         orientation=Image.Image.getexif(image).get(ORIENTATION, 1),
         white=_white(image, raw),

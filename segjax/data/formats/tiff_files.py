@@ -86,7 +86,7 @@ def open_picture(stream: Any, name: str, join_pages: bool = False) -> Picture:
     if facts["model"] not in COLOURS or bands != COLOURS[facts["model"]]:
         facts["model"] = facts["model"] if facts["model"] in ("YCbCr", "LAB") else "bands"
     size = (shape[axes.index("Y")], shape[axes.index("X")])
-    facts |= {"pages": len(samples), "alpha": has_alpha}
+    facts["pages"] = len(samples)
     return Picture(name, "TIFF", size, "uint8" if dtype == "bool" else dtype, bands=bands, load=load, **facts)
 
 

@@ -82,7 +82,8 @@ def open_masks(folder: Path, source: Any, spec: DatasetSpec, ids: str) -> Masks:
     values = _own_values(source) if ids == "source" else Values(make_id_map(spec))
     names, found, extra = SampleNames(source), collections.defaultdict(dict), []
     parts = [file_name(f".{name}") for name in spec.classes] if spec.mode == "multilabel" else [""]
-    for path in _image_files(folder):
+    walked = files.walk(folder, folder / "overlays")
+    for path in sorted(path for path in walked if path.suffix.lower() in files.SUFFIXES):
         stem = os.path.splitext(path.relative_to(folder).as_posix())[0]
         # The longest class name that fits: "a.red.car" is of class "red.car" if there is one.
         part = max((part for part in parts if stem.endswith(part)), key=len, default=None)
@@ -97,17 +98,6 @@ def open_masks(folder: Path, source: Any, spec: DatasetSpec, ids: str) -> Masks:
         names.check_complete([i for i in found if part in found[i]], folder, f"mask <name>{part}.png")
     warn_of_extra(extra, folder, "files")
     return Masks(source, spec, [[found[i][part] for part in parts] for i in range(len(source))], values)
-
-
-def _image_files(folder):
-    """Image files in a folder and its subfolders, without hidden ones and the overlays of `segjax predict`."""
-    for where, folders, names in os.walk(folder):
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and Path(where, name) != folder / "overlays"
-        )
-        for name in sorted(names):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in files.SUFFIXES:
-                yield Path(where, name)
 
 
 def _own_values(source):

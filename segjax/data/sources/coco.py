@@ -82,11 +82,15 @@ class Coco:
         """
         entry = self.records.images[i]
         path, listed = self.images[i], f"{self.records.path} (image {entry['id']})"
-        stated = self._stated_size(i)
-        image, empty = reader.read_image(path, self.channels, self.spec.image_dtype, reading=self.reading, size=stated)
+        image, empty = reader.read_image(
+            path,
+            self.channels,
+            self.spec.image_dtype,
+            reading=self.reading,
+            size=self._stated_size(i),
+            stated_by=listed,
+        )
         size = image.shape[:2]
-        if stated:
-            reader.check_sizes(size, stated, str(path), listed)
         annotations = self.records.annotations[entry["id"]]
         if self.masks is None:
             label, instance = self._objects(annotations, size, listed)

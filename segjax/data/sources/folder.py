@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,23 +127,22 @@ class Folder:
             UserError: sizes differ, the mask holds an id or a colour without a class, or thing pixels have no object.
         """
         labels = [None if path is None else self._label(path, i) for path in self.masks[i]]
-        instances = [
-            reader.read_instances(path, reading=self.reading, page=self.pages[i]) for path in self.instances[i : i + 1]
-        ]
-        shape = next(each.shape for each in [*labels, *instances] if each is not None)
+        how = {"reading": self.reading, "page": self.pages[i]}
+        instances = [reader.read_instances(path, **how) for path in self.instances[i : i + 1]]
+        counts = [reader.read_mask(path, **how).ids != 0 for path in self.valid[i : i + 1]]
+        paths = [*self.masks[i], *self.instances[i : i + 1], *self.valid[i : i + 1]]
+        maps = [each for each in zip(paths, [*labels, *instances, *counts], strict=True) if each[0] is not None]
+        (first, one), *others = maps
         image, empty = reader.read_image(
-            self.images[i], self.channels, self.spec.image_dtype, reading=self.reading, page=self.pages[i], size=shape
+            self.images[i], self.channels, self.spec.image_dtype, size=one.shape, stated_by=str(first), **how
         )
-        for path, each in zip([*self.masks[i], *self.instances[i : i + 1]], [*labels, *instances], strict=True):
-            if each is not None:
-                reader.check_sizes(image.shape[:2], each.shape, str(self.images[i]), str(path))
-        for path in self.valid[i : i + 1]:
-            counts = reader.read_mask(path, reading=self.reading, page=self.pages[i]).ids != 0
-            reader.check_sizes(image.shape[:2], counts.shape, str(self.images[i]), str(path))
-            empty = ~counts if empty is None else empty | ~counts
+        for path, each in others:
+            reader.check_sizes(one.shape, each.shape, str(self.images[i]), str(path))
+        for each in counts:
+            empty = ~each if empty is None else empty | ~each
         sample = {"image": image}
         if self.spec.mode == "multilabel":
-            absent = np.zeros(shape, self.spec.label_dtype)
+            absent = np.zeros(one.shape, self.spec.label_dtype)
             sample["label"] = np.stack([absent if label is None else label for label in labels], -1)
         elif labels:
             sample["label"] = labels[0]
@@ -268,15 +268,18 @@ def folder(
     if lists is not None:
         chosen = {stem: image_files[stem] for stem in every}
         stems = splits.select_listed(base / files.fill_split(lists, "lists", split), chosen)
-    samples = _samples(stems, [image_files[stem] for stem in stems], reading)
+    header = functools.cache(functools.partial(reader.read_header, reading=reading))
+    samples = _samples(stems, reader.count_all_pages([image_files[stem] for stem in stems], header))
     if fractions is not None:
         samples = splits.select_fraction(samples, dict(fractions.items()), split)
     stems = list(dict.fromkeys(stem for stem, _, _ in samples))
     for each in found.values():
         each.check(stems)
-    _check_pages(samples, image_files, found, reading)
+    _check_pages(samples, image_files, found, header, reading)
     paths = tuple(image_files[stem] for stem, _, _ in samples)
-    spec = dataclasses.replace(spec, image_channels=channel_names(channels), image_dtype=reader.common_dtype(paths))
+    spec = dataclasses.replace(
+        spec, image_channels=channel_names(channels), image_dtype=reader.common_dtype(paths, header)
+    )
     warnings = [each.orphans(image_files) for each in found.values() if "{split}" in each.template or not wild]
     for warning in filter(None, warnings):
         log.warning(warning)
@@ -342,25 +345,22 @@ def _find(key, base, template, split, images, parts):
     return _Found(key, template, base / filled, [files.find_files(base, one, images) for one in each])
 
 
-def _samples(stems, images, reading):
+def _samples(stems, counts):
     """Lists stem, page and name of each sample: a file of several pages is several samples."""
-    counts = reader.count_all_pages(images, reading)
     if counts is None:
         return [(stem, None, stem) for stem in stems]
     samples = []
     for stem, count in zip(stems, counts, strict=True):
-        width = len(str(count))
-        names = [f"{stem}_page{page + 1:0{width}}" for page in range(count)] if count > 1 else [stem]
-        samples += [(stem, page, name) for page, name in enumerate(names)]
+        samples += [(stem, page, stem + reader.page_suffix(page, count)) for page in range(count)]
     return samples
 
 
-def _check_pages(samples, images, found, reading):
+def _check_pages(samples, images, found, header, reading):
     """Raises a UserError unless the masks of an image have as many pages."""
     for stem in dict.fromkeys(stem for stem, page, _ in samples if page is not None):
-        count = reader.count_pages(images[stem], reading=reading)
+        count = header(images[stem]).pages
         for path in filter(None, (path for each in found.values() for path in each.of(stem))):
-            if (own := reader.count_pages(path, reading=reading, mask=True)) != count:
+            if (own := reader.read_header(path, reading=reading, mask=True).pages) != count:
                 raise UserError(
                     f"{images[stem]} holds {count} pages, but {path} {own}: save as many, or set reading.pages to "
                     "'channels' if the pages of an image are its channels, or to 'first'."

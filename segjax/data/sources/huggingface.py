@@ -17,8 +17,6 @@ from segjax.data import files
 from segjax.data import reading as reader
 from segjax.data.formats.opening import DEFAULT, Reading
 from segjax.data.ids import (
-    IDS,
-    LOWEST,
     DictLike,
     Ids,
     class_list,
@@ -108,8 +106,8 @@ class HuggingFace:
             image_name,
             reading=self.reading,
             size=mask.ids.shape,
+            stated_by=mask_name,
         )
-        reader.check_sizes(image.shape[:2], mask.ids.shape, image_name, mask_name)
         label = map_mask(self.table, mask, self.spec, mask_name, self.listed)
         return without_data({"image": image, "label": label}, empty, self.spec)
 
@@ -119,7 +117,7 @@ class HuggingFace:
     def _mask(self, row, i):
         mask = self._file(row, self.mask, i)
         if isinstance(mask, np.ndarray):
-            return reader.Mask(np.clip(mask, LOWEST - 1, IDS).astype(np.int32))  # ids beyond have no class
+            return reader.Mask.of(mask)
         return reader.read_mask(mask, name=self._where(i, self.mask), reading=self.reading)
 
     def _file(self, row, column, i):

@@ -83,12 +83,15 @@ class LabelMe:
         path = self.annotations[i]
         content = _read(path)
         file, name = _image(content, path, self.root)
-        stated = _stated_size(content, path)
         image, empty = reader.read_image(
-            file, self.channels, self.spec.image_dtype, name, reading=self.reading, size=stated
+            file,
+            self.channels,
+            self.spec.image_dtype,
+            name,
+            reading=self.reading,
+            size=_stated_size(content, path),
+            stated_by=str(path),
         )
-        if stated:
-            reader.check_sizes(image.shape[:2], stated, name, str(path))
         label, instance = self._draw(content["shapes"], image.shape[:2], path)
         return without_data({"image": image, "label": label, "instance": instance}, empty, self.spec)
 

@@ -15,7 +15,7 @@ from segjax.checks import Key, UserError
 from segjax.data import files
 from segjax.data import reading as reader
 from segjax.data.formats.opening import DEFAULT, Reading
-from segjax.data.ids import IDS, LOWEST, DictLike, Ids, count_values, listed_ids, make_id_map, make_spec, map_mask
+from segjax.data.ids import DictLike, Ids, count_values, listed_ids, make_id_map, make_spec, map_mask
 from segjax.data.instances import from_segments, without_data
 from segjax.spec import DatasetSpec
 
@@ -101,8 +101,8 @@ class TFDS:
             image_name,
             reading=self.reading,
             size=mask.ids.shape,
+            stated_by=mask_name,
         )
-        reader.check_sizes(image.shape[:2], mask.ids.shape, image_name, mask_name)
         if self.objects is None:
             label = map_mask(self.table, mask, self.spec, mask_name, self.listed)
             return without_data({"image": image, "label": label}, empty, self.spec)
@@ -125,7 +125,7 @@ class TFDS:
             return reader.Mask(reader.read_instances(mask, colours=True, name=name, reading=self.reading))
         if isinstance(mask, bytes):
             return reader.read_mask(mask, name=self._where(i, self.mask), reading=self.reading)
-        return reader.Mask(np.clip(mask.reshape(mask.shape[:2]), LOWEST - 1, IDS).astype(np.int32))
+        return reader.Mask.of(mask.reshape(mask.shape[:2]))
 
 
 def tfds(

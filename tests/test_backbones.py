@@ -105,7 +105,8 @@ def test_keys_and_shapes(name, output_stride, size):
         assert maps[f"c{k}"].shape == (1, rounding(size[0] / stride), rounding(size[1] / stride), width)
 
 
-@pytest.mark.parametrize("name", quick("resnet_micro", of=MICRO))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MICRO)
 def test_gradient_reaches_every_parameter(name, norm="none"):
     """With the statistics fixed: those of a batch take away a bias that only a 1x1 convolution and a norm follow."""
     assert ("batch_stats" in variables(name, norm)) == (norm == "batch" and name != "convnext_micro")

@@ -93,6 +93,7 @@ def test_called_in_one_room_only(call, room):
     assert users and all(user.startswith(room) for user in users)
 
 
+@pytest.mark.slow
 def test_everything_but_the_data_works_without_tensorflow():
     """Models, losses, metrics, steps and a whole run on threads import no TensorFlow."""
     code = """

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parts import quick
 from PIL import Image
 
 from segjax import augment, infer
@@ -50,7 +49,8 @@ def configured(kind):
     return config
 
 
-@pytest.mark.parametrize("kind", quick("five", of=["five", "float"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["five", "float"])
 def test_images_of_any_kind_train_evaluate_and_predict(kind, tmp_path):
     channels, dtype, top = KINDS[kind]
     data, config = held(kind), configured(kind)

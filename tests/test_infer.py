@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import pathlib
@@ -60,14 +61,20 @@ class Run:
             Image.fromarray(each).save(self.images / f"test {i}.png")
 
 
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory):
+    """Trains a model in a mode, once."""
+    return functools.cache(lambda mode: Run(mode, tmp_path_factory.mktemp(mode)))
+
+
 @pytest.fixture(scope="module", params=quick("multiclass", of=CLASSES))
-def run(request, tmp_path_factory):
-    return Run(request.param, tmp_path_factory.mktemp(request.param))
+def run(request, run_of):
+    return run_of(request.param)
 
 
 @pytest.fixture(scope="module")
-def multiclass(tmp_path_factory):
-    return Run("multiclass", tmp_path_factory.mktemp("predict"))
+def multiclass(run_of):
+    return run_of("multiclass")
 
 
 def predict(capsys, *argv):
